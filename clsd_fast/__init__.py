@@ -1,0 +1,33 @@
+"""Fused kernels, losses and modules for training small super-resolution networks."""
+
+from . import _native, losses, nn, ops  # schemas are defined before the native kernels are loaded
+from .backend import use_backend
+from .distill import CLSD, CLSDOutput
+from .edsr import EDSR
+from .ops import (
+    conv3x3,
+    distance_ratio_loss,
+    info_nce,
+    pairwise_similarity,
+    pixel_shuffle_upsample,
+    residual_block,
+)
+
+_native.load()
+
+__version__ = "0.1.0"
+__all__ = [
+    "CLSD",
+    "CLSDOutput",
+    "EDSR",
+    "conv3x3",
+    "distance_ratio_loss",
+    "info_nce",
+    "losses",
+    "nn",
+    "ops",
+    "pairwise_similarity",
+    "pixel_shuffle_upsample",
+    "residual_block",
+    "use_backend",
+]

@@ -1,0 +1,81 @@
+"""The operator schemas of ``clsd_fast``, each written once.
+
+Every operator is a pair ``<op>`` / ``<op>_backward``. The native libraries implement them for
+their device; ``reference.py`` implements them in plain PyTorch for every other one. Public
+functions with checks, autocast and reductions are in ``clsd_fast.ops``.
+
+Shapes: x [N, C, H, W], weight [K, C, 3, 3], rows [B, N, D] and [B, M, D].
+Gradients that were not asked for come back as empty tensors. Statistics that are saved for the
+backward of a loss (maximum, sum_exp, the distances) are [B, N] in the accumulator's dtype:
+float32 for 16-bit rows, else the rows' own.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+NAMESPACE = "clsd_fast"
+
+SCHEMAS = {
+    "conv3x3": "(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, float res_scale, "
+    "bool relu) -> Tensor",
+    "conv3x3_backward": "(Tensor grad_output, Tensor x, Tensor weight, float res_scale, "
+    "bool needs_x, bool needs_weight, bool needs_bias) -> (Tensor, Tensor, Tensor)",
+    "residual_block": "(Tensor x, Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2, "
+    "float res_scale, bool save_hidden) -> (Tensor, Tensor)",
+    "residual_block_backward": "(Tensor grad_output, Tensor x, Tensor hidden, Tensor weight1, "
+    "Tensor weight2, float res_scale, bool needs_x, bool needs_params) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "pixel_shuffle_upsample": "(Tensor x, Tensor weight, Tensor? bias, int upscale_factor) "
+    "-> Tensor",
+    "pixel_shuffle_upsample_backward": "(Tensor grad_output, Tensor x, Tensor weight, "
+    "int upscale_factor, bool needs_x, bool needs_weight, bool needs_bias) "
+    "-> (Tensor, Tensor, Tensor)",
+    "pairwise_similarity": "(Tensor query, Tensor key, str metric) -> Tensor",
+    "pairwise_similarity_backward": "(Tensor grad_output, Tensor query, Tensor key, str metric) "
+    "-> (Tensor, Tensor)",
+    "info_nce": "(Tensor query, Tensor positive_key, Tensor? negative_keys, float temperature) "
+    "-> (Tensor, Tensor, Tensor)",
+    "info_nce_backward": "(Tensor grad_loss, Tensor maximum, Tensor sum_exp, Tensor query, "
+    "Tensor positive_key, Tensor? negative_keys, float temperature) -> (Tensor, Tensor, Tensor)",
+    "distance_ratio_loss": "(Tensor anchor, Tensor positive, Tensor? negatives, float eps) "
+    "-> (Tensor, Tensor, Tensor)",
+    "distance_ratio_loss_backward": "(Tensor grad_loss, Tensor positive_distance, "
+    "Tensor negative_distance, Tensor anchor, Tensor positive, Tensor? negatives, float eps) "
+    "-> (Tensor, Tensor, Tensor)",
+}
+
+_library = torch.library.Library(NAMESPACE, "DEF")
+for _name, _schema in SCHEMAS.items():
+    _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def register(
+    name: str,
+    *,
+    reference: Callable,
+    fake: Callable,
+    backward: Callable | None = None,
+    setup_context: Callable | None = None,
+) -> None:
+    """Register the device-independent parts of one operator.
+
+    An operator without ``backward`` is itself a backward: differentiating it raises, because
+    PyTorch would otherwise only warn and return a wrong number.
+    """
+    qualified = f"{NAMESPACE}::{name}"
+    _library.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(qualified, fake, lib=_library)
+    if backward is None:
+        backward = _refuse_double_backward(name.removesuffix("_backward"))
+    torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
+
+
+def _refuse_double_backward(op: str) -> Callable:
+    def backward(ctx, *grads):
+        raise RuntimeError(
+            f"{op}: expected a first-order gradient, got a double backward; "
+            'clsd_fast.use_backend("reference") differentiates to any order'
+        )
+
+    return backward

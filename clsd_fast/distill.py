@@ -1,0 +1,234 @@
+"""CLSD: contrastive-learning-based self-distillation of a student without a teacher."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .edsr import EDSR, make_tail
+from .losses import feature_ratio, gather_positions, pos_only, sample_positions
+from .nn import Conv3x3, ResidualBlock
+from .ops import info_nce
+
+CONTRASTS = ("info_nce", "patch_nce", "feature_ratio", "pos_only")
+SKIPS = ("first", "tap", "none")
+
+
+class CLSDOutput(NamedTuple):
+    """What a training step of :class:`CLSD` gives.
+
+    Attributes:
+        sr: the student's images [B, 3, scale h, scale w].
+        head_sr: each head's images; empty if ``ds_weight`` is 0.
+        losses: 0-dim tensors at value range 1: ``rec``, ``ds`` (if ``ds_weight`` > 0), ``cl`` (if
+            ``contrast_weight`` > 0) and ``total``, the weighted sum to call ``backward`` on.
+    """
+
+    sr: Tensor
+    head_sr: tuple[Tensor, ...]
+    losses: dict[str, Tensor]
+
+
+class Head(nn.Module):
+    """One auxiliary head: residual blocks and a convolution, and what its losses need.
+
+    Args:
+        channels: of the student's features.
+        num_blocks: residual blocks.
+        tail: from the head's features to an image, or None.
+        projection: from feature vectors [..., C] to [..., D], or None.
+    """
+
+    def __init__(
+        self, channels: int, num_blocks: int, tail: nn.Module | None, projection: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(num_blocks)))
+        self.conv = Conv3x3(channels, channels)
+        self.tail = tail
+        self.projection = projection
+
+    def forward(self, tapped: Tensor, skip: Tensor | None) -> Tensor:
+        """The head's features G_k [B, C, h, w]."""
+        return self.conv(self.blocks(tapped), residual=skip)
+
+
+class CLSD(nn.Module):
+    """A student with auxiliary heads that exist for training only.
+
+    In ``train()``, ``model(lr, hr)`` returns a :class:`CLSDOutput`. In ``eval()``, ``model(lr)``
+    is ``model.student(lr)``: no head runs, and an export has none. The student's weights are
+    under ``student.*``, everything auxiliary under ``heads.*``.
+
+    With y the target, F_t the features after block t, G the student's deep features and, for each
+    tap t_k, head features G_k and image y_k::
+
+        rec = mean|sr - y|    ds = mean over k of mean|y_k - y|    (over value_range)
+        total = rec + ds_weight * ds + contrast_weight * cl
+
+    ========== =====================================================================
+    contrast   cl, the mean over the heads
+    ========== =====================================================================
+    info_nce   InfoNCE of g_k(pool(G_k)) and g(pool(sg(G))), negatives: other patches
+               of the batch; 0 for a batch of one
+    patch_nce  the same per position, negatives: other positions of the patch
+    feature_ratio  distance of G_k to sg(G) over that to the batch's others; refuses a
+               batch of one
+    pos_only   mean|G_k - sg(G)| over value_range, the control without negatives
+    ========== =====================================================================
+
+    g are two-layer perceptrons, sg stops the gradient. Taps are not detached: the heads'
+    gradients reach the student.
+
+    Args:
+        student: an :class:`clsd_fast.EDSR`; trained in place.
+        taps: ascending block numbers, counted from 1, one head each.
+        head_blocks: residual blocks of a head.
+        contrast: kind of the contrastive loss, as above.
+        ds_weight: weight of deep supervision; 0 leaves the heads' tails out.
+        contrast_weight: weight of the contrastive loss; 0 leaves it out. With both 0 there are
+            no heads: plain training of the student.
+        skip: what a head's features are added to: ``"first"`` (the shallow features F_0),
+            ``"tap"`` or ``"none"``.
+        share_tail: one tail for all heads instead of one each.
+        projection_dim: D of the perceptrons.
+        temperature: of the InfoNCE kinds.
+        num_patches: positions per patch of ``patch_nce``, drawn from torch's generator.
+
+    Raises:
+        TypeError: if student is no EDSR.
+        ValueError: if an option does not fit.
+
+    Source: the method's paper survives in part only. The heads and their use follow it; the
+    losses are reconstructed from contrastive deep supervision (arXiv 2207.05306), CUT (arXiv
+    2007.15651) and CSD (arXiv 2105.11683), and are not claimed to be the paper's.
+    """
+
+    def __init__(
+        self,
+        student: EDSR,
+        taps: Sequence[int] = (5, 10, 15),
+        head_blocks: int = 5,
+        contrast: str = "info_nce",
+        *,
+        ds_weight: float = 1.0,
+        contrast_weight: float = 0.1,
+        skip: str = "first",
+        share_tail: bool = False,
+        projection_dim: int = 128,
+        temperature: float = 0.07,
+        num_patches: int = 256,
+    ) -> None:
+        super().__init__()
+        _check_options(student, taps, head_blocks, contrast, skip, (ds_weight, contrast_weight))
+        self.student = student
+        self.taps = tuple(taps) if ds_weight or contrast_weight else ()
+        self.contrast = contrast
+        self.ds_weight = ds_weight
+        self.contrast_weight = contrast_weight
+        self.skip = skip
+        self.temperature = temperature
+        self.num_patches = num_patches
+
+        channels = student.channels
+        projects = bool(contrast_weight) and contrast in ("info_nce", "patch_nce")
+        shared = make_tail(student.scale, channels) if ds_weight and share_tail else None
+        heads = {}
+        for tap in self.taps:
+            tail = make_tail(student.scale, channels) if ds_weight and not share_tail else shared
+            projection = _projection(channels, projection_dim) if projects else None
+            heads[str(tap)] = Head(channels, head_blocks, tail, projection)
+        if projects:
+            heads["target_projection"] = _projection(channels, projection_dim)
+        self.heads = nn.ModuleDict(heads)
+
+    def forward(self, lr: Tensor, hr: Tensor | None = None) -> CLSDOutput | Tensor:
+        """Images [B, 3, h, w] in 0..value_range, and in ``train()`` their targets.
+
+        Raises:
+            ValueError: in ``train()``, if hr is missing or not [B, 3, scale h, scale w].
+        """
+        if not self.training:
+            return self.student(lr)
+        self._check_target(lr, hr)
+        shallow = self.student.embed(lr)
+        tapped, deep = self.student.features(shallow, self.taps)
+        head_features = [
+            self.heads[str(tap)](x, {"first": shallow, "tap": x, "none": None}[self.skip])
+            for tap, x in zip(self.taps, tapped, strict=True)
+        ]
+        sr = self.student.reconstruct(deep)
+        losses = {"rec": self._pixel_loss(sr, hr)}
+        total, head_sr = losses["rec"], ()
+        if self.ds_weight:
+            head_sr = tuple(
+                self.student.reconstruct(x, self.heads[str(tap)].tail)
+                for tap, x in zip(self.taps, head_features, strict=True)
+            )
+            losses["ds"] = torch.stack([self._pixel_loss(y, hr) for y in head_sr]).mean()
+            total = total + self.ds_weight * losses["ds"]
+        if self.contrast_weight:
+            losses["cl"] = self._contrastive_loss(head_features, deep.detach())
+            total = total + self.contrast_weight * losses["cl"]
+        losses["total"] = total
+        return CLSDOutput(sr, head_sr, losses)
+
+    def _check_target(self, lr: Tensor, hr: Tensor | None) -> None:
+        if hr is None:
+            raise ValueError("CLSD: expected a target hr in train(), got None")
+        scale = self.student.scale
+        shape = [*lr.shape[:-2], scale * lr.shape[-2], scale * lr.shape[-1]]
+        if list(hr.shape) != shape:
+            raise ValueError(f"CLSD: expected hr of shape {shape}, got {list(hr.shape)}")
+
+    def _pixel_loss(self, sr: Tensor, hr: Tensor) -> Tensor:
+        return F.l1_loss(sr, hr) / self.student.value_range
+
+    def _contrastive_loss(self, head_features: list[Tensor], target: Tensor) -> Tensor:
+        if self.contrast == "feature_ratio":
+            return feature_ratio(torch.stack(head_features), target)
+        if self.contrast == "pos_only":
+            return pos_only(torch.stack(head_features), target) / self.student.value_range
+        if self.contrast == "info_nce":
+            *vectors, targets = (x.mean(dim=(-2, -1)) for x in (*head_features, target))
+        else:
+            positions = sample_positions(*target.shape[-2:], self.num_patches, target.device)
+            *vectors, targets = (gather_positions(x, positions) for x in (*head_features, target))
+        query = torch.stack(
+            [self.heads[str(tap)].projection(x) for tap, x in zip(self.taps, vectors, strict=True)]
+        )
+        key = self.heads["target_projection"](targets)
+        return info_nce(query, key, temperature=self.temperature)
+
+
+def _projection(channels: int, projection_dim: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, projection_dim)
+    )
+
+
+def _check_options(
+    student: nn.Module,
+    taps: Sequence[int],
+    head_blocks: int,
+    contrast: str,
+    skip: str,
+    weights: tuple[float, float],
+) -> None:
+    if not isinstance(student, EDSR):
+        raise TypeError(f"CLSD: expected student to be an EDSR, got {type(student).__name__}")
+    for tap in taps:
+        if not 1 <= tap <= student.num_blocks:
+            raise ValueError(f"CLSD: expected taps in 1..{student.num_blocks}, got {tap}")
+    if not taps or list(taps) != sorted(set(taps)):
+        raise ValueError(f"CLSD: expected ascending, distinct taps, got {list(taps)}")
+    if head_blocks < 1:
+        raise ValueError(f"CLSD: expected head_blocks >= 1, got {head_blocks}")
+    if contrast not in CONTRASTS:
+        raise ValueError(f"CLSD: expected contrast in {', '.join(CONTRASTS)}, got {contrast!r}")
+    if skip not in SKIPS:
+        raise ValueError(f"CLSD: expected skip in {', '.join(SKIPS)}, got {skip!r}")
+    if min(weights) < 0:
+        raise ValueError(f"CLSD: expected weights >= 0, got {min(weights)}")

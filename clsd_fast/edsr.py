@@ -1,0 +1,94 @@
+"""The student: EDSR."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from .nn import Conv3x3, MeanShift, PixelShuffleUpsampler, ResidualBlock
+
+#: Mean colour of DIV2K, R G B, at value range 1.
+RGB_MEAN = (0.4488, 0.4371, 0.4040)
+
+
+class EDSR(nn.Module):
+    """Enhanced deep residual network for single-image super-resolution.
+
+    Args:
+        scale: 2, 3 or 4.
+        num_blocks: residual blocks; the defaults are EDSR-baseline.
+        channels: of all feature maps.
+        res_scale: factor of each residual branch.
+        value_range: value of white, 255.0 or 1.0.
+
+    The state_dict has the keys and shapes of EDSR-PyTorch. Trainable parameters at the defaults:
+    1,369,859 (x2), 1,554,499 (x3), 1,517,571 (x4).
+
+    Raises:
+        ValueError: for another scale, or sizes below 1.
+
+    Source: Lim et al. (arXiv 1707.02921).
+    """
+
+    def __init__(
+        self,
+        scale: int,
+        num_blocks: int = 16,
+        channels: int = 64,
+        res_scale: float = 1.0,
+        value_range: float = 255.0,
+    ) -> None:
+        super().__init__()
+        if scale not in (2, 3, 4):
+            raise ValueError(f"EDSR: expected scale in {{2, 3, 4}}, got {scale}")
+        if num_blocks < 1 or channels < 1:
+            got = f"{num_blocks} blocks of {channels} channels"
+            raise ValueError(f"EDSR: expected at least 1 block of 1 channel, got {got}")
+        self.scale = scale
+        self.num_blocks = num_blocks
+        self.channels = channels
+        self.res_scale = res_scale
+        self.value_range = value_range
+        self.sub_mean = MeanShift(value_range, RGB_MEAN, sign=-1)
+        self.add_mean = MeanShift(value_range, RGB_MEAN, sign=1)
+        self.head = nn.Sequential(Conv3x3(3, channels))
+        blocks = [ResidualBlock(channels, res_scale) for _ in range(num_blocks)]
+        self.body = nn.Sequential(*blocks, Conv3x3(channels, channels))
+        self.tail = make_tail(scale, channels)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """Low-resolution images [B, 3, h, w] in 0..value_range to [B, 3, scale h, scale w].
+
+        Raises:
+            ValueError: if lr is not [B, 3, h, w].
+        """
+        shallow = self.embed(lr)
+        _, deep = self.features(shallow)
+        return self.reconstruct(deep)
+
+    def embed(self, lr: Tensor) -> Tensor:
+        """The shallow features F_0, [B, C, h, w], of images [B, 3, h, w]."""
+        if lr.dim() != 4 or lr.shape[1] != 3:
+            raise ValueError(f"EDSR: expected images of shape [B, 3, h, w], got {list(lr.shape)}")
+        return self.head(self.sub_mean(lr))
+
+    def features(self, shallow: Tensor, taps: Sequence[int] = ()) -> tuple[list[Tensor], Tensor]:
+        """The features after each block of ``taps`` (counted from 1), and the deep features G.
+
+        G is the body's end with the global skip, [B, C, h, w], from which the image is made.
+        """
+        *blocks, end = self.body
+        tapped, x = [], shallow
+        for number, block in enumerate(blocks, start=1):
+            x = block(x)
+            if number in taps:
+                tapped.append(x)
+        return tapped, end(x, residual=shallow)
+
+    def reconstruct(self, deep: Tensor, tail: nn.Module | None = None) -> Tensor:
+        """The image [B, 3, scale h, scale w] from deep features, by another tail if given."""
+        return self.add_mean((self.tail if tail is None else tail)(deep))
+
+
+def make_tail(scale: int, channels: int) -> nn.Sequential:
+    """Upsampler and last convolution: features [B, C, h, w] to [B, 3, scale h, scale w]."""
+    return nn.Sequential(PixelShuffleUpsampler(scale, channels), Conv3x3(channels, 3))

@@ -1,0 +1,35 @@
+"""``python -m clsd_fast.env``: what this installation can do, for bug reports."""
+
+import platform
+
+import torch
+
+from . import __version__, _native
+from .backend import current_backend
+
+
+def report() -> dict[str, str]:
+    """Versions, the state of the native library and the backend in use, by name."""
+    if _native.missing is None:
+        native = f"loaded from {_native.LIBRARY}"
+    else:
+        native = f"missing: {_native.missing}; every call runs on the reference backend"
+    return {
+        "clsd_fast": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "native CPU kernels": native,
+        "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "backend": current_backend(),
+    }
+
+
+def main() -> None:
+    for name, value in report().items():
+        print(f"{name:20}{value}")
+
+
+if __name__ == "__main__":
+    main()

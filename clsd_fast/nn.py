@@ -1,0 +1,151 @@
+"""Modules over the fused operators, with the parameter names of EDSR-PyTorch."""
+
+import torch
+from torch import Tensor, nn
+
+from .ops import (
+    conv3x3,
+    distance_ratio_loss,
+    info_nce,
+    pixel_shuffle_upsample,
+    residual_block,
+)
+
+__all__ = [
+    "Conv3x3",
+    "DistanceRatioLoss",
+    "InfoNCELoss",
+    "MeanShift",
+    "PixelShuffleUpsampler",
+    "ResidualBlock",
+]
+
+
+class Conv3x3(nn.Conv2d):
+    """``nn.Conv2d(in_channels, out_channels, 3, padding=1)`` on :func:`clsd_fast.conv3x3`.
+
+    Args:
+        in_channels: C.
+        out_channels: K.
+
+    Parameters, initialisation and state_dict are those of ``nn.Conv2d``; hooks run as usual.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[N, C, H, W] to [N, K, H, W]; ``residual`` is added if given."""
+        return conv3x3(x, self.weight, self.bias, residual=residual)
+
+
+class ResidualBlock(nn.Module):
+    """``x + res_scale * conv(relu(conv(x)))`` on :func:`clsd_fast.residual_block`.
+
+    Args:
+        channels: of input, output and the hidden map.
+        res_scale: factor of the branch.
+
+    The parameters are ``body.0.{weight,bias}`` and ``body.2.{weight,bias}``, as in EDSR-PyTorch's
+    ``ResBlock``. The convolutions' own ``forward`` is not called: hooks on them do not run.
+    """
+
+    def __init__(self, channels: int, res_scale: float = 1.0) -> None:
+        super().__init__()
+        convs = (Conv3x3(channels, channels) for _ in range(2))
+        self.body = nn.Sequential(next(convs), nn.ReLU(), next(convs))
+        self.res_scale = res_scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, _, second = self.body
+        return residual_block(
+            x, first.weight, first.bias, second.weight, second.bias, self.res_scale
+        )
+
+
+class PixelShuffleUpsampler(nn.Sequential):
+    """Convolution and pixel shuffle on :func:`clsd_fast.pixel_shuffle_upsample`.
+
+    Args:
+        upscale_factor: 2, 3 or 4; 4 is two stages of 2.
+        channels: of input and output.
+
+    The parameters are ``0.{weight,bias}`` and, for 4, ``2.{weight,bias}``, as in EDSR-PyTorch's
+    ``Upsampler``. The children's own ``forward`` is not called: hooks on them do not run.
+
+    Raises:
+        ValueError: for another factor.
+    """
+
+    def __init__(self, upscale_factor: int, channels: int) -> None:
+        stages = {2: (2,), 3: (3,), 4: (2, 2)}.get(upscale_factor)
+        if stages is None:
+            raise ValueError(
+                f"PixelShuffleUpsampler: expected upscale_factor in {{2, 3, 4}}, "
+                f"got {upscale_factor}"
+            )
+        layers = []
+        for stage in stages:
+            layers += [Conv3x3(channels, channels * stage**2), nn.PixelShuffle(stage)]
+        super().__init__(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = list(self)
+        for conv, shuffle in zip(layers[::2], layers[1::2], strict=True):
+            x = pixel_shuffle_upsample(x, conv.weight, conv.bias, shuffle.upscale_factor)
+        return x
+
+
+class MeanShift(nn.Conv2d):
+    """Adds ``sign * value_range * rgb_mean``; a frozen 1x1 convolution, as in EDSR-PyTorch."""
+
+    def __init__(self, value_range: float, rgb_mean: tuple[float, float, float], sign: int) -> None:
+        super().__init__(3, 3, kernel_size=1)
+        with torch.no_grad():
+            self.weight.copy_(torch.eye(3).view(3, 3, 1, 1))
+            self.bias.copy_(sign * value_range * torch.tensor(rgb_mean))
+        self.requires_grad_(False)
+
+
+class InfoNCELoss(nn.Module):
+    """:func:`clsd_fast.info_nce` with fixed options.
+
+    Args:
+        temperature: divisor of the cosine similarities, > 0.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+    """
+
+    def __init__(self, temperature: float = 0.07, reduction: str = "mean") -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.reduction = reduction
+
+    def forward(
+        self, query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None
+    ) -> Tensor:
+        return info_nce(
+            query,
+            positive_key,
+            negative_keys,
+            temperature=self.temperature,
+            reduction=self.reduction,
+        )
+
+
+class DistanceRatioLoss(nn.Module):
+    """:func:`clsd_fast.distance_ratio_loss` with fixed options.
+
+    Args:
+        eps: added to the denominator.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+    """
+
+    def __init__(self, eps: float = 1e-7, reduction: str = "mean") -> None:
+        super().__init__()
+        self.eps = eps
+        self.reduction = reduction
+
+    def forward(self, anchor: Tensor, positive: Tensor, negatives: Tensor | None = None) -> Tensor:
+        return distance_ratio_loss(
+            anchor, positive, negatives, eps=self.eps, reduction=self.reduction
+        )

@@ -1,0 +1,116 @@
+"""3x3 convolution with its epilogue."""
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from .._library import register
+from ..backend import runs_native
+from . import _common
+
+
+def conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    relu: bool = False,
+    residual: Tensor | None = None,
+    res_scale: float = 1.0,
+) -> Tensor:
+    """3x3 convolution (stride 1, zero padding 1) with bias, scale, residual and ReLU fused.
+
+    Equivalent to::
+
+        y = res_scale * F.conv2d(x, weight, bias, padding=1)
+        if residual is not None:
+            y = residual + y
+        if relu:
+            y = F.relu(y)
+
+    Args:
+        x: images [N, C, H, W]; float32, float64, bfloat16 or float16; any strides.
+        weight: [K, C, 3, 3], of x's dtype and device.
+        bias: [K] or None.
+        relu: apply a ReLU last, after the residual.
+        residual: [N, K, H, W] or None.
+        res_scale: factor of the convolution (bias included), before the residual.
+
+    Returns:
+        [N, K, H, W] in x's dtype; channels_last if x is, else contiguous.
+
+    Raises:
+        ValueError: if a shape, dtype or device does not fit.
+        RuntimeError: if the chosen backend cannot serve the tensors' device.
+
+    Under autocast all tensors are cast to the autocast dtype. 16-bit inputs are accumulated in
+    float32 and rounded once. Saved for backward: x, weight, and the output if ``relu``.
+    Native CPU results are bit-equal from run to run and for any number of threads.
+
+    Source: the fused epilogue is that of ``cudnnConvolutionBiasActivationForward``.
+    """
+    op = "conv3x3"
+    x, weight, bias, residual = _common.cast(x, weight, bias, residual)
+    _common.check_images(op, "x", x)
+    _common.check_conv(op, x, weight, bias)
+    _common.check_shape(op, "residual", residual, [x.shape[0], weight.shape[0], *x.shape[2:]])
+    _common.check_like(op, x, residual=residual)
+    if runs_native(op, x):
+        return torch.ops.clsd_fast.conv3x3(x, weight, bias, residual, res_scale, relu)
+    with _common.without_autocast(x):
+        return reference.conv3x3(x, weight, bias, residual, res_scale, relu)
+
+
+def empty_images(x: Tensor, channels: int, upscale_factor: int = 1) -> Tensor:
+    """An output for x: [N, channels, r H, r W] in the memory format of every output."""
+    height, width = (upscale_factor * size for size in x.shape[2:])
+    shape = (x.shape[0], channels, height, width)
+    return torch.empty(
+        shape, dtype=x.dtype, device=x.device, memory_format=reference.memory_format(x)
+    )
+
+
+def _fake(x, weight, bias, residual, res_scale, relu):
+    return empty_images(x, weight.shape[0])
+
+
+def fake_conv_grads(x, weight, needs_x, needs_weight, needs_bias):
+    """Outputs of a convolution's backward; empty where a gradient is not needed."""
+    return (
+        empty_images(x, x.shape[1]) if needs_x else x.new_empty(0),
+        weight.new_empty(weight.shape) if needs_weight else x.new_empty(0),
+        weight.new_empty(weight.shape[0]) if needs_bias else x.new_empty(0),
+    )
+
+
+def _fake_backward(grad_output, x, weight, res_scale, needs_x, needs_weight, needs_bias):
+    return fake_conv_grads(x, weight, needs_x, needs_weight, needs_bias)
+
+
+def _setup_context(ctx, inputs, output):
+    x, weight, _, _, res_scale, relu = inputs
+    ctx.save_for_backward(x, weight, output if relu else None)
+    ctx.res_scale = res_scale
+
+
+def _backward(ctx, grad_output):
+    x, weight, output = ctx.saved_tensors
+    needs_x, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad[:4]
+    if output is not None:
+        grad_output = torch.ops.aten.threshold_backward(grad_output, output, 0)
+    needs = (needs_x, needs_weight, needs_bias)
+    grads = (None, None, None)
+    if any(needs):
+        backward = torch.ops.clsd_fast.conv3x3_backward
+        grads = _common.given(backward(grad_output, x, weight, ctx.res_scale, *needs), needs)
+    return *grads, grad_output if needs_residual else None, None, None
+
+
+register(
+    "conv3x3",
+    reference=reference.conv3x3,
+    fake=_fake,
+    backward=_backward,
+    setup_context=_setup_context,
+)
+register("conv3x3_backward", reference=reference.conv3x3_backward, fake=_fake_backward)

@@ -1,0 +1,105 @@
+"""Contrastive loss as a ratio of feature distances."""
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from .._library import register
+from ..backend import runs_native
+from . import _common
+from .info_nce import check_contrast, fake_contrast_grads, fake_row_outputs
+
+
+def distance_ratio_loss(
+    anchor: Tensor,
+    positive: Tensor,
+    negatives: Tensor | None = None,
+    *,
+    eps: float = 1e-7,
+    reduction: str = "mean",
+) -> Tensor:
+    """Distance to the positive over the mean distance to the negatives.
+
+    Equivalent to, with D(a, b) the mean absolute difference::
+
+        table = (anchor.unsqueeze(-2) - positive.unsqueeze(-3)).abs().mean(-1)
+        to_positive = table.diagonal(dim1=-2, dim2=-1)
+        to_negatives = (table.sum(-1) - to_positive) / (N - 1)    # or D to the given negatives
+        (to_positive / (to_negatives + eps)).mean()
+
+    Args:
+        anchor: rows [..., N, D]; float32, float64, bfloat16 or float16. Flatten feature maps.
+        positive: [..., N, D]; row i is the positive of anchor row i.
+        negatives: [..., M, D], shared by all rows of a batch, or None for the other rows'
+            positives, which needs N >= 2.
+        eps: added to the denominator, >= 0.
+        reduction: ``"mean"`` or ``"sum"`` over all rows and leading dimensions, or ``"none"``.
+
+    All tensors have one dtype and device; leading dimensions broadcast.
+
+    Returns:
+        A 0-dim tensor, or [..., N] for ``reduction="none"``.
+
+    Raises:
+        ValueError: if a shape, dtype, device, eps or the reduction does not fit.
+        RuntimeError: if the chosen backend cannot serve the tensors' device.
+
+    The gradient where two elements are equal is 0. Under autocast the inputs are cast to
+    float32. Saved for backward: the inputs and two distances a row.
+
+    Source: the ratio of CSD (arXiv 2105.11683) on features of the batch, after the figure of
+    arXiv 2211.15951.
+    """
+    op = "distance_ratio_loss"
+    _common.check_reduction(op, reduction)
+    _common.check(eps >= 0, op, "eps >= 0", eps)
+    tensors = _common.cast(anchor, positive, negatives, dtype=torch.float32)
+    lead = check_contrast(op, ("anchor", "positive", "negatives"), tensors)
+    anchor, positive, negatives = tensors
+    rows = anchor.shape[-2]
+    if negatives is None:
+        _common.check(rows != 1, op, "two rows or given negatives", "1 row")
+    else:
+        _common.check(negatives.shape[-2] > 0, op, "at least 1 row of negatives", 0)
+    if runs_native(op, anchor):
+        batched = [None if t is None else _common.batch_rows(lead, t) for t in tensors]
+        loss, _, _ = torch.ops.clsd_fast.distance_ratio_loss(*batched, eps)
+        return _common.reduce(loss.reshape(*lead, rows), reduction)
+    with _common.without_autocast(anchor):
+        loss, _, _ = reference.distance_ratio_loss(*tensors, eps)
+        return _common.reduce(loss.expand(*lead, rows), reduction)
+
+
+def _fake(anchor, positive, negatives, eps):
+    return fake_row_outputs(anchor)
+
+
+def _fake_backward(
+    grad_loss, positive_distance, negative_distance, anchor, positive, negatives, eps
+):
+    return fake_contrast_grads(anchor, positive, negatives)
+
+
+def _setup_context(ctx, inputs, output):
+    anchor, positive, negatives, ctx.eps = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*output[1:], anchor, positive, negatives)
+
+
+def _backward(ctx, grad_loss, *_):
+    grads = torch.ops.clsd_fast.distance_ratio_loss_backward(grad_loss, *ctx.saved_tensors, ctx.eps)
+    return *_common.given(grads, ctx.needs_input_grad[:3]), None
+
+
+register(
+    "distance_ratio_loss",
+    reference=reference.distance_ratio_loss,
+    fake=_fake,
+    backward=_backward,
+    setup_context=_setup_context,
+)
+register(
+    "distance_ratio_loss_backward",
+    reference=reference.distance_ratio_loss_backward,
+    fake=_fake_backward,
+)

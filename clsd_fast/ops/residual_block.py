@@ -1,0 +1,115 @@
+"""The residual block of EDSR."""
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from .._library import register
+from ..backend import runs_native
+from . import _common
+from .conv3x3 import empty_images, fake_conv_grads
+
+
+def residual_block(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor | None,
+    weight2: Tensor,
+    bias2: Tensor | None,
+    res_scale: float = 1.0,
+) -> Tensor:
+    """Two 3x3 convolutions with a ReLU between, scaled and added to the input.
+
+    Equivalent to::
+
+        hidden = F.relu(F.conv2d(x, weight1, bias1, padding=1))
+        x + res_scale * F.conv2d(hidden, weight2, bias2, padding=1)
+
+    Args:
+        x: images [N, C, H, W]; float32, float64, bfloat16 or float16; any strides.
+        weight1: [M, C, 3, 3], of x's dtype and device; EDSR has M = C.
+        bias1: [M] or None.
+        weight2: [C, M, 3, 3].
+        bias2: [C] or None.
+        res_scale: factor of the branch.
+
+    Returns:
+        [N, C, H, W] in x's dtype; channels_last if x is, else contiguous.
+
+    Raises:
+        ValueError: if a shape, dtype or device does not fit.
+        RuntimeError: if the chosen backend cannot serve the tensors' device.
+
+    Under autocast all tensors are cast to the autocast dtype, the skip connection included.
+    Saved for backward: x, the weights and the hidden map after its ReLU; nothing is saved, and
+    the hidden map is not kept, where no gradient is recorded.
+
+    Source: Lim et al., Enhanced Deep Residual Networks (arXiv 1707.02921), figure 2c.
+    """
+    op = "residual_block"
+    x, weight1, bias1, weight2, bias2 = _common.cast(x, weight1, bias1, weight2, bias2)
+    _common.check_images(op, "x", x)
+    _common.check_conv(op, x, weight1, bias1, "1")
+    channels, hidden_channels = x.shape[1], weight1.shape[0]
+    _common.check_shape(op, "weight2", weight2, [channels, hidden_channels, 3, 3])
+    _common.check_shape(op, "bias2", bias2, [channels])
+    _common.check_like(op, x, weight2=weight2, bias2=bias2)
+    if runs_native(op, x):
+        tensors = (x, weight1, bias1, weight2, bias2)
+        save_hidden = torch.is_grad_enabled() and any(
+            tensor is not None and tensor.requires_grad for tensor in tensors
+        )
+        return torch.ops.clsd_fast.residual_block(*tensors, res_scale, save_hidden)[0]
+    with _common.without_autocast(x):
+        return reference.residual_block(x, weight1, bias1, weight2, bias2, res_scale)
+
+
+def _reference(x, weight1, bias1, weight2, bias2, res_scale, save_hidden):
+    hidden = reference.conv3x3(x, weight1, bias1, relu=True)
+    output = reference.conv3x3(hidden, weight2, bias2, residual=x, res_scale=res_scale)
+    return output, hidden if save_hidden else x.new_empty(0)
+
+
+def _fake(x, weight1, bias1, weight2, bias2, res_scale, save_hidden):
+    hidden = empty_images(x, weight1.shape[0]) if save_hidden else x.new_empty(0)
+    return empty_images(x, x.shape[1]), hidden
+
+
+def _fake_backward(grad_output, x, hidden, weight1, weight2, res_scale, needs_x, needs_params):
+    grad_x, grad_weight1, grad_bias1 = fake_conv_grads(
+        x, weight1, needs_x, needs_params, needs_params
+    )
+    _, grad_weight2, grad_bias2 = fake_conv_grads(
+        hidden, weight2, False, needs_params, needs_params
+    )
+    return grad_x, grad_weight1, grad_bias1, grad_weight2, grad_bias2
+
+
+def _setup_context(ctx, inputs, output):
+    x, weight1, _, weight2, _, res_scale, save_hidden = inputs
+    hidden = output[1]
+    ctx.mark_non_differentiable(hidden)
+    ctx.save_for_backward(x, hidden, weight1, weight2)
+    ctx.res_scale, ctx.save_hidden = res_scale, save_hidden
+
+
+def _backward(ctx, grad_output, _):
+    if not ctx.save_hidden:
+        raise RuntimeError("residual_block: expected save_hidden=True for a gradient, got False")
+    needs = ctx.needs_input_grad[:5]
+    grads = torch.ops.clsd_fast.residual_block_backward(
+        grad_output, *ctx.saved_tensors, ctx.res_scale, needs[0], any(needs[1:])
+    )
+    return *_common.given(grads, needs), None, None
+
+
+register(
+    "residual_block",
+    reference=_reference,
+    fake=_fake,
+    backward=_backward,
+    setup_context=_setup_context,
+)
+register(
+    "residual_block_backward", reference=reference.residual_block_backward, fake=_fake_backward
+)

@@ -1,0 +1,266 @@
+"""Every operator in plain PyTorch: the oracle of the tests and the fallback.
+
+The functions named like an operator take any floating dtype and any device and are
+differentiable to any order. Those named ``*_backward`` write the gradient out, for the
+dispatcher's calls from outside autograd.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: Rows with a smaller Euclidean norm count as zero: similarity 0, gradient 0.
+NORM_EPS = 1e-12
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """channels_last if x is unambiguously that, else contiguous: the format of every output."""
+    if x.is_contiguous():
+        return torch.contiguous_format
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def accumulated(statistic: Tensor) -> Tensor:
+    """A statistic in the dtype that is saved for backward: float32 instead of 16 bits."""
+    return statistic.float() if statistic.element_size() == 2 else statistic.clone()
+
+
+def conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    res_scale: float = 1.0,
+    relu: bool = False,
+) -> Tensor:
+    y = res_scale * F.conv2d(x, weight, bias, padding=1)
+    if residual is not None:
+        y = residual + y
+    if relu:
+        y = F.relu(y)
+    return y.contiguous(memory_format=memory_format(x))
+
+
+def residual_block(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor | None,
+    weight2: Tensor,
+    bias2: Tensor | None,
+    res_scale: float = 1.0,
+) -> Tensor:
+    hidden = conv3x3(x, weight1, bias1, relu=True)
+    return conv3x3(hidden, weight2, bias2, residual=x, res_scale=res_scale)
+
+
+def pixel_shuffle_upsample(
+    x: Tensor, weight: Tensor, bias: Tensor | None, upscale_factor: int
+) -> Tensor:
+    y = F.pixel_shuffle(F.conv2d(x, weight, bias, padding=1), upscale_factor)
+    return y.contiguous(memory_format=memory_format(x))
+
+
+def normalize(rows: Tensor) -> Tensor:
+    """rows / ||rows||, with 0 (and gradient 0) for a row that is shorter than NORM_EPS."""
+    norm_squared = rows.square().sum(dim=-1, keepdim=True)
+    is_zero = norm_squared <= NORM_EPS**2
+    # The inner `where` keeps the infinite slope of rsqrt at zero out of the gradient.
+    inverse = torch.where(is_zero, 1.0, norm_squared).rsqrt()
+    return rows * torch.where(is_zero, 0.0, inverse)
+
+
+def pairwise_similarity(query: Tensor, key: Tensor, metric: str = "cosine") -> Tensor:
+    if metric == "l1":
+        return (query.unsqueeze(-2) - key.unsqueeze(-3)).abs().sum(dim=-1)
+    if metric == "cosine":
+        query, key = normalize(query), normalize(key)
+    return query @ key.mT
+
+
+def info_nce(
+    query: Tensor,
+    positive_key: Tensor,
+    negative_keys: Tensor | None = None,
+    temperature: float = 0.07,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, largest logit and sum of exp(logit - largest) of each row, [..., N] each."""
+    positive, logits = info_nce_logits(query, positive_key, negative_keys, temperature)
+    if logits.shape[-1] == 0:  # no rows: nothing to take a maximum of
+        return positive, accumulated(positive), accumulated(positive)
+    maximum = logits.detach().amax(dim=-1)
+    sum_exp = (logits - maximum.unsqueeze(-1)).exp().sum(dim=-1)
+    # Not log-sum-exp minus logit: both can be 1e4, and their difference 0.
+    loss = sum_exp.log() - (positive - maximum)
+    return loss, accumulated(maximum), accumulated(sum_exp)
+
+
+def info_nce_logits(
+    query: Tensor, positive_key: Tensor, negative_keys: Tensor | None, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """The positive's logit of each row, [..., N], and all its logits, [..., N, N or 1 + M]."""
+    if negative_keys is None:
+        logits = pairwise_similarity(query, positive_key) / temperature
+        return logits.diagonal(dim1=-2, dim2=-1), logits
+    positive = (normalize(query) * normalize(positive_key)).sum(dim=-1) / temperature
+    negative = pairwise_similarity(query, negative_keys) / temperature
+    return positive, torch.cat([positive.unsqueeze(-1), negative], dim=-1)
+
+
+def distance_ratio_loss(
+    anchor: Tensor, positive: Tensor, negatives: Tensor | None = None, eps: float = 1e-7
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, distance to the positive and mean distance to the negatives, [..., N] each."""
+    features = anchor.shape[-1]
+    if negatives is None:
+        table = pairwise_similarity(anchor, positive, "l1") / features
+        to_positive = table.diagonal(dim1=-2, dim2=-1)
+        others = ~torch.eye(anchor.shape[-2], dtype=torch.bool, device=anchor.device)
+        to_negatives = (table * others).sum(dim=-1) / (anchor.shape[-2] - 1)
+    else:
+        to_positive = (anchor - positive).abs().mean(dim=-1)
+        to_negatives = pairwise_similarity(anchor, negatives, "l1").mean(dim=-1) / features
+    loss = to_positive / (to_negatives + eps)
+    return loss, accumulated(to_positive), accumulated(to_negatives)
+
+
+def _empty(like: Tensor) -> Tensor:
+    return like.new_empty(0)
+
+
+def conv3x3_backward(
+    grad_output: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    res_scale: float,
+    needs_x: bool,
+    needs_weight: bool,
+    needs_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    pair = [1, 1]
+    grads = torch.ops.aten.convolution_backward(
+        res_scale * grad_output,
+        x,
+        weight,
+        bias_sizes=[weight.shape[0]],
+        stride=pair,
+        padding=pair,
+        dilation=pair,
+        transposed=False,
+        output_padding=[0, 0],
+        groups=1,
+        output_mask=[needs_x, needs_weight, needs_bias],
+    )
+    formats = (memory_format(x), torch.contiguous_format, torch.contiguous_format)
+    return tuple(
+        _empty(x) if grad is None else grad.contiguous(memory_format=layout)
+        for grad, layout in zip(grads, formats, strict=True)
+    )
+
+
+def residual_block_backward(
+    grad_output: Tensor,
+    x: Tensor,
+    hidden: Tensor,
+    weight1: Tensor,
+    weight2: Tensor,
+    res_scale: float,
+    needs_x: bool,
+    needs_params: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad_hidden, grad_weight2, grad_bias2 = conv3x3_backward(
+        grad_output, hidden, weight2, res_scale, True, needs_params, needs_params
+    )
+    grad_hidden = torch.where(hidden > 0, grad_hidden, 0)
+    grad_x, grad_weight1, grad_bias1 = conv3x3_backward(
+        grad_hidden, x, weight1, 1.0, needs_x, needs_params, needs_params
+    )
+    if needs_x:
+        grad_x = (grad_x + grad_output).contiguous(memory_format=memory_format(x))
+    return grad_x, grad_weight1, grad_bias1, grad_weight2, grad_bias2
+
+
+def pixel_shuffle_upsample_backward(
+    grad_output: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    upscale_factor: int,
+    needs_x: bool,
+    needs_weight: bool,
+    needs_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad = F.pixel_unshuffle(grad_output, upscale_factor)
+    return conv3x3_backward(grad, x, weight, 1.0, needs_x, needs_weight, needs_bias)
+
+
+def _normalize_backward(grad: Tensor, rows: Tensor) -> Tensor:
+    """Gradient of `normalize` at rows: (grad - unit (unit . grad)) / ||rows||."""
+    norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    is_zero = norm <= NORM_EPS
+    inverse = torch.where(is_zero, 0.0, 1.0 / torch.where(is_zero, 1.0, norm))
+    unit = rows * inverse
+    return (grad - unit * (unit * grad).sum(dim=-1, keepdim=True)) * inverse
+
+
+def pairwise_similarity_backward(
+    grad_output: Tensor, query: Tensor, key: Tensor, metric: str
+) -> tuple[Tensor, Tensor]:
+    if metric == "l1":
+        signed = grad_output.unsqueeze(-1) * (query.unsqueeze(-2) - key.unsqueeze(-3)).sign()
+        return signed.sum(dim=-2), -signed.sum(dim=-3)
+    if metric == "dot":
+        return grad_output @ key, grad_output.mT @ query
+    return (
+        _normalize_backward(grad_output @ normalize(key), query),
+        _normalize_backward(grad_output.mT @ normalize(query), key),
+    )
+
+
+def info_nce_backward(
+    grad_loss: Tensor,
+    maximum: Tensor,
+    sum_exp: Tensor,
+    query: Tensor,
+    positive_key: Tensor,
+    negative_keys: Tensor | None,
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _, logits = info_nce_logits(query, positive_key, negative_keys, temperature)
+    scale = (grad_loss / sum_exp).to(query.dtype).unsqueeze(-1)
+    grad_logits = (logits - maximum.to(query.dtype).unsqueeze(-1)).exp() * scale
+    if negative_keys is None:
+        grad_logits = (grad_logits - torch.diag_embed(grad_loss)) / temperature
+        grads = pairwise_similarity_backward(grad_logits, query, positive_key, "cosine")
+        return *grads, _empty(query)
+    grad_positive = ((grad_logits[..., 0] - grad_loss) / temperature).unsqueeze(-1)
+    grad_query, grad_negatives = pairwise_similarity_backward(
+        grad_logits[..., 1:] / temperature, query, negative_keys, "cosine"
+    )
+    grad_query = grad_query + _normalize_backward(grad_positive * normalize(positive_key), query)
+    grad_key = _normalize_backward(grad_positive * normalize(query), positive_key)
+    return grad_query, grad_key, grad_negatives
+
+
+def distance_ratio_loss_backward(
+    grad_loss: Tensor,
+    positive_distance: Tensor,
+    negative_distance: Tensor,
+    anchor: Tensor,
+    positive: Tensor,
+    negatives: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, features = anchor.shape[-2:]
+    to_positive = grad_loss / (negative_distance + eps) / features
+    to_negatives = (-to_positive * positive_distance / (negative_distance + eps)).to(anchor.dtype)
+    to_positive = to_positive.to(anchor.dtype)
+    if negatives is None:
+        share = (to_negatives / (rows - 1)).unsqueeze(-1).expand(*to_negatives.shape, rows)
+        table = share + torch.diag_embed(to_positive - share[..., 0])
+        return *pairwise_similarity_backward(table, anchor, positive, "l1"), _empty(anchor)
+    share = (to_negatives / negatives.shape[-2]).unsqueeze(-1)
+    table = share.expand(*to_negatives.shape, negatives.shape[-2])
+    grad_anchor, grad_negatives = pairwise_similarity_backward(table, anchor, negatives, "l1")
+    grad_positive = to_positive.unsqueeze(-1) * (anchor - positive).sign()
+    return grad_anchor + grad_positive, -grad_positive, grad_negatives

@@ -1,0 +1,94 @@
+// Argument checks whose sentences are those of clsd_fast/ops/_common.py:
+// "<op>: expected <what>, got <what>". They keep a direct call of torch.ops memory-safe.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace clsd {
+
+using torch::stable::Tensor;
+using Shape = std::vector<int64_t>;
+
+inline void check(bool condition, const char* op, const std::string& expected,
+                  const std::string& got) {
+  if (!condition) {
+    throw std::runtime_error(std::string(op) + ": expected " + expected + ", got " + got);
+  }
+}
+
+inline std::string to_string(const Shape& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) {
+    text += (i ? ", " : "") + std::to_string(shape[i]);
+  }
+  return text + "]";
+}
+
+inline Shape shape_of(const Tensor& tensor) {
+  Shape shape(tensor.dim());
+  for (size_t i = 0; i < shape.size(); ++i) shape[i] = tensor.size(static_cast<int64_t>(i));
+  return shape;
+}
+
+inline void check_shape(const char* op, const char* name, const Tensor& tensor,
+                        const Shape& shape) {
+  check(shape_of(tensor) == shape, op, std::string(name) + " of shape " + to_string(shape),
+        to_string(shape_of(tensor)));
+}
+
+inline std::string dtype_name(torch::headeronly::ScalarType dtype) {
+  using torch::headeronly::ScalarType;
+  switch (dtype) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Half: return "float16";
+    default: return torch::headeronly::toString(dtype);
+  }
+}
+
+// The dtype and device of x are those of the call.
+inline void check_like(const char* op, const char* name, const Tensor& x, const Tensor& other) {
+  check(other.scalar_type() == x.scalar_type(), op,
+        std::string(name) + " of dtype " + dtype_name(x.scalar_type()),
+        dtype_name(other.scalar_type()));
+  check(other.is_cpu() == x.is_cpu() && other.get_device() == x.get_device(), op,
+        std::string(name) + " on x's device", "another");
+}
+
+inline void check_images(const char* op, const char* name, const Tensor& x) {
+  bool good = x.dim() == 4;
+  for (int64_t i = 1; good && i < 4; ++i) good = x.size(i) >= 1;
+  check(good, op, std::string(name) + " of shape [N, C, H, W] with C, H, W >= 1",
+        to_string(shape_of(x)));
+}
+
+// weight is [K, C, 3, 3] for x's C, bias is [K].
+inline void check_conv(const char* op, const Tensor& x, const Tensor& weight,
+                       const std::optional<Tensor>& bias, const std::string& suffix = "") {
+  const int64_t channels = x.size(1);
+  const bool good = weight.dim() == 4 && weight.size(0) >= 1 && weight.size(1) == channels &&
+                    weight.size(2) == 3 && weight.size(3) == 3;
+  check(good, op, "weight" + suffix + " of shape [K, " + std::to_string(channels) + ", 3, 3]",
+        to_string(shape_of(weight)));
+  check_like(op, ("weight" + suffix).c_str(), x, weight);
+  if (bias) {
+    check_shape(op, ("bias" + suffix).c_str(), *bias, {weight.size(0)});
+    check_like(op, ("bias" + suffix).c_str(), x, *bias);
+  }
+}
+
+inline void check_rows(const char* op, const char* name, const Tensor& rows) {
+  check(rows.dim() == 3 && rows.size(2) >= 1, op, std::string(name) + " of shape [B, rows, D]",
+        to_string(shape_of(rows)));
+}
+
+}  // namespace clsd

@@ -1,0 +1,54 @@
+// The CPU operators; schemas are in clsd_fast/_library.py.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <tuple>
+
+namespace clsd::cpu {
+
+using torch::stable::Tensor;
+
+Tensor conv3x3(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> residual,
+               double res_scale, bool relu);
+std::tuple<Tensor, Tensor, Tensor> conv3x3_backward(Tensor grad_output, Tensor x, Tensor weight,
+                                                    double res_scale, bool needs_x,
+                                                    bool needs_weight, bool needs_bias);
+
+std::tuple<Tensor, Tensor> residual_block(Tensor x, Tensor weight1, std::optional<Tensor> bias1,
+                                          Tensor weight2, std::optional<Tensor> bias2,
+                                          double res_scale, bool save_hidden);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> residual_block_backward(
+    Tensor grad_output, Tensor x, Tensor hidden, Tensor weight1, Tensor weight2, double res_scale,
+    bool needs_x, bool needs_params);
+
+Tensor pixel_shuffle_upsample(Tensor x, Tensor weight, std::optional<Tensor> bias,
+                              int64_t upscale_factor);
+std::tuple<Tensor, Tensor, Tensor> pixel_shuffle_upsample_backward(
+    Tensor grad_output, Tensor x, Tensor weight, int64_t upscale_factor, bool needs_x,
+    bool needs_weight, bool needs_bias);
+
+Tensor pairwise_similarity(Tensor query, Tensor key, std::string metric);
+std::tuple<Tensor, Tensor> pairwise_similarity_backward(Tensor grad_output, Tensor query,
+                                                        Tensor key, std::string metric);
+
+std::tuple<Tensor, Tensor, Tensor> info_nce(Tensor query, Tensor positive_key,
+                                            std::optional<Tensor> negative_keys,
+                                            double temperature);
+std::tuple<Tensor, Tensor, Tensor> info_nce_backward(Tensor grad_loss, Tensor maximum,
+                                                     Tensor sum_exp, Tensor query,
+                                                     Tensor positive_key,
+                                                     std::optional<Tensor> negative_keys,
+                                                     double temperature);
+
+std::tuple<Tensor, Tensor, Tensor> distance_ratio_loss(Tensor anchor, Tensor positive,
+                                                       std::optional<Tensor> negatives,
+                                                       double eps);
+std::tuple<Tensor, Tensor, Tensor> distance_ratio_loss_backward(
+    Tensor grad_loss, Tensor positive_distance, Tensor negative_distance, Tensor anchor,
+    Tensor positive, std::optional<Tensor> negatives, double eps);
+
+}  // namespace clsd::cpu

@@ -1,0 +1,38 @@
+// Strided views as plain structs. Legend: N images, C input and K output channels, H x W pixels,
+// r upscale factor; B batches of N rows and M keys with D features. Offsets are elements, int64.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace clsd {
+
+// [N, C, H, W] images. A table of channel offsets describes contiguous, channels_last and sliced
+// tensors alike, and also a pixel-shuffled tensor seen as its [N, C r^2, H, W] original.
+template <class S>
+struct Images {
+  S* data;
+  int64_t batch, channels, height, width;
+  int64_t stride_n, stride_h, stride_w;
+  std::vector<int64_t> channel;  // offset of each channel
+  bool dense_channels;           // channel[k] == k
+
+  S* pixel(int64_t n, int64_t y, int64_t x) const {
+    return data + n * stride_n + y * stride_h + x * stride_w;
+  }
+};
+
+// [B, N, D] rows.
+template <class S>
+struct Rows {
+  S* data;
+  int64_t batch, count, features;
+  int64_t stride_b, stride_n, stride_d;
+
+  S* row(int64_t b, int64_t n) const { return data + b * stride_b + n * stride_n; }
+};
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+}  // namespace clsd

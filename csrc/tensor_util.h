@@ -1,0 +1,125 @@
+// Between stable-ABI tensors and the plain views of shapes.h.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <type_traits>
+
+#include "check.h"
+#include "shapes.h"
+
+namespace clsd {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+
+// The type that sums are kept in: float for 16-bit storage.
+template <class S>
+using Accumulator = std::conditional_t<std::is_same_v<S, double>, double, float>;
+
+inline ScalarType accumulator_dtype(ScalarType dtype) {
+  return dtype == ScalarType::Double ? dtype : ScalarType::Float;
+}
+
+// Call function(S{}) with the storage type S of dtype.
+template <class F>
+auto dispatch(const char* op, ScalarType dtype, F&& function) {
+  switch (dtype) {
+    case ScalarType::Float: return function(float{});
+    case ScalarType::Double: return function(double{});
+    case ScalarType::BFloat16: return function(torch::headeronly::BFloat16{});
+    case ScalarType::Half: return function(torch::headeronly::Half{});
+    default:
+      check(false, op, "x of dtype float32, float64, bfloat16, float16", dtype_name(dtype));
+      return function(float{});
+  }
+}
+
+template <class S>
+S* data(const Tensor& tensor) {
+  return static_cast<S*>(tensor.mutable_data_ptr());
+}
+
+template <class S>
+const S* const_data(const Tensor& tensor) {
+  return static_cast<const S*>(tensor.const_data_ptr());
+}
+
+// Dense in the given order of dimensions; strides of dimensions of size 1 do not matter.
+inline bool is_dense(const Tensor& x, std::initializer_list<int64_t> order) {
+  int64_t expected = 1;
+  for (auto dim = order.end(); dim != order.begin();) {
+    --dim;
+    if (x.size(*dim) != 1 && x.stride(*dim) != expected) return false;
+    expected *= x.size(*dim);
+  }
+  return true;
+}
+
+// Every output's format: channels_last if x is unambiguously that, else contiguous.
+inline MemoryFormat memory_format(const Tensor& x) {
+  const bool channels_last =
+      x.numel() > 0 && !is_dense(x, {0, 1, 2, 3}) && is_dense(x, {0, 2, 3, 1});
+  return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+}
+
+inline Tensor empty(const Tensor& like, const Shape& shape,
+                    MemoryFormat format = MemoryFormat::Contiguous) {
+  return torch::stable::empty(shape, like.scalar_type(), std::nullopt, like.device(),
+                              std::nullopt, format);
+}
+
+// The same shape for an absent gradient everywhere.
+inline Tensor absent(const Tensor& like) { return empty(like, {0}); }
+
+inline Tensor empty_statistic(const Tensor& rows) {
+  return torch::stable::empty({rows.size(0), rows.size(1)}, accumulator_dtype(rows.scalar_type()),
+                              std::nullopt, rows.device());
+}
+
+inline void check_statistic(const char* op, const char* name, const Tensor& rows,
+                            const Tensor& statistic) {
+  check_shape(op, name, statistic, {rows.size(0), rows.size(1)});
+  const auto dtype = accumulator_dtype(rows.scalar_type());
+  check(statistic.scalar_type() == dtype && statistic.is_contiguous(), op,
+        std::string(name) + " contiguous and of dtype " + dtype_name(dtype),
+        dtype_name(statistic.scalar_type()));
+}
+
+// Images [N, K, H r, W r] seen as what pixel_shuffle made them from: [N, K r^2, H, W].
+template <class S>
+Images<S> images(const Tensor& tensor, int64_t upscale = 1) {
+  using Plain = std::remove_const_t<S>;
+  const int64_t square = upscale * upscale;
+  Images<S> view{data<Plain>(tensor),
+                 tensor.size(0),
+                 tensor.size(1) * square,
+                 tensor.size(2) / upscale,
+                 tensor.size(3) / upscale,
+                 tensor.stride(0),
+                 tensor.stride(2) * upscale,
+                 tensor.stride(3) * upscale,
+                 {},
+                 true};
+  view.channel.resize(static_cast<size_t>(view.channels));
+  for (int64_t k = 0; k < view.channels; ++k) {
+    const int64_t phase = k % square;
+    const int64_t offset = k / square * tensor.stride(1) +
+                           phase / upscale * tensor.stride(2) + phase % upscale * tensor.stride(3);
+    view.channel[static_cast<size_t>(k)] = offset;
+    view.dense_channels = view.dense_channels && offset == k;
+  }
+  return view;
+}
+
+template <class S>
+Rows<S> rows(const Tensor& tensor) {
+  using Plain = std::remove_const_t<S>;
+  return {data<Plain>(tensor), tensor.size(0),   tensor.size(1),  tensor.size(2),
+          tensor.stride(0),    tensor.stride(1), tensor.stride(2)};
+}
+
+}  // namespace clsd

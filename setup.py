@@ -1,0 +1,98 @@
+"""Hands the native build over to CMake and Ninja; CMakeLists.txt is the build description.
+
+Environment:
+    CLSD_FAST_NATIVE    on (default) | off: off installs plain Python, on the reference backend
+    CLSD_FAST_CUDA      auto (default) | on | off
+    MAX_JOBS            compile jobs; the default follows cores and free memory
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+GIB_PER_JOB = 1.5
+
+
+def switch(name: str, default: str, choices: tuple[str, ...]) -> str:
+    value = os.environ.get(name, default).lower()
+    if value not in choices:
+        raise SystemExit(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+    return value
+
+
+def version() -> str:
+    source = (ROOT / "clsd_fast" / "__init__.py").read_text()
+    return re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE).group(1)
+
+
+def jobs() -> int:
+    if "MAX_JOBS" in os.environ:
+        return max(1, int(os.environ["MAX_JOBS"]))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, AttributeError):
+        return cores
+    return max(1, min(cores, int(free / (GIB_PER_JOB * 2**30))))
+
+
+def tool(name: str) -> str:
+    """The program of the package of that name, else the one on PATH."""
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        raise SystemExit(f"setup.py: expected {name} (pip install {name}), got none")
+    return found
+
+
+class CMakeBuild(build_ext):
+    """Build every native library once and lay them into the packages."""
+
+    def run(self) -> None:
+        import pybind11
+        from torch.utils import cpp_extension
+
+        build = Path(self.build_temp).resolve()
+        settings = {
+            "CMAKE_MAKE_PROGRAM": tool("ninja"),
+            "CMAKE_BUILD_TYPE": "Release",
+            "CLSD_TORCH_INCLUDE": cpp_extension.include_paths()[0],
+            "CLSD_TORCH_LIB": cpp_extension.library_paths()[0],
+            "CLSD_FAST_CUDA": switch("CLSD_FAST_CUDA", "auto", ("auto", "on", "off")),
+            "Python_EXECUTABLE": sys.executable,
+            "pybind11_DIR": pybind11.get_cmake_dir(),
+        }
+        cmake = tool("cmake")
+        definitions = [f"-D{name}={value}" for name, value in settings.items()]
+        subprocess.run([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *definitions], check=True)
+        subprocess.run([cmake, "--build", build, "-j", str(jobs())], check=True)
+        for extension in self.extensions:
+            target = Path(self.get_ext_fullpath(extension.name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(build / target.name, target)
+
+    def get_ext_filename(self, fullname: str) -> str:
+        # _C belongs to no Python version: it is loaded by torch, not imported.
+        if fullname.split(".")[-1] == "_C":
+            return os.path.join(*fullname.split(".")) + ".so"
+        return super().get_ext_filename(fullname)
+
+
+native = switch("CLSD_FAST_NATIVE", "on", ("on", "off")) == "on"
+setup(
+    version=version(),
+    packages=["clsd_fast", "clsd_fast.ops", "clsd_train"],
+    package_dir={"clsd_train": "python/clsd_train"},
+    package_data={"clsd_fast": ["py.typed"]},
+    ext_modules=[Extension(name, []) for name in ("clsd_fast._C", "clsd_train._host")]
+    if native
+    else [],
+    cmdclass={"build_ext": CMakeBuild},
+)
