@@ -26,11 +26,11 @@ def _rows(maps: Tensor) -> Tensor:
 
 
 def sample_positions(height: int, width: int, count: int, device: torch.device) -> Tensor:
-    """``count`` distinct positions of a map as flat indices, from torch's generator.
+    """``count`` distinct positions of a map as flat indices, from torch's CPU generator.
 
     All positions, in random order, if there are not more than ``count``.
     """
-    return torch.randperm(height * width, device=device)[:count]
+    return torch.randperm(height * width)[:count].to(device)
 
 
 def gather_positions(maps: Tensor, positions: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""The trainer of clsd-fast and its command ``clsd``."""

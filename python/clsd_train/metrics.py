@@ -1,0 +1,56 @@
+"""PSNR and SSIM on luma, as the super-resolution literature reports them."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from pytorch_msssim import ssim
+from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio
+
+# BT.601 studio range, for RGB in 0..255.
+LUMA_WEIGHTS = (65.481, 128.553, 24.966)
+LUMA_OFFSET = 16.0
+
+
+class Quality(NamedTuple):
+    """PSNR in dB and SSIM, both on Y."""
+
+    psnr: float
+    ssim: float
+
+
+def luma(image: np.ndarray) -> Tensor:
+    """Y of a uint8 RGB image [H, W, 3], float64 [1, 1, H, W] in 16..235, not rounded."""
+    weights = torch.tensor(LUMA_WEIGHTS, dtype=torch.float64) / 255
+    return (torch.from_numpy(image).double() @ weights + LUMA_OFFSET)[None, None]
+
+
+def quality(sr: np.ndarray, hr: np.ndarray, shave: int) -> Quality:
+    """Quality of a uint8 RGB image against the original, without a border.
+
+    Args:
+        sr: [H, W, 3], already clamped and rounded to uint8.
+        hr: [H, W, 3].
+        shave: pixels to leave out along each side; the scale, by convention.
+
+    Raises:
+        ValueError: if the shapes differ, or nothing of 11 pixels (SSIM's window) is left.
+    """
+    inner = [size - 2 * shave for size in hr.shape[:2]]
+    if sr.shape != hr.shape or min(inner) < 11:
+        raise ValueError(
+            f"quality: expected images of one shape, at least {11 + 2 * shave} pixels a side, "
+            f"got {list(sr.shape)} and {list(hr.shape)}"
+        )
+    y_sr, y_hr = (
+        luma(image[shave : shave + inner[0], shave : shave + inner[1]]) for image in (sr, hr)
+    )
+    psnr = peak_signal_noise_ratio(y_sr, y_hr, data_range=255.0)
+    structural = ssim(y_sr, y_hr, data_range=255, win_size=11, win_sigma=1.5)
+    return Quality(psnr.item(), structural.item())
+
+
+def mean_quality(qualities: list[Quality]) -> Quality:
+    """The mean over images."""
+    return Quality(*(float(np.mean(values)) for values in zip(*qualities, strict=True)))

@@ -1,0 +1,58 @@
+"""Progress of a run: a bar on a terminal, a line now and then elsewhere."""
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bar
+
+LINES_PER_RUN = 20
+
+
+class Progress:
+    """Shows iterations per second, loss, PSNR and the time left, on stderr.
+
+    Args:
+        done: iterations that an earlier run has done.
+        total: iterations of the whole run.
+    """
+
+    def __init__(self, done: int, total: int) -> None:
+        console = Console(stderr=True)
+        self.psnr: float | None = None
+        self._done, self._total = done, total
+        self._every = max(1, total // LINES_PER_RUN)
+        self._started = time.perf_counter()
+        self._bar = None
+        if console.is_terminal:
+            columns = ("{task.fields[status]}", BarColumn(), MofNCompleteColumn())
+            texts = [TextColumn(c) if isinstance(c, str) else c for c in columns]
+            self._bar = Bar(*texts, TimeRemainingColumn(), console=console)
+            self._task = self._bar.add_task("", total=total, completed=done, status="")
+
+    def __enter__(self) -> "Progress":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, iteration: int, loss: float) -> None:
+        """Show the state after an iteration."""
+        rate = (iteration - self._done) / (time.perf_counter() - self._started)
+        status = f"loss {loss:.4f}  {rate:.2f} it/s"
+        if self.psnr is not None:
+            status += f"  {self.psnr:.2f} dB"
+        if self._bar:
+            self._bar.update(self._task, completed=iteration, status=status)
+        elif iteration % self._every == 0 or iteration == self._total:
+            left = (self._total - iteration) / rate
+            print(f"{iteration}/{self._total}  {status}  {left:.0f} s left", file=sys.stderr)
