@@ -58,17 +58,18 @@ def residual_block(
 def pixel_shuffle_upsample(
     x: Tensor, weight: Tensor, bias: Tensor | None, upscale_factor: int
 ) -> Tensor:
-    y = F.pixel_shuffle(F.conv2d(x, weight, bias, padding=1), upscale_factor)
+    y = F.conv2d(x, weight, bias, padding=1)
+    # Not F.pixel_shuffle: its gradient has a wrong shape for an empty batch.
+    factors = (weight.shape[0] // upscale_factor**2, upscale_factor, upscale_factor)
+    y = y.unflatten(1, factors).permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
     return y.contiguous(memory_format=memory_format(x))
 
 
 def normalize(rows: Tensor) -> Tensor:
     """rows / ||rows||, with 0 (and gradient 0) for a row that is shorter than NORM_EPS."""
-    norm_squared = rows.square().sum(dim=-1, keepdim=True)
-    is_zero = norm_squared <= NORM_EPS**2
-    # The inner `where` keeps the infinite slope of rsqrt at zero out of the gradient.
-    inverse = torch.where(is_zero, 1.0, norm_squared).rsqrt()
-    return rows * torch.where(is_zero, 0.0, inverse)
+    norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    is_zero = norm <= NORM_EPS
+    return torch.where(is_zero, 0.0, rows / torch.where(is_zero, 1.0, norm))
 
 
 def pairwise_similarity(query: Tensor, key: Tensor, metric: str = "cosine") -> Tensor:

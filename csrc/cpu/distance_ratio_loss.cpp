@@ -43,25 +43,26 @@ void distances(const Rows<const S>& anchor, const Rows<const S>& positive,
   const auto table = l1_table<S>(anchor, keys, b);
   const int64_t others = negatives ? keys.count : keys.count - 1;
   for (int64_t i = 0; i < anchor.count; ++i) {
-    T sum = 0;
+    double sum = 0;
     for (int64_t j = 0; j < keys.count; ++j) {
       if (negatives || i != j) sum += table[i * keys.count + j];
     }
-    const T own = negatives ? static_cast<T>(paired_distance(anchor, positive, b, i))
-                            : table[i * keys.count + i];
-    to_positive[i] = own / static_cast<T>(anchor.features);
-    to_negatives[i] = sum / static_cast<T>(others) / static_cast<T>(anchor.features);
+    const double own = negatives ? paired_distance(anchor, positive, b, i)
+                                 : table[i * keys.count + i];
+    const auto features = static_cast<double>(anchor.features);
+    to_positive[i] = static_cast<T>(own / features);
+    to_negatives[i] = static_cast<T>(sum / static_cast<double>(others) / features);
   }
 }
 
 // Gradients of the distances' sums of absolute differences, for one row.
-template <class T>
 struct RowWeights {
-  T positive, negative;
+  double positive, negative;
 
-  RowWeights(T grad_loss, T to_positive, T to_negatives, T eps, int64_t features, int64_t others) {
-    positive = grad_loss / (to_negatives + eps) / static_cast<T>(features);
-    negative = -positive * to_positive / (to_negatives + eps) / static_cast<T>(others);
+  RowWeights(double grad_loss, double to_positive, double to_negatives, double eps,
+             int64_t features, int64_t others) {
+    positive = grad_loss / (to_negatives + eps) / static_cast<double>(features);
+    negative = -positive * to_positive / (to_negatives + eps) / static_cast<double>(others);
   }
 };
 
@@ -85,7 +86,7 @@ std::tuple<Tensor, Tensor, Tensor> distance_ratio_loss(Tensor anchor, Tensor pos
       T* others = data<T>(to_negatives) + b * count;
       distances<S>(rows<const S>(anchor), rows<const S>(positive), negative_rows, b, own, others);
       for (int64_t i = 0; i < count; ++i) {
-        data<S>(loss)[b * count + i] = static_cast<S>(own[i] / (others[i] + static_cast<T>(eps)));
+        data<S>(loss)[b * count + i] = static_cast<S>(static_cast<double>(own[i]) / (static_cast<double>(others[i]) + eps));
       }
     }
   });
@@ -112,14 +113,14 @@ std::tuple<Tensor, Tensor, Tensor> distance_ratio_loss_backward(
     const int64_t others = negatives ? keys.count : keys.count - 1;
     const int64_t count = anchors.count;
     for (int64_t b = 0; b < anchors.batch; ++b) {
-      std::vector<T> table(static_cast<size_t>(count * keys.count));
-      std::vector<T> own(static_cast<size_t>(count));
+      std::vector<double> table(static_cast<size_t>(count * keys.count));
+      std::vector<double> own(static_cast<size_t>(count));
       for (int64_t i = 0; i < count; ++i) {
         const S* grads = const_data<S>(grad_loss) + b * grad_loss.stride(0);
-        const RowWeights<T> weights(
-            static_cast<T>(grads[i * grad_loss.stride(1)]),
+        const RowWeights weights(
+            static_cast<double>(grads[i * grad_loss.stride(1)]),
             const_data<T>(positive_distance)[b * count + i],
-            const_data<T>(negative_distance)[b * count + i], static_cast<T>(eps),
+            const_data<T>(negative_distance)[b * count + i], eps,
             anchors.features, others);
         std::fill_n(table.begin() + i * keys.count, keys.count, weights.negative);
         own[i] = weights.positive;

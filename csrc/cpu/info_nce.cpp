@@ -44,9 +44,11 @@ struct Contrast {
   const PackedMatrix<T>& keys() const { return in_batch ? positive : negative; }
 
   T positive_logit(int64_t i) const {
-    T sum = 0;
-    for (int64_t d = 0; d < query.features; ++d) sum += query.row(i)[d] * positive.row(i)[d];
-    return sum * inverse_temperature;
+    double sum = 0;
+    for (int64_t d = 0; d < query.features; ++d) {
+      sum += static_cast<double>(query.row(i)[d]) * static_cast<double>(positive.row(i)[d]);
+    }
+    return static_cast<T>(sum) * inverse_temperature;
   }
 
   // Logits of left[i ...] against the rows whose transposed tiles are `columns`.

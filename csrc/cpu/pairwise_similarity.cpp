@@ -98,10 +98,10 @@ std::tuple<Tensor, Tensor> pairwise_similarity_backward(Tensor grad_output, Tens
     const auto grad = rows<const S>(grad_output);
     for (int64_t b = 0; b < queries.batch; ++b) {
       if (metric == "l1") {
-        std::vector<T> table(static_cast<size_t>(queries.count * keys.count));
+        std::vector<double> table(static_cast<size_t>(queries.count * keys.count));
         for (int64_t i = 0; i < queries.count; ++i) {
           for (int64_t j = 0; j < keys.count; ++j) {
-            table[i * keys.count + j] = static_cast<T>(grad.row(b, i)[j * grad.stride_d]);
+            table[i * keys.count + j] = static_cast<double>(grad.row(b, i)[j * grad.stride_d]);
           }
         }
         l1_table_backward<S>(table, queries, keys, b, rows<S>(grad_query), rows<S>(grad_key));

@@ -19,21 +19,20 @@ constexpr double kNormEps = 1e-12;
 // scaled to unit length if asked for.
 template <class T>
 struct PackedMatrix {
-  int64_t count, features;
-  int64_t padded_count, stride;
-  std::vector<T> values;   // [padded_count, stride]
+  int64_t count, features, stride;
+  std::vector<T> values;   // [rows of whole tiles, stride]
   std::vector<T> inverse;  // 1 / norm of each row, 0 for a zero row; empty unless normalized
 
   const T* row(int64_t i) const { return values.data() + i * stride; }
 };
 
-template <class S>
-PackedMatrix<Accumulator<S>> pack_rows(const Rows<const S>& source, int64_t b, bool normalize) {
-  using T = Accumulator<S>;
-  // 48 is a whole number of tile rows and of tile columns.
-  PackedMatrix<T> packed{source.count, source.features, round_up(source.count, 48),
-                         round_up(source.features, kTileCols), {}, {}};
-  packed.values.resize(static_cast<size_t>(packed.padded_count * packed.stride));
+template <class S, class T = Accumulator<S>>
+PackedMatrix<T> pack_rows(const Rows<const S>& source, int64_t b, bool normalize) {
+  PackedMatrix<T> packed{source.count, source.features, round_up(source.features, kTileCols),
+                         {}, {}};
+  const int64_t padded =
+      std::max(round_up(source.count, kTileRows), round_up(source.count, kTileCols));
+  packed.values.resize(static_cast<size_t>(padded * packed.stride));
   if (normalize) packed.inverse.resize(static_cast<size_t>(source.count));
   torch::stable::parallel_for(0, source.count, 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -46,8 +45,9 @@ PackedMatrix<Accumulator<S>> pack_rows(const Rows<const S>& source, int64_t b, b
       }
       if (!normalize) continue;
       const double norm = std::sqrt(squared);
-      packed.inverse[i] = norm <= kNormEps ? T(0) : static_cast<T>(1 / norm);
-      for (int64_t d = 0; d < source.features; ++d) to[d] *= packed.inverse[i];
+      const double inverse = norm <= kNormEps ? 0 : 1 / norm;
+      packed.inverse[i] = static_cast<T>(inverse);
+      for (int64_t d = 0; d < source.features; ++d) to[d] = static_cast<T>(to[d] * inverse);
     }
   });
   return packed;
@@ -56,8 +56,8 @@ PackedMatrix<Accumulator<S>> pack_rows(const Rows<const S>& source, int64_t b, b
 // The same values as [tiles of rows][features][kTileCols]: the right side of a product.
 template <class T>
 std::vector<T> transpose_tiles(const PackedMatrix<T>& matrix) {
-  std::vector<T> columns(static_cast<size_t>(matrix.padded_count * matrix.features));
-  const int64_t tiles = matrix.padded_count / kTileCols;
+  const int64_t tiles = ceil_div(matrix.count, kTileCols);
+  std::vector<T> columns(static_cast<size_t>(tiles * kTileCols * matrix.features));
   torch::stable::parallel_for(0, tiles, 4, [&](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; ++tile) {
       T* to = columns.data() + tile * matrix.features * kTileCols;
@@ -127,42 +127,40 @@ struct RowGradient {
   }
 };
 
-// [N, M] table of the sums of absolute differences.
+// [N, M] table of the sums of absolute differences. Distances are computed in double: a sum of
+// positive terms drifts, and its users compare sums of like size.
 template <class S>
-std::vector<Accumulator<S>> l1_table(const Rows<const S>& query, const Rows<const S>& key,
-                                     int64_t b) {
-  using T = Accumulator<S>;
-  // Long rows (flattened maps) are cut, for parallelism and for the accuracy of shorter sums.
+std::vector<double> l1_table(const Rows<const S>& query, const Rows<const S>& key, int64_t b) {
+  // Long rows (flattened maps) are cut, for parallelism.
   constexpr int64_t kChunk = 4096;
-  const auto& tile = tile_kernels<T>();
-  const auto queries = pack_rows<S>(query, b, false);
-  const auto columns = transpose_tiles(pack_rows<S>(key, b, false));
+  const auto& tile = tile_kernels<double>();
+  const auto queries = pack_rows<S, double>(query, b, false);
+  const auto columns = transpose_tiles(pack_rows<S, double>(key, b, false));
   const int64_t chunks = ceil_div(query.features, kChunk);
   const int64_t blocks = ceil_div(query.count, kTileRows);
   const int64_t width = round_up(key.count, kTileCols);
   const int64_t size = blocks * kTileRows * width;
-  std::vector<T> partials(static_cast<size_t>(chunks * size));
+  std::vector<double> partials(static_cast<size_t>(chunks * size));
   torch::stable::parallel_for(0, chunks * blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t first = task / blocks * kChunk;
       const int64_t steps = std::min(kChunk, query.features - first);
-      const T* rows = queries.row(task % blocks * kTileRows) + first;
+      const double* rows = queries.row(task % blocks * kTileRows) + first;
       for (int64_t j = 0; j < width; j += kTileCols) {
-        T* sums = partials.data() + task * kTileRows * width + j * kTileRows;
+        double* sums = partials.data() + task * kTileRows * width + j * kTileRows;
         tile.distance(sums, {rows, queries.stride, 1,
                              columns.data() + j * query.features + first * kTileCols, kTileCols,
                              steps});
       }
     }
   });
-  std::vector<T> table(static_cast<size_t>(query.count * key.count));
+  std::vector<double> table(static_cast<size_t>(query.count * key.count));
   for (int64_t i = 0; i < query.count; ++i) {
     for (int64_t j = 0; j < key.count; ++j) {
       const int64_t index = i / kTileRows * kTileRows * width + j / kTileCols * kTileSize +
                             i % kTileRows * kTileCols + j % kTileCols;
-      T sum = 0;
+      double& sum = table[i * key.count + j];
       for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += partials[chunk * size + index];
-      table[i * key.count + j] = sum;
     }
   }
   return table;
@@ -171,17 +169,16 @@ std::vector<Accumulator<S>> l1_table(const Rows<const S>& query, const Rows<cons
 // Pairs (query i, rows i) whose distance has the gradient weight[i], beside a table's.
 template <class S>
 struct PairedDistance {
-  const std::vector<Accumulator<S>>& weight;
+  const std::vector<double>& weight;
   Rows<const S> rows;
   Rows<S> grad;
 };
 
-// kFeatures features of all rows in the accumulator's type, with their gradient.
-template <class T>
+// kFeatures features of all rows, with their gradient.
 struct FeatureSlice {
   static constexpr int64_t kFeatures = 64;
   int64_t count;
-  std::vector<T> values, grad;
+  std::vector<double> values, grad;
 
   explicit FeatureSlice(int64_t count)
       : count(count),
@@ -193,10 +190,10 @@ struct FeatureSlice {
     for (int64_t i = 0; i < count; ++i) {
       const S* row = source.row(b, i) + first * source.stride_d;
       for (int64_t d = 0; d < features; ++d) {
-        values[i * kFeatures + d] = static_cast<T>(row[d * source.stride_d]);
+        values[i * kFeatures + d] = static_cast<double>(row[d * source.stride_d]);
       }
     }
-    std::fill(grad.begin(), grad.end(), T(0));
+    std::fill(grad.begin(), grad.end(), 0.0);
   }
 
   template <class S>
@@ -209,8 +206,9 @@ struct FeatureSlice {
     }
   }
 
-  void add_distance_grad(int64_t i, FeatureSlice& other, int64_t j, T weight, int64_t features) {
-    tile_kernels<T>().distance_backward(
+  void add_distance_grad(int64_t i, FeatureSlice& other, int64_t j, double weight,
+                         int64_t features) {
+    tile_kernels<double>().distance_backward(
         grad.data() + i * kFeatures, other.grad.data() + j * kFeatures,
         values.data() + i * kFeatures, other.values.data() + j * kFeatures, weight, features);
   }
@@ -219,17 +217,16 @@ struct FeatureSlice {
 // Gradients of the rows given those of the L1 table, [N, M]. A task owns some features of all
 // rows, so that each gradient has one writer and one order of summation.
 template <class S>
-void l1_table_backward(const std::vector<Accumulator<S>>& grad_table, const Rows<const S>& query,
+void l1_table_backward(const std::vector<double>& grad_table, const Rows<const S>& query,
                        const Rows<const S>& key, int64_t b, const Rows<S>& grad_query,
                        const Rows<S>& grad_key,
                        const std::optional<PairedDistance<S>>& paired = std::nullopt) {
-  using Slice = FeatureSlice<Accumulator<S>>;
-  const int64_t tasks = ceil_div(query.features, Slice::kFeatures);
+  const int64_t tasks = ceil_div(query.features, FeatureSlice::kFeatures);
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-    Slice queries(query.count), keys(key.count), pairs(paired ? query.count : 0);
+    FeatureSlice queries(query.count), keys(key.count), pairs(paired ? query.count : 0);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t first = task * Slice::kFeatures;
-      const int64_t features = std::min(Slice::kFeatures, query.features - first);
+      const int64_t first = task * FeatureSlice::kFeatures;
+      const int64_t features = std::min(FeatureSlice::kFeatures, query.features - first);
       queries.load(query, b, first, features);
       keys.load(key, b, first, features);
       for (int64_t i = 0; i < query.count; ++i) {

@@ -109,9 +109,10 @@ def upscale(
         overwrite: replace existing files.
     """
     student = load_student(checkpoint)
-    files = [
-        path for item in inputs for path in ([item] if item.is_file() else find_images([item]))
-    ]
+    for item in inputs:
+        if not item.exists():
+            raise UserError(f"upscale: expected an image file or a folder, got {item}: not there")
+    files = [path for item in inputs for path in (find_images([item]) if item.is_dir() else [item])]
     if not files:
         raise UserError("upscale: expected image files or folders, got none")
     targets = [output / f"{path.stem}_x{student.scale}.png" for path in files]

@@ -23,7 +23,7 @@ class Quality(NamedTuple):
 def luma(image: np.ndarray) -> Tensor:
     """Y of a uint8 RGB image [H, W, 3], float64 [1, 1, H, W] in 16..235, not rounded."""
     weights = torch.tensor(LUMA_WEIGHTS, dtype=torch.float64) / 255
-    return (torch.from_numpy(image).double() @ weights + LUMA_OFFSET)[None, None]
+    return (torch.tensor(image, dtype=torch.float64) @ weights + LUMA_OFFSET)[None, None]
 
 
 def quality(sr: np.ndarray, hr: np.ndarray, shave: int) -> Quality:

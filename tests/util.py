@@ -1,0 +1,84 @@
+"""Cases and comparisons that the operators' tests share."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from tolerance import assert_close
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def contiguous(x: Tensor) -> Tensor:
+    return x.contiguous()
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def sliced(x: Tensor) -> Tensor:
+    """Every other element of a buffer whose other elements are NaN."""
+    buffer = x.new_full((*x.shape[:-1], 2 * x.shape[-1] + 1), float("nan"))
+    view = buffer[..., 1::2]
+    view.copy_(x)
+    return view
+
+
+LAYOUTS = (contiguous, channels_last, sliced)
+
+
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    """Standard normal float64 numbers."""
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(shape, dtype=torch.float64, generator=generator)
+
+
+def leaves(inputs: Sequence[Tensor | None], dtype: torch.dtype, layout: Callable) -> list:
+    return [None if t is None else layout(t.to(dtype)).detach().requires_grad_() for t in inputs]
+
+
+def run(function: Callable, tensors: Sequence[Tensor | None], grad: Tensor | None) -> list[Tensor]:
+    """The output, then the gradient of every tensor; `grad` None sums (an expanded gradient)."""
+    output = function(*tensors)
+    given = [t for t in tensors if t is not None]
+    if grad is None:
+        return [output, *torch.autograd.grad(output.sum(), given)]
+    return [output, *torch.autograd.grad(output, given, grad.to(output.dtype))]
+
+
+def compare(
+    function: Callable,
+    plain: Callable,
+    inputs: Sequence[Tensor | None],
+    dtype: torch.dtype,
+    layout: Callable = contiguous,
+    expanded_grad: bool = False,
+) -> None:
+    """Hold a function and all its gradients to the tolerance rule.
+
+    Args:
+        function: under test.
+        plain: the equivalent PyTorch.
+        inputs: float64 tensors; they are rounded to dtype before any function sees them.
+    """
+    rounded = [None if t is None else t.to(dtype).double() for t in inputs]
+    tested = leaves(rounded, dtype, layout)
+    before = [None if t is None else t.detach().clone() for t in tested]
+    double = leaves(rounded, torch.float64, contiguous)
+    shape = plain(*double).shape
+    grad = None if expanded_grad else rand(*shape, seed=7).to(dtype).double()
+    ours = run(function, tested, grad)
+    reference = run(plain, double, grad)
+    theirs = run(plain, leaves(rounded, dtype, layout), grad)
+    names = ["output"] + [f"gradient {i}" for i, t in enumerate(inputs) if t is not None]
+    for result in zip(ours, reference, theirs, names, strict=True):
+        assert_close(*(t.detach() if isinstance(t, Tensor) else t for t in result))
+    for tensor, original in zip(tested, before, strict=True):
+        assert tensor is None or torch.equal(tensor, original), "an input was written to"
+
+
+def memory_format(x: Tensor) -> str:
+    if x.is_contiguous():
+        return "contiguous"
+    return "channels_last" if x.is_contiguous(memory_format=torch.channels_last) else "other"
