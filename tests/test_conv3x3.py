@@ -69,7 +69,10 @@ def test_empty_batch(backend):
 
 @pytest.mark.parametrize("needs", list(itertools.product([False, True], repeat=4))[1:])
 def test_only_some_inputs_need_a_gradient(backend, needs):
-    tensors = [t.requires_grad_(n) for t, n in zip(inputs(1, 4, 4, 3, 3, residual=True), needs)]
+    tensors = [
+        t.requires_grad_(n)
+        for t, n in zip(inputs(1, 4, 4, 3, 3, residual=True), needs, strict=True)
+    ]
     results = []
     for function in (fused({"relu": True}), lambda *t: plain(*t, relu=True)):
         output = function(*tensors)

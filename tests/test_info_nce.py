@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.library import opcheck
-from util import DTYPES, compare, contiguous, rand, sliced
+from util import compare, contiguous, rand, sliced
 
 from clsd_fast import info_nce
 from clsd_fast.nn import InfoNCELoss

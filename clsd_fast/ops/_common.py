@@ -77,10 +77,9 @@ def cast(*tensors: Tensor | None, dtype: torch.dtype | None = None) -> tuple[Ten
 
     As PyTorch's own autocast does, this leaves float64 and integers alone.
     """
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if not _autocasts(tensors[0]):
         return tensors
-    target = torch.get_autocast_dtype(device) if dtype is None else dtype
+    target = torch.get_autocast_dtype(tensors[0].device.type) if dtype is None else dtype
     return tuple(
         tensor.to(target)
         if tensor is not None and tensor.is_floating_point() and tensor.dtype != torch.float64
@@ -91,10 +90,12 @@ def cast(*tensors: Tensor | None, dtype: torch.dtype | None = None) -> tuple[Ten
 
 def without_autocast(x: Tensor):
     """A context in which plain PyTorch keeps the dtypes that `cast` chose."""
+    return torch.autocast(x.device.type, enabled=False) if _autocasts(x) else nullcontext()
+
+
+def _autocasts(x: Tensor) -> bool:
     device = x.device.type
-    if not torch.is_autocast_enabled(device):
-        return nullcontext()
-    return torch.autocast(device, enabled=False)
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def batch_rows(lead: torch.Size, rows: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from tyro.conf import Positional, arg
 from clsd_fast import EDSR
 from clsd_fast.env import report
 
-from .checkpoint import load_student
+from .checkpoint import load_student, write_atomically
 from .config import load_config
 from .data import Pair, read_pairs
 from .errors import UserError
@@ -64,6 +64,8 @@ def evaluate(
         raise UserError(f"eval: expected an existing folder for {json_path}, got none")
     scores = {}
     for pair in read_pairs(hr, lr, student.scale):
+        if pair.name in scores:
+            raise UserError(f"eval: expected images of distinct names, got {pair.name} twice")
         scores[pair.name] = _score(student, pair)
     means = [mean_quality(list(column)) for column in zip(*scores.values(), strict=True)]
     _print_scores(student.scale, {**scores, "mean": tuple(means)})
@@ -117,10 +119,12 @@ def upscale(
         raise UserError("upscale: expected image files or folders, got none")
     targets = [output / f"{path.stem}_x{student.scale}.png" for path in files]
     _check_targets(files, targets, overwrite)
-    images = {path: read_image(path) for path in files}  # all are read before one is written
+    for path in files:  # all are read before one is written, but not all are kept
+        read_image(path)
     output.mkdir(parents=True, exist_ok=True)
     for path, target in zip(files, targets, strict=True):
-        Image.fromarray(upscale_image(student, images[path])).save(target)
+        sr = Image.fromarray(upscale_image(student, read_image(path)))
+        write_atomically(target, sr.save)
         print(f"wrote {target}")
 
 
@@ -179,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.showwarning = lambda message, *_: print(f"clsd: warning: {message}", file=sys.stderr)
     try:
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="clsd", args=arguments)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"clsd: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

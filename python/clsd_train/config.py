@@ -12,7 +12,6 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -27,10 +26,11 @@ def _as_sequence(value: Any) -> Any:
 
 Folders = Annotated[tuple[Path, ...], BeforeValidator(_as_sequence)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and the sampler take
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -78,7 +78,7 @@ class TrainConfig(Section):
     gamma: PositiveFloat = 0.5
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     threads: PositiveInt | None = None  # default: torch's
     device: str = "cpu"
     log_every: PositiveInt = 10

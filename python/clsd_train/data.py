@@ -115,14 +115,8 @@ def load_cached(
     The file is named by its sources' paths, sizes and times of change: a changed source makes a
     new cache. It appears complete or not at all.
     """
-    sources = [find_images(folders) for folders in (hr_folders, lr_folders) if folders]
-    stats = [(str(path.resolve()), path.stat()) for paths in sources for path in paths]
-    identity = [
-        RECIPE,
-        scale,
-        data.on_bad_image,
-        [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats],
-    ]
+    sources = [_fingerprint(folders) for folders in (hr_folders, lr_folders)]
+    identity = [RECIPE, scale, data.on_bad_image, sources]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     folder = data.cache or _default_cache()
     index_path, pixels_path = folder / f"{key}.json", folder / f"{key}.bin"
@@ -134,6 +128,11 @@ def load_cached(
         raise UserError("data: expected at least one usable image, got none")
     pixels = np.memmap(pixels_path, dtype=np.uint8, mode="r")
     return [_view(pixels, entry) for entry in index]
+
+
+def _fingerprint(folders: Sequence[Path]) -> list[tuple[str, int, int]]:
+    stats = [(str(path.resolve()), path.stat()) for path in find_images(folders)]
+    return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 
 
 def _default_cache() -> Path:

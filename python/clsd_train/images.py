@@ -48,6 +48,8 @@ def read_image(path: Path) -> np.ndarray:
         got = "a file that is no image"
     except FileNotFoundError:
         got = "no such file"
+    except Image.DecompressionBombError:
+        got = "one of more pixels than Pillow opens"
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on broken data
         got = f"a broken one ({' '.join(str(error).split())})"
     raise BadImageError(f"data: {path}: expected an image, got {got}")

@@ -4,7 +4,7 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -112,15 +112,18 @@ class Run:
         values = {name: loss.item() for name, loss in losses.items()}
         self.iteration += 1
         if not math.isfinite(values["total"]):
-            raise UserError(
-                f"train: expected a finite loss, got {values['total']} at iteration "
-                f"{self.iteration}; the last checkpoint is kept (lower train.learning_rate?)"
-            )
+            self._stop("a finite loss", values["total"])
         self.optimizer.zero_grad(set_to_none=True)
         losses["total"].backward()
         self.optimizer.step()
         self.schedule.step()
         return values
+
+    def _stop(self, expected: str, got: object) -> NoReturn:
+        raise UserError(
+            f"train: expected {expected}, got {got} at iteration {self.iteration}; "
+            "the last checkpoint is kept (lower train.learning_rate?)"
+        )
 
     def _log(self, kind: str, values: dict[str, float], writer: SummaryWriter) -> None:
         self.history.add({"kind": kind, "iteration": self.iteration, **values})
@@ -128,7 +131,13 @@ class Run:
             writer.add_scalar(f"{kind}/{name}", value, self.iteration)
 
     def save(self) -> None:
-        """Write the student's weights and the run's state, each complete or not at all."""
+        """Write the student's weights and the run's state, each complete or not at all.
+
+        Raises:
+            UserError: if a weight is not finite. The last checkpoint stays as it was.
+        """
+        if not all(p.isfinite().all() for p in self.model.parameters()):
+            self._stop("finite weights", "infinity or NaN")
         state = {
             "iteration": self.iteration,
             "model": self.model.state_dict(),

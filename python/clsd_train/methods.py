@@ -19,11 +19,13 @@ def build_model(config: Config) -> CLSD:
     torch.manual_seed(config.train.seed)
     model, heads = config.model, config.heads
     ds_weight, contrast_weight = config.loss_weights
+    # Without heads the taps mean nothing; the default ones would refuse a short student.
+    taps = heads.taps if ds_weight or contrast_weight else (1,)
     try:
         student = EDSR(config.scale, model.num_blocks, model.channels, model.res_scale)
         return CLSD(
             student,
-            heads.taps,
+            taps,
             heads.blocks,
             heads.contrast,
             ds_weight=ds_weight,

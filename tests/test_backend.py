@@ -1,0 +1,104 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from util import rand
+
+import clsd_fast
+from clsd_fast import _native, backend, env
+
+
+@pytest.fixture
+def without_library(monkeypatch):
+    monkeypatch.setattr(_native, "devices", frozenset())
+    monkeypatch.setattr(_native, "missing", "_C.so was not built for this installation")
+
+
+def convolve():
+    return clsd_fast.conv3x3(rand(1, 2, 3, 3), rand(2, 2, 3, 3))
+
+
+def test_setter_and_context_manager():
+    before = backend.current_backend()
+    with clsd_fast.use_backend("reference"):
+        assert backend.current_backend() == "reference"
+        with clsd_fast.use_backend("auto"):
+            assert backend.current_backend() == "auto"
+        assert backend.current_backend() == "reference"
+    assert backend.current_backend() == before
+    clsd_fast.use_backend("reference")
+    assert backend.current_backend() == "reference"
+    clsd_fast.use_backend(before)
+
+
+def test_unknown_name():
+    with pytest.raises(ValueError, match="expected one of auto, native, reference, got 'cuda'"):
+        clsd_fast.use_backend("cuda")
+
+
+def test_native_raises_without_the_library(without_library):
+    message = "conv3x3: expected a native kernel for cpu tensors, got none .* was not built"
+    with clsd_fast.use_backend("native"), pytest.raises(RuntimeError, match=message):
+        convolve()
+
+
+def test_native_raises_for_another_device():
+    x, weight = torch.empty(1, 2, 3, 3, device="meta"), torch.empty(2, 2, 3, 3, device="meta")
+    message = "conv3x3: expected a native kernel for meta tensors, got none"
+    with clsd_fast.use_backend("native"), pytest.raises(RuntimeError, match=message):
+        clsd_fast.conv3x3(x, weight)
+
+
+def test_auto_falls_back_without_the_library(without_library):
+    expected = torch.nn.functional.conv2d(rand(1, 2, 3, 3), rand(2, 2, 3, 3), padding=1)
+    with clsd_fast.use_backend("auto"):
+        torch.testing.assert_close(convolve(), expected)
+
+
+def test_auto_is_native_where_it_can(native):
+    x, weight = rand(1, 2, 3, 3).requires_grad_(), rand(2, 2, 3, 3)
+    with clsd_fast.use_backend("auto"):
+        assert "clsd_fast" in clsd_fast.conv3x3(x, weight).grad_fn.name()
+    with clsd_fast.use_backend("reference"):
+        assert "clsd_fast" not in clsd_fast.conv3x3(x, weight).grad_fn.name()
+
+
+def run_python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_environment_variable():
+    code = "import clsd_fast.backend as b; print(b.current_backend())"
+    assert run_python(code, CLSD_FAST_BACKEND="reference").stdout == "reference\n"
+    failed = run_python(code, CLSD_FAST_BACKEND="fast")
+    assert "CLSD_FAST_BACKEND: expected one of auto, native, reference, got 'fast'" in failed.stderr
+
+
+def test_env_reports_a_missing_library(without_library, capsys):
+    env.main()
+    printed = capsys.readouterr().out
+    assert "missing: _C.so was not built for this installation" in printed
+    assert "every call runs on the reference backend" in printed
+
+
+def test_env_reports_the_loaded_library(native, capsys):
+    env.main()
+    assert f"loaded from {_native.LIBRARY}" in capsys.readouterr().out
+
+
+def test_a_library_that_does_not_load_is_remembered(monkeypatch, tmp_path):
+    broken = tmp_path / "_C.so"
+    broken.write_bytes(b"not a library")
+    monkeypatch.setattr(_native, "LIBRARY", broken)
+    monkeypatch.setattr(_native, "devices", frozenset())
+    monkeypatch.setattr(_native, "missing", None)
+    _native.load()
+    assert _native.devices == frozenset()
+    assert _native.missing.startswith("_C.so does not load: ")

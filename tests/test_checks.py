@@ -1,0 +1,184 @@
+"""Bad calls get one sentence, the same from every backend and from the operators themselves."""
+
+import pytest
+import torch
+from util import rand
+
+import clsd_fast
+from clsd_fast import ops
+
+ops_native = torch.ops.clsd_fast
+X, W, B = rand(2, 4, 5, 6), rand(4, 4, 3, 3), rand(4)
+Q = rand(2, 7, 9)
+
+BAD_CALLS = [
+    (
+        lambda: ops.conv3x3(rand(4, 5, 6), W),
+        "conv3x3: expected x of shape [N, C, H, W] with C, H, W >= 1, got [4, 5, 6]",
+    ),
+    (
+        lambda: ops.conv3x3(rand(2, 4, 0, 6), W),
+        "conv3x3: expected x of shape [N, C, H, W] with C, H, W >= 1, got [2, 4, 0, 6]",
+    ),
+    (
+        lambda: ops.conv3x3(X, rand(4, 3, 3, 3)),
+        "conv3x3: expected weight of shape [K, 4, 3, 3], got [4, 3, 3, 3]",
+    ),
+    (lambda: ops.conv3x3(X, W, rand(5)), "conv3x3: expected bias of shape [4], got [5]"),
+    (
+        lambda: ops.conv3x3(X, W, residual=rand(2, 4, 5, 5)),
+        "conv3x3: expected residual of shape [2, 4, 5, 6], got [2, 4, 5, 5]",
+    ),
+    (
+        lambda: ops.conv3x3(X, W.float()),
+        "conv3x3: expected weight of dtype float64, got float32",
+    ),
+    (
+        lambda: ops.conv3x3(X.int(), W.int()),
+        "conv3x3: expected x of dtype float32, float64, bfloat16, float16, got int32",
+    ),
+    (
+        lambda: ops.conv3x3(X, W.to("meta")),
+        "conv3x3: expected weight on cpu, got meta",
+    ),
+    (
+        lambda: ops.residual_block(X, W, B, rand(4, 2, 3, 3), B),
+        "residual_block: expected weight2 of shape [4, 4, 3, 3], got [4, 2, 3, 3]",
+    ),
+    (
+        lambda: ops.residual_block(X, rand(4, 4, 5, 5), B, W, B),
+        "residual_block: expected weight1 of shape [K, 4, 3, 3], got [4, 4, 5, 5]",
+    ),
+    (
+        lambda: ops.residual_block(X, W, B, W, rand(3)),
+        "residual_block: expected bias2 of shape [4], got [3]",
+    ),
+    (
+        lambda: ops.pixel_shuffle_upsample(X, rand(6, 4, 3, 3), None, 2),
+        "pixel_shuffle_upsample: expected weight of shape [4 K, 4, 3, 3], got [6, 4, 3, 3]",
+    ),
+    (
+        lambda: ops.pixel_shuffle_upsample(X, W, B, 0),
+        "pixel_shuffle_upsample: expected upscale_factor >= 1, got 0",
+    ),
+    (
+        lambda: ops.pairwise_similarity(Q, Q, "euclidean"),
+        "pairwise_similarity: expected metric cosine, dot or l1, got euclidean",
+    ),
+    (
+        lambda: ops.pairwise_similarity(Q, rand(2, 7, 8)),
+        "pairwise_similarity: expected key of shape [..., rows, 9], got [2, 7, 8]",
+    ),
+    (
+        lambda: ops.pairwise_similarity(rand(9), rand(9)),
+        "pairwise_similarity: expected query of shape [..., rows, D], got [9]",
+    ),
+    (
+        lambda: ops.pairwise_similarity(Q, rand(3, 7, 9)),
+        "pairwise_similarity: expected leading dimensions that broadcast, got query [2], key [3]",
+    ),
+    (
+        lambda: ops.info_nce(Q, rand(2, 6, 9)),
+        "info_nce: expected positive_key of shape [..., 7, 9], got [2, 6, 9]",
+    ),
+    (
+        lambda: ops.info_nce(Q, Q, rand(2, 5, 8)),
+        "info_nce: expected negative_keys of shape [..., rows, 9], got [2, 5, 8]",
+    ),
+    (lambda: ops.info_nce(Q, Q, temperature=0), "info_nce: expected temperature > 0, got 0"),
+    (
+        lambda: ops.info_nce(Q, Q, reduction="max"),
+        "info_nce: expected reduction none, mean or sum, got max",
+    ),
+    (
+        lambda: ops.distance_ratio_loss(Q[:, :1], Q[:, :1]),
+        "distance_ratio_loss: expected two rows or given negatives, got 1 row",
+    ),
+    (
+        lambda: ops.distance_ratio_loss(Q, Q, rand(2, 0, 9)),
+        "distance_ratio_loss: expected at least 1 row of negatives, got 0",
+    ),
+    (
+        lambda: ops.distance_ratio_loss(Q, Q, eps=-1),
+        "distance_ratio_loss: expected eps >= 0, got -1",
+    ),
+]
+
+
+@pytest.mark.parametrize("call, sentence", BAD_CALLS, ids=[s for _, s in BAD_CALLS])
+def test_public_functions(backend, call, sentence):
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert str(caught.value) == sentence
+
+
+BAD_OPERATOR_CALLS = [
+    (
+        lambda: ops_native.conv3x3(rand(4, 5, 6), W, None, None, 1.0, False),
+        "conv3x3: expected x of shape [N, C, H, W] with C, H, W >= 1, got [4, 5, 6]",
+    ),
+    (
+        lambda: ops_native.conv3x3(X, rand(4, 3, 3, 3), None, None, 1.0, False),
+        "conv3x3: expected weight of shape [K, 4, 3, 3], got [4, 3, 3, 3]",
+    ),
+    (
+        lambda: ops_native.conv3x3(X, W.float(), None, None, 1.0, False),
+        "conv3x3: expected weight of dtype float64, got float32",
+    ),
+    (
+        lambda: ops_native.conv3x3(X.int(), W.int(), None, None, 1.0, False),
+        "conv3x3: expected x of dtype float32, float64, bfloat16, float16, got Int",
+    ),
+    (
+        lambda: ops_native.conv3x3(X, W, B, rand(2, 4, 5, 5), 1.0, False),
+        "conv3x3: expected residual of shape [2, 4, 5, 6], got [2, 4, 5, 5]",
+    ),
+    (
+        lambda: ops_native.conv3x3_backward(rand(2, 4, 5, 5), X, W, 1.0, True, True, True),
+        "conv3x3_backward: expected grad_output of shape [2, 4, 5, 6], got [2, 4, 5, 5]",
+    ),
+    (
+        lambda: ops_native.residual_block(X, W, B, rand(4, 2, 3, 3), B, 1.0, True),
+        "residual_block: expected weight2 of shape [4, 4, 3, 3], got [4, 2, 3, 3]",
+    ),
+    (
+        lambda: ops_native.residual_block_backward(X, X, rand(1, 4, 5, 6), W, W, 1.0, True, True),
+        "residual_block_backward: expected hidden of shape [2, 4, 5, 6], got [1, 4, 5, 6]",
+    ),
+    (
+        lambda: ops_native.pixel_shuffle_upsample(X, rand(6, 4, 3, 3), None, 2),
+        "pixel_shuffle_upsample: expected weight of shape [4 K, 4, 3, 3], got [6, 4, 3, 3]",
+    ),
+    (
+        lambda: ops_native.pairwise_similarity(Q, rand(2, 7, 8), "dot"),
+        "pairwise_similarity: expected key of shape [2, 7, 9], got [2, 7, 8]",
+    ),
+    (
+        lambda: ops_native.info_nce(Q, rand(2, 6, 9), None, 0.1),
+        "info_nce: expected positive_key of shape [2, 7, 9], got [2, 6, 9]",
+    ),
+    (
+        lambda: ops_native.info_nce_backward(rand(2, 7), rand(2, 6), rand(2, 7), Q, Q, None, 0.1),
+        "info_nce_backward: expected maximum of shape [2, 7], got [2, 6]",
+    ),
+    (
+        lambda: ops_native.distance_ratio_loss(Q, Q, rand(2, 0, 9), 0.1),
+        "distance_ratio_loss: expected at least 1 row of negatives, got 0",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "call, sentence", BAD_OPERATOR_CALLS, ids=[s for _, s in BAD_OPERATOR_CALLS]
+)
+def test_native_operators(native, call, sentence):
+    with pytest.raises(RuntimeError) as caught:
+        call()
+    assert str(caught.value) == sentence
+
+
+def test_edsr_and_clsd():
+    with pytest.raises(ValueError, match=r"EDSR: expected scale in \{2, 3, 4\}, got 5"):
+        clsd_fast.EDSR(5)
+    with pytest.raises(ValueError, match=r"CLSD: expected taps in 1\.\.16, got 17"):
+        clsd_fast.CLSD(clsd_fast.EDSR(2), (5, 17))
