@@ -19,7 +19,12 @@ def test_defaults_are_edsr_baseline():
 def test_overrides_win_over_the_file(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("scale: 3\ntrain:\n  iterations: 7\n  seed: 5\n")
-    overrides = ["train.iterations=9", "train.learning_rate=1e-3", "data.train=/x", "heads.taps=[1]"]
+    overrides = [
+        "train.iterations=9",
+        "train.learning_rate=1e-3",
+        "data.train=/x",
+        "heads.taps=[1]",
+    ]
     config = load_config(path, overrides)
     assert (config.scale, config.train.iterations, config.train.seed) == (3, 9, 5)
     assert config.train.learning_rate == 1e-3  # PyYAML alone reads 1e-3 as a string
@@ -58,7 +63,10 @@ def test_config_is_frozen():
         ("mehtod=ds", "config: unknown key 'mehtod', nearest known is 'method'"),
         ("scale=5", "config: scale: expected 2, 3 or 4, got 5"),
         ("train.seed=-1", "config: train.seed: expected greater than or equal to 0, got -1"),
-        ("train.learning_rate=.inf", "config: train.learning_rate: expected finite number, got inf"),
+        (
+            "train.learning_rate=.inf",
+            "config: train.learning_rate: expected finite number, got inf",
+        ),
         ("scale.x=1", "config: scale: expected 2, 3 or 4, got {'x': 1}"),
         ("scale", "config: expected an override key=value, got 'scale'"),
     ],

@@ -1,0 +1,199 @@
+import pytest
+import torch
+from plain_edsr import plain_clsd_losses
+from util import channels_last
+
+from clsd_fast import CLSD, EDSR
+from clsd_fast.distill import CONTRASTS
+
+TAPS = (1, 2, 4)
+
+
+def make(contrast="info_nce", seed=0, **options):
+    torch.manual_seed(seed)
+    return CLSD(EDSR(2, 4, 8), TAPS, 2, contrast, num_patches=20, **options)
+
+
+def batch(dtype=torch.float32, size=6):
+    generator = torch.Generator().manual_seed(1)
+    lr = torch.rand(4, 3, size, size, generator=generator, dtype=torch.float64) * 255
+    hr = torch.rand(4, 3, 2 * size, 2 * size, generator=generator, dtype=torch.float64) * 255
+    return lr.to(dtype), hr.to(dtype)
+
+
+@pytest.mark.parametrize("contrast", ["info_nce", "feature_ratio", "pos_only"])
+def test_losses_and_gradients_are_those_written_out(backend, contrast):
+    model = make(contrast).double()
+    lr, hr = batch(torch.float64)
+    ours, expected = model(lr, hr).losses, plain_clsd_losses(model, lr, hr)
+    assert set(ours) == set(expected)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    for name, loss in ours.items():
+        torch.testing.assert_close(loss, expected[name], rtol=1e-10, atol=1e-10)
+    for a, b in zip(
+        torch.autograd.grad(ours["total"], trainable),
+        torch.autograd.grad(expected["total"], trainable),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("contrast", CONTRASTS)
+def test_the_same_seed_twice_is_bit_equal(backend, contrast):
+    results = []
+    for _ in range(2):
+        model = make(contrast)
+        losses = model(*batch()).losses
+        losses["total"].backward()
+        grads = [p.grad for p in model.parameters() if p.requires_grad]
+        results.append([*losses.values(), *grads])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("contrast", CONTRASTS)
+def test_every_trainable_parameter_gets_a_gradient(contrast):
+    model = make(contrast)
+    model(*batch()).losses["total"].backward()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+
+
+@pytest.mark.parametrize("contrast", CONTRASTS)
+def test_the_target_of_the_contrast_is_detached(contrast):
+    model = make(contrast)
+    model(*batch()).losses["cl"].backward()
+    end = model.student.body[-1]
+    assert end.weight.grad is None  # only the target depends on the body's end
+    assert model.student.body[0].body[0].weight.grad.abs().sum() > 0  # taps are not detached
+
+
+@pytest.mark.parametrize(
+    "weights, names",
+    [
+        ((0, 0), {"rec", "total"}),
+        ((1, 0), {"rec", "ds", "total"}),
+        ((0, 0.1), {"rec", "cl", "total"}),
+        ((1, 0.1), {"rec", "ds", "cl", "total"}),
+    ],
+)
+def test_methods(weights, names):
+    ds_weight, contrast_weight = weights
+    model = make(ds_weight=ds_weight, contrast_weight=contrast_weight)
+    output = model(*batch())
+    assert set(output.losses) == names
+    assert len(output.head_sr) == (3 if ds_weight else 0)
+    heads = {name.split(".")[1] for name in model.state_dict() if name.startswith("heads.")}
+    taps = {str(tap) for tap in TAPS}
+    projection = {"target_projection"} if contrast_weight else set()
+    assert heads == (taps | projection if any(weights) else set())
+    assert any(".tail." in n for n in model.heads.state_dict()) == bool(ds_weight)
+
+
+def test_eval_is_the_student_alone(backend):
+    model = make().eval()
+    for head in model.heads.values():
+        head.forward = None  # calling one would raise
+    lr, _ = batch()
+    assert torch.equal(model(lr), model.student(lr))
+
+
+def test_export_has_no_head(backend):
+    model = make().eval()
+    lr, _ = batch()
+    program = torch.export.export(model, (lr,))
+    used = {
+        spec.target
+        for spec in program.graph_signature.input_specs
+        if spec.target and any(n.name == spec.arg.name and n.users for n in program.graph.nodes)
+    }
+    assert used and all(name.startswith("student.") for name in used)
+    torch.testing.assert_close(program.module()(lr), model(lr))
+
+
+def test_channels_last_gives_the_same(backend):
+    model = make().double()
+    lr, hr = batch(torch.float64)
+    expected = model(lr, hr).losses["total"]
+    model = model.to(memory_format=torch.channels_last)
+    ours = model(channels_last(lr), channels_last(hr)).losses["total"]
+    torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("skip", ["first", "tap", "none"])
+def test_skips_differ(skip):
+    losses = {name: make(skip=name)(*batch()).losses["ds"].item() for name in ("first", "tap")}
+    assert len({*losses.values(), make(skip="none")(*batch()).losses["ds"].item()}) == 3
+
+
+def test_a_shared_tail_is_one_tail():
+    model = make(share_tail=True)
+    tails = {id(model.heads[str(tap)].tail) for tap in TAPS}
+    assert len(tails) == 1
+    own = sum(p.numel() for p in make().parameters())
+    tail = sum(p.numel() for p in model.student.tail.parameters())
+    assert own - sum(p.numel() for p in model.parameters()) == 2 * tail
+
+
+def test_value_range_does_not_change_pixel_losses():
+    losses = []
+    for value_range in (1.0, 255.0):
+        torch.manual_seed(0)
+        student = EDSR(2, 4, 8, value_range=value_range)
+        for name, parameter in student.named_parameters():
+            if "mean" not in name:
+                torch.nn.init.zeros_(parameter)
+        lr, hr = (t * value_range / 255 for t in batch())
+        losses.append(CLSD(student, contrast_weight=0, taps=TAPS)(lr, hr).losses["rec"])
+    torch.testing.assert_close(*losses)
+
+
+def test_a_batch_of_one(backend):
+    lr, hr = (t[:1] for t in batch())
+    assert make("info_nce")(lr, hr).losses["cl"].item() == 0
+    with pytest.raises(ValueError, match="expected two rows or given negatives, got 1 row"):
+        make("feature_ratio")(lr, hr)
+
+
+@pytest.mark.parametrize(
+    "make_model, error, sentence",
+    [
+        (lambda: make()(batch()[0]), ValueError, "CLSD: expected a target hr in train(), got None"),
+        (
+            lambda: make()(batch()[0], batch()[0]),
+            ValueError,
+            "CLSD: expected hr of shape [4, 3, 12, 12], got [4, 3, 6, 6]",
+        ),
+        (lambda: CLSD(EDSR(2), (17,)), ValueError, "CLSD: expected taps in 1..16, got 17"),
+        (
+            lambda: CLSD(EDSR(2), (5, 5)),
+            ValueError,
+            "CLSD: expected ascending, distinct taps, got [5, 5]",
+        ),
+        (lambda: CLSD(EDSR(2), ()), ValueError, "CLSD: expected ascending, distinct taps, got []"),
+        (
+            lambda: CLSD(EDSR(2), contrast="moco"),
+            ValueError,
+            "CLSD: expected contrast in info_nce, patch_nce, feature_ratio, pos_only, got 'moco'",
+        ),
+        (
+            lambda: CLSD(EDSR(2), skip="last"),
+            ValueError,
+            "CLSD: expected skip in first, tap, none, got 'last'",
+        ),
+        (
+            lambda: CLSD(EDSR(2), head_blocks=0),
+            ValueError,
+            "CLSD: expected head_blocks >= 1, got 0",
+        ),
+        (lambda: CLSD(EDSR(2), ds_weight=-1), ValueError, "CLSD: expected weights >= 0, got -1"),
+        (
+            lambda: CLSD(torch.nn.Linear(1, 1)),
+            TypeError,
+            "CLSD: expected student to be an EDSR, got Linear",
+        ),
+    ],
+)
+def test_errors(make_model, error, sentence):
+    with pytest.raises(error) as caught:
+        make_model()
+    assert str(caught.value) == sentence
