@@ -17,7 +17,8 @@
 
 namespace clsd::cpu {
 
-constexpr int64_t kBand = 8;  // image rows of one task
+constexpr int64_t kBand = 8;   // image rows of one task
+constexpr int64_t kChain = 64;  // steps of one summation chain (tile.h)
 
 template <class S>
 struct Epilogue {
@@ -175,7 +176,7 @@ void convolve(const Images<const S>& input, const std::vector<Accumulator<S>>& w
             T sums[kTileSize] = {};
             for (int64_t ky = 0; ky < 3; ++ky) {
               tile.multiply(sums, {rows.row(y + ky) + x * input.channels, input.channels, 1,
-                                   weights + ky * depth * kTileCols, kTileCols, depth});
+                                   weights + ky * depth * kTileCols, kTileCols, depth, kChain});
             }
             store_tile(sums, epilogue, output, n, first + y, x,
                        std::min(kTileRows, input.width - x), k, count);
@@ -223,7 +224,7 @@ void weight_gradient(const Images<const S>& input, const Images<const S>& grad,
           T* sums = partial + ((ky * row_tiles + t) * padded + k) * kTileRows;
           for (int64_t y = 0; y < height; ++y) {
             tile.multiply(sums, {x.row(y + ky) + t * kTileRows, 1, input.channels,
-                                 dy.row(y) + k, padded, input.width});
+                                 dy.row(y) + k, padded, input.width, kChain});
           }
         }
       }

@@ -57,7 +57,7 @@ struct Contrast {
     std::fill(tile, tile + kTileSize, T(0));
     tile_kernels<T>().multiply(tile, {left.row(i), left.stride, 1,
                                       columns.data() + j * left.features, kTileCols,
-                                      left.features});
+                                      left.features, kChain});
     for (int64_t e = 0; e < kTileSize; ++e) tile[e] *= inverse_temperature;
   }
 };

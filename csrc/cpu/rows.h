@@ -12,6 +12,10 @@
 
 namespace clsd::cpu {
 
+// Steps of one summation chain (tile.h): similarities are compared with each other, and divided
+// by small temperatures.
+constexpr int64_t kChain = 16;
+
 // A row with a smaller Euclidean norm counts as zero (NORM_EPS of clsd_fast/reference.py).
 constexpr double kNormEps = 1e-12;
 
@@ -98,7 +102,7 @@ struct RowGradient {
           coefficients(i, j, table);
           for (int64_t d = 0; d < rows.stride; d += kTileCols) {
             tile.multiply(sums.data() + d * kTileRows, {table, kTileCols, 1, others->row(j) + d,
-                                                        others->stride, kTileCols});
+                                                        others->stride, kTileCols, kChain});
           }
         }
         for (int64_t r = 0; r < kTileRows && i + r < rows.count; ++r) {
@@ -150,7 +154,7 @@ std::vector<double> l1_table(const Rows<const S>& query, const Rows<const S>& ke
         double* sums = partials.data() + task * kTileRows * width + j * kTileRows;
         tile.distance(sums, {rows, queries.stride, 1,
                              columns.data() + j * query.features + first * kTileCols, kTileCols,
-                             steps});
+                             steps, kChain});
       }
     }
   });

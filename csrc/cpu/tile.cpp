@@ -6,10 +6,13 @@
 
 #if defined(__AVX512F__)
 #define CLSD_VECTOR_BYTES 64
+#define CLSD_VECTOR_REGISTERS 32
 #elif defined(__AVX2__)
 #define CLSD_VECTOR_BYTES 32
+#define CLSD_VECTOR_REGISTERS 16
 #else
 #define CLSD_VECTOR_BYTES 16
+#define CLSD_VECTOR_REGISTERS 16
 #endif
 
 namespace clsd::cpu::CLSD_ISA {
@@ -28,15 +31,22 @@ constexpr int kLanes = CLSD_VECTOR_BYTES / sizeof(T);
 template <class T>
 constexpr int kVectors = kTileCols / kLanes<T>;
 
+// Rows whose accumulators stay in registers beside the operands: a divisor of kTileRows.
+template <class T>
+constexpr int rows_at_once() {
+  for (int rows = kTileRows; rows > 1; --rows) {
+    if (kTileRows % rows == 0 && (rows + 1) * kVectors<T> < CLSD_VECTOR_REGISTERS) return rows;
+  }
+  return 1;
+}
+
 template <class T>
 struct MultiplyAdd {
-  static constexpr int64_t kChain = 16;
   static Vec<T> apply(Vec<T> sum, Vec<T> a, Vec<T> b) { return sum + a * b; }
 };
 
 template <class T>
 struct AddDistance {
-  static constexpr int64_t kChain = 16;
   static Vec<T> apply(Vec<T> sum, Vec<T> a, Vec<T> b) {
     const Vec<T> difference = a - b;
     // A NaN compares false and is kept.
@@ -44,19 +54,16 @@ struct AddDistance {
   }
 };
 
-// Sums of at most Step::kChain steps are added up: a single chain of hundreds of additions would
-// lose two to four times as much to rounding as PyTorch's blocked products and pairwise sums.
-template <class T, class Step>
-inline void accumulate(T* acc, const TileOperands<T>& operands) {
-  const T* a = operands.a;
+template <class T, class Step, int kRows>
+inline void accumulate_rows(T* acc, const T* a, const TileOperands<T>& operands) {
   const T* b = operands.b;
-  for (int64_t left = operands.steps; left > 0; left -= Step::kChain) {
-    Vec<T> sums[kTileRows][kVectors<T>] = {};
-    for (int64_t s = left < Step::kChain ? left : Step::kChain; s > 0; --s) {
+  for (int64_t left = operands.steps; left > 0; left -= operands.chain) {
+    Vec<T> sums[kRows][kVectors<T>] = {};
+    for (int64_t s = left < operands.chain ? left : operands.chain; s > 0; --s) {
       Vec<T> columns[kVectors<T>];
       std::memcpy(columns, b, sizeof(columns));
-#pragma GCC unroll 6
-      for (int r = 0; r < kTileRows; ++r) {
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) {
         const Vec<T> broadcast = a[r * operands.a_row] - Vec<T>{};
 #pragma GCC unroll 8
         for (int v = 0; v < kVectors<T>; ++v) {
@@ -66,12 +73,23 @@ inline void accumulate(T* acc, const TileOperands<T>& operands) {
       a += operands.a_step;
       b += operands.b_step;
     }
-    Vec<T> total[kTileRows][kVectors<T>];
+    Vec<T> total[kRows][kVectors<T>];
     std::memcpy(total, acc, sizeof(total));
-    for (int r = 0; r < kTileRows; ++r) {
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
       for (int v = 0; v < kVectors<T>; ++v) total[r][v] += sums[r][v];
     }
     std::memcpy(acc, total, sizeof(total));
+  }
+}
+
+template <class T, class Step>
+inline void accumulate(T* acc, const TileOperands<T>& operands) {
+  constexpr int kRows = rows_at_once<T>();
+  for (int r = 0; r < kTileRows; r += kRows) {
+    accumulate_rows<T, Step, kRows>(acc + r * kTileCols, operands.a + r * operands.a_row,
+                                    operands);
   }
 }
 

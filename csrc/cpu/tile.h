@@ -6,19 +6,23 @@
 
 namespace clsd::cpu {
 
-// A tile is kTileRows x kTileCols accumulators, row-major. With 16 columns it fills 12 of 16 AVX2
-// registers (6 of 32 with AVX-512) and leaves room for the operands.
-constexpr int64_t kTileRows = 6;
+// A tile is kTileRows x kTileCols accumulators, row-major: 12 of 32 AVX-512 registers at once, or
+// two halves of 12 of 16 AVX2 registers.
+constexpr int64_t kTileRows = 12;
 constexpr int64_t kTileCols = 16;
 constexpr int64_t kTileSize = kTileRows * kTileCols;
 
-// a[r * row + s * step] is broadcast against the kTileCols elements at b[s * b_step].
+// a[r * a_row + s * a_step] is broadcast against the kTileCols elements at b[s * b_step].
+//
+// Sums of at most `chain` steps are added up: a single chain of hundreds of additions would lose
+// two to four times as much to rounding as PyTorch's blocked products and pairwise sums.
 template <class T>
 struct TileOperands {
   const T* a;
   int64_t a_row, a_step;
   const T* b;
   int64_t b_step, steps;
+  int64_t chain;
 };
 
 template <class T>
