@@ -59,8 +59,11 @@ class CLSD(nn.Module):
     """A student with auxiliary heads that exist for training only.
 
     In ``train()``, ``model(lr, hr)`` returns a :class:`CLSDOutput`. In ``eval()``, ``model(lr)``
-    is ``model.student(lr)``: no head runs, and an export has none. The student's weights are
-    under ``student.*``, everything auxiliary under ``heads.*``.
+    is ``model.student(lr)``: no head runs. The student's weights are under ``student.*``,
+    everything auxiliary under ``heads.*``.
+
+    What ships is ``model.student``: save or export that. ``torch.export`` of the whole model in
+    ``eval()`` computes the same, but carries the heads' weights along as unused inputs.
 
     With y the target, F_t the features after block t, G the student's deep features and, for each
     tap t_k, head features G_k and image y_k::
@@ -96,6 +99,7 @@ class CLSD(nn.Module):
         projection_dim: D of the perceptrons.
         temperature: of the InfoNCE kinds.
         num_patches: positions per patch of ``patch_nce``, drawn from torch's generator.
+        eps: added to the denominator of ``feature_ratio``.
 
     Raises:
         TypeError: if student is no EDSR.
@@ -120,9 +124,14 @@ class CLSD(nn.Module):
         projection_dim: int = 128,
         temperature: float = 0.07,
         num_patches: int = 256,
+        eps: float = 1e-7,
     ) -> None:
         super().__init__()
-        _check_options(student, taps, head_blocks, contrast, skip, (ds_weight, contrast_weight))
+        _check_student(student, taps)
+        _check_choices(contrast, skip, (ds_weight, contrast_weight))
+        _check_counts(
+            head_blocks=head_blocks, projection_dim=projection_dim, num_patches=num_patches
+        )
         self.student = student
         self.taps = tuple(taps) if ds_weight or contrast_weight else ()
         self.contrast = contrast
@@ -131,6 +140,7 @@ class CLSD(nn.Module):
         self.skip = skip
         self.temperature = temperature
         self.num_patches = num_patches
+        self.eps = eps
 
         channels = student.channels
         projects = bool(contrast_weight) and contrast in ("info_nce", "patch_nce")
@@ -188,7 +198,7 @@ class CLSD(nn.Module):
 
     def _contrastive_loss(self, head_features: list[Tensor], target: Tensor) -> Tensor:
         if self.contrast == "feature_ratio":
-            return feature_ratio(torch.stack(head_features), target)
+            return feature_ratio(torch.stack(head_features), target, eps=self.eps)
         if self.contrast == "pos_only":
             return pos_only(torch.stack(head_features), target) / self.student.value_range
         if self.contrast == "info_nce":
@@ -209,14 +219,7 @@ def _projection(channels: int, projection_dim: int) -> nn.Module:
     )
 
 
-def _check_options(
-    student: nn.Module,
-    taps: Sequence[int],
-    head_blocks: int,
-    contrast: str,
-    skip: str,
-    weights: tuple[float, float],
-) -> None:
+def _check_student(student: nn.Module, taps: Sequence[int]) -> None:
     if not isinstance(student, EDSR):
         raise TypeError(f"CLSD: expected student to be an EDSR, got {type(student).__name__}")
     for tap in taps:
@@ -224,11 +227,19 @@ def _check_options(
             raise ValueError(f"CLSD: expected taps in 1..{student.num_blocks}, got {tap}")
     if not taps or list(taps) != sorted(set(taps)):
         raise ValueError(f"CLSD: expected ascending, distinct taps, got {list(taps)}")
-    if head_blocks < 1:
-        raise ValueError(f"CLSD: expected head_blocks >= 1, got {head_blocks}")
+
+
+def _check_choices(contrast: str, skip: str, weights: tuple[float, float]) -> None:
     if contrast not in CONTRASTS:
         raise ValueError(f"CLSD: expected contrast in {', '.join(CONTRASTS)}, got {contrast!r}")
     if skip not in SKIPS:
         raise ValueError(f"CLSD: expected skip in {', '.join(SKIPS)}, got {skip!r}")
-    if min(weights) < 0:
-        raise ValueError(f"CLSD: expected weights >= 0, got {min(weights)}")
+    for weight in weights:
+        if not weight >= 0:  # so that nan is refused too
+            raise ValueError(f"CLSD: expected weights >= 0, got {weight}")
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"CLSD: expected {name} >= 1, got {count}")

@@ -5,6 +5,7 @@ shared by all heads. Each loss is one operator call for all heads together.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .ops import distance_ratio_loss, info_nce
@@ -20,9 +21,15 @@ def _check_maps(name: str, features: Tensor, target: Tensor) -> None:
         )
 
 
-def _rows(maps: Tensor) -> Tensor:
-    """[..., B, C, H, W] to [..., B, H W C], which for a channels_last map is a view."""
-    return maps.movedim(-3, -1).flatten(-3)
+def _rows(features: Tensor, target: Tensor) -> list[Tensor]:
+    """Both maps [..., B, C, H, W] as rows [..., B, D], the elements in one order.
+
+    The loss does not depend on the order, so it follows the layout of features: neither a
+    contiguous nor a channels_last map is copied.
+    """
+    channels_last = features.stride(-3) == 1
+    maps = (features, target)
+    return [(m.movedim(-3, -1) if channels_last else m).flatten(-3) for m in maps]
 
 
 def sample_positions(height: int, width: int, count: int, device: torch.device) -> Tensor:
@@ -39,7 +46,12 @@ def gather_positions(maps: Tensor, positions: Tensor) -> Tensor:
 
 
 def patch_nce(
-    features: Tensor, target: Tensor, positions: Tensor, *, temperature: float = 0.07
+    features: Tensor,
+    target: Tensor,
+    positions: Tensor | None = None,
+    *,
+    num_patches: int = 256,
+    temperature: float = 0.07,
 ) -> Tensor:
     """InfoNCE between the feature vectors at sampled positions of each image.
 
@@ -54,18 +66,24 @@ def patch_nce(
     Args:
         features: maps [..., B, C, H, W].
         target: maps [B, C, H, W].
-        positions: [P] flat indices in 0..H*W-1, as of :func:`sample_positions`.
+        positions: [P] flat indices in 0..H*W-1, the same for all heads and images, or None to
+            draw them by :func:`sample_positions`.
+        num_patches: how many to draw, if positions is None.
         temperature: divisor of the cosine similarities, > 0.
 
     Returns:
         The mean over heads, images and positions, 0-dim.
 
     Raises:
-        ValueError: if the shapes do not agree.
+        ValueError: if the shapes do not agree, or for no positions.
 
     Source: Park et al., CUT (arXiv 2007.15651).
     """
     _check_maps("patch_nce", features, target)
+    if positions is None:
+        positions = sample_positions(*target.shape[-2:], num_patches, target.device)
+    if positions.numel() < 1:
+        raise ValueError("patch_nce: expected at least 1 position, got 0")
     query, key = (gather_positions(maps, positions) for maps in (features, target))
     return info_nce(query, key, temperature=temperature)
 
@@ -92,7 +110,7 @@ def feature_ratio(features: Tensor, target: Tensor, *, eps: float = 1e-7) -> Ten
     arXiv 2211.15951.
     """
     _check_maps("feature_ratio", features, target)
-    return distance_ratio_loss(_rows(features), _rows(target), eps=eps)
+    return distance_ratio_loss(*_rows(features, target), eps=eps)
 
 
 def pos_only(features: Tensor, target: Tensor) -> Tensor:
@@ -101,6 +119,8 @@ def pos_only(features: Tensor, target: Tensor) -> Tensor:
     Equivalent to::
 
         (features - target).abs().mean()
+
+    Under autocast the maps are cast to float32.
 
     Args:
         features: maps [..., B, C, H, W].
@@ -113,4 +133,4 @@ def pos_only(features: Tensor, target: Tensor) -> Tensor:
         ValueError: if the shapes do not agree.
     """
     _check_maps("pos_only", features, target)
-    return (features - target).abs().mean()
+    return F.l1_loss(features, target.expand_as(features))

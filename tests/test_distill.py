@@ -1,10 +1,11 @@
 import pytest
 import torch
-from plain_edsr import plain_clsd_losses
+from plain_edsr import plain_clsd_losses, plain_info_nce
 from util import channels_last
 
 from clsd_fast import CLSD, EDSR
 from clsd_fast.distill import CONTRASTS
+from clsd_fast.losses import sample_positions
 
 TAPS = (1, 2, 4)
 
@@ -36,6 +37,49 @@ def test_losses_and_gradients_are_those_written_out(backend, contrast):
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+def test_patch_nce_is_that_written_out(backend):
+    model = make("patch_nce").double()
+    lr, hr = batch(torch.float64)
+    torch.manual_seed(5)
+    loss = model(lr, hr).losses["cl"]
+    torch.manual_seed(5)
+    positions = sample_positions(6, 6, 20, torch.device("cpu"))
+    shallow = model.student.embed(lr)
+    tapped, deep = model.student.features(shallow, TAPS)
+    terms = []
+    for tap, x in zip(TAPS, tapped, strict=True):
+        head = model.heads[str(tap)]
+        for features, target in zip(head(x, shallow), deep.detach(), strict=True):
+            query, key = (m.flatten(1)[:, positions].T for m in (features, target))
+            projected = head.projection(query), model.heads["target_projection"](key)
+            terms.append(plain_info_nce(*projected, 0.07))
+    expected = torch.stack(terms).mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
+    # The heads' tails and the student's end are not on the path of this loss.
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    ours, theirs = (
+        torch.autograd.grad(value, trainable, allow_unused=True, materialize_grads=True)
+        for value in (loss, expected)
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+def test_eps_is_that_of_the_ratio():
+    small, large = (make("feature_ratio", eps=eps)(*batch()).losses["cl"] for eps in (0, 1e4))
+    assert large < 1e-2 * small
+
+
+@pytest.mark.parametrize("contrast", CONTRASTS)
+def test_losses_are_float32_under_autocast(contrast):
+    model = make(contrast)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model(*batch()).losses
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    losses["total"].backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("contrast", CONTRASTS)
@@ -97,17 +141,45 @@ def test_eval_is_the_student_alone(backend):
     assert torch.equal(model(lr), model.student(lr))
 
 
-def test_export_has_no_head(backend):
+def test_export_of_the_student_has_no_head(backend):
+    model = make().eval()
+    lr, _ = batch()
+    program = torch.export.export(model.student, (lr,))
+    assert set(program.state_dict) == set(model.student.state_dict())
+    torch.testing.assert_close(program.module()(lr), model(lr))
+
+
+def test_export_of_the_whole_model_computes_with_no_head(backend):
     model = make().eval()
     lr, _ = batch()
     program = torch.export.export(model, (lr,))
-    used = {
-        spec.target
-        for spec in program.graph_signature.input_specs
-        if spec.target and any(n.name == spec.arg.name and n.users for n in program.graph.nodes)
-    }
-    assert used and all(name.startswith("student.") for name in used)
-    torch.testing.assert_close(program.module()(lr), model(lr))
+    used = {node.name for node in program.graph.nodes if node.users}
+    parameters = {s.arg.name: s.target for s in program.graph_signature.input_specs if s.target}
+    names = {target for name, target in parameters.items() if name in used}
+    assert names == {f"student.{name}" for name in model.student.state_dict()}
+
+
+@pytest.mark.parametrize("contrast", CONTRASTS)
+def test_state_dict_round_trip(contrast):
+    model, other = make(contrast, seed=0), make(contrast, seed=1)
+    state = model.state_dict()
+    assert {name.split(".")[0] for name in state} == {"student", "heads"}
+    other.load_state_dict(state, strict=True)
+    results = []
+    for m in (model, other):
+        torch.manual_seed(2)
+        results.append(m(*batch()).losses["total"])
+    assert torch.equal(*results)
+    student = EDSR(2, 4, 8)
+    student.load_state_dict(model.student.state_dict(), strict=True)
+    assert torch.equal(student(batch()[0]), model.eval()(batch()[0]))
+
+
+@pytest.mark.parametrize("contrast", CONTRASTS)
+def test_projections_are_those_of_the_nce_kinds(contrast):
+    names = {name for name in make(contrast).state_dict() if "projection" in name}
+    assert bool(names) == (contrast in ("info_nce", "patch_nce"))
+    assert all(name.startswith("heads.") for name in names)
 
 
 def test_channels_last_gives_the_same(backend):
@@ -168,6 +240,27 @@ def test_a_batch_of_one(backend):
             lambda: CLSD(EDSR(2), (5, 5)),
             ValueError,
             "CLSD: expected ascending, distinct taps, got [5, 5]",
+        ),
+        (
+            lambda: CLSD(EDSR(2), (10, 5)),
+            ValueError,
+            "CLSD: expected ascending, distinct taps, got [10, 5]",
+        ),
+        (lambda: CLSD(EDSR(2), (0, 5)), ValueError, "CLSD: expected taps in 1..16, got 0"),
+        (
+            lambda: CLSD(EDSR(2), num_patches=0),
+            ValueError,
+            "CLSD: expected num_patches >= 1, got 0",
+        ),
+        (
+            lambda: CLSD(EDSR(2), projection_dim=0),
+            ValueError,
+            "CLSD: expected projection_dim >= 1, got 0",
+        ),
+        (
+            lambda: CLSD(EDSR(2), contrast_weight=float("nan")),
+            ValueError,
+            "CLSD: expected weights >= 0, got nan",
         ),
         (lambda: CLSD(EDSR(2), ()), ValueError, "CLSD: expected ascending, distinct taps, got []"),
         (

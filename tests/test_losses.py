@@ -3,7 +3,7 @@ import torch
 from plain_edsr import plain_info_nce
 from util import channels_last, rand
 
-from clsd_fast.losses import feature_ratio, patch_nce, pos_only, sample_positions
+from clsd_fast.losses import _rows, feature_ratio, patch_nce, pos_only, sample_positions
 
 HEADS, TARGET = rand(3, 4, 6, 5, 7), rand(4, 6, 5, 7, seed=1)
 
@@ -34,11 +34,39 @@ def test_feature_ratio(backend):
     torch.testing.assert_close(*grads)
 
 
-@pytest.mark.parametrize("loss", [feature_ratio, pos_only])
+def test_patch_nce_draws_its_positions():
+    torch.manual_seed(4)
+    drawn = patch_nce(HEADS, TARGET, num_patches=9)
+    torch.manual_seed(4)
+    positions = sample_positions(5, 7, 9, torch.device("cpu"))
+    assert torch.equal(drawn, patch_nce(HEADS, TARGET, positions))
+    with pytest.raises(ValueError, match="patch_nce: expected at least 1 position, got 0"):
+        patch_nce(HEADS, TARGET, num_patches=0)
+
+
+def all_patches(features, target):
+    return patch_nce(features, target, torch.arange(35))
+
+
+@pytest.mark.parametrize("loss", [all_patches, feature_ratio, pos_only])
 def test_layout_does_not_matter(backend, loss):
     torch.testing.assert_close(
         loss(channels_last(HEADS[0]), channels_last(TARGET)), loss(HEADS[0], TARGET)
     )
+
+
+@pytest.mark.parametrize("layout", [torch.Tensor.contiguous, channels_last])
+def test_maps_are_viewed_not_copied(layout):
+    maps = layout(TARGET)
+    heads = torch.stack([maps, maps])
+    for ours, given in zip(_rows(heads, maps), (heads, maps), strict=True):
+        assert ours.data_ptr() == given.data_ptr()
+
+
+def test_mixed_layouts(backend):
+    expected = feature_ratio(HEADS[0], TARGET)
+    torch.testing.assert_close(feature_ratio(channels_last(HEADS[0]), TARGET), expected)
+    torch.testing.assert_close(feature_ratio(HEADS[0], channels_last(TARGET)), expected)
 
 
 def test_pos_only():
@@ -54,7 +82,7 @@ def test_positions_are_distinct_and_follow_the_seed():
     assert sorted(sample_positions(3, 2, 20, torch.device("cpu")).tolist()) == list(range(6))
 
 
-@pytest.mark.parametrize("loss", [feature_ratio, pos_only])
+@pytest.mark.parametrize("loss", [patch_nce, feature_ratio, pos_only])
 def test_maps_must_agree(loss):
     message = f"{loss.__name__}: expected features and target of shape .* that agree"
     with pytest.raises(ValueError, match=message):

@@ -1,8 +1,16 @@
 import pytest
 import torch
+from plain_edsr import plain_info_nce
 from util import rand
 
-from clsd_fast.nn import Conv3x3, PixelShuffleUpsampler, ResidualBlock
+from clsd_fast.nn import (
+    Conv3x3,
+    DistanceRatioLoss,
+    InfoNCELoss,
+    MeanShift,
+    PixelShuffleUpsampler,
+    ResidualBlock,
+)
 
 
 def test_residual_block_is_its_sequential(backend):
@@ -44,3 +52,40 @@ def test_same_seed_same_parameters_as_nn_conv2d():
     torch.manual_seed(3)
     theirs = torch.nn.Conv2d(4, 6, 3, padding=1)
     assert torch.equal(ours.weight, theirs.weight) and torch.equal(ours.bias, theirs.bias)
+
+
+def test_mean_shift_is_frozen():
+    shift = MeanShift(255.0, (0.5, 0.25, 0.0), sign=-1)
+    expected = torch.tensor([-127.5, -63.75, 0.0]).view(1, 3, 1, 1).expand(2, 3, 4, 5)
+    torch.testing.assert_close(shift(torch.zeros(2, 3, 4, 5)), expected)
+    assert {k: tuple(v.shape) for k, v in shift.state_dict().items()} == {
+        "weight": (3, 3, 1, 1),
+        "bias": (3,),
+    }
+    assert not any(p.requires_grad for p in shift.parameters())
+
+
+def test_info_nce_loss(backend):
+    query, key, negatives = rand(3, 5, 6), rand(5, 6, seed=1), rand(4, 6, seed=2)
+    loss = InfoNCELoss(temperature=0.2)
+    torch.testing.assert_close(loss(query, key), plain_info_nce(query, key, 0.2))
+    assert InfoNCELoss(reduction="none")(query, key).shape == (3, 5)
+    unit = torch.nn.functional.normalize
+    own = (unit(query, dim=-1) * unit(key, dim=-1)).sum(-1, keepdim=True)
+    others = unit(query, dim=-1) @ unit(negatives, dim=-1).mT
+    logits = torch.cat([own, others], dim=-1) / 0.2
+    expected = (logits.logsumexp(-1) - logits[..., 0]).mean()
+    torch.testing.assert_close(loss(query, key, negatives), expected)
+
+
+def test_distance_ratio_loss(backend):
+    anchor, positive, negatives = rand(3, 5, 6), rand(5, 6, seed=1), rand(4, 6, seed=2)
+    own = (anchor - positive).abs().mean(-1)
+    others = (anchor.unsqueeze(-2) - negatives).abs().mean((-2, -1))
+    rows = DistanceRatioLoss(eps=0.5, reduction="none")(anchor, positive, negatives)
+    torch.testing.assert_close(rows, own / (others + 0.5))
+    loss = DistanceRatioLoss(eps=0.5, reduction="sum")
+    torch.testing.assert_close(loss(anchor, positive, negatives), rows.sum())
+    table = (anchor.unsqueeze(-2) - positive).abs().mean(-1)
+    expected = own / ((table.sum(-1) - own) / 4 + 1e-7)
+    torch.testing.assert_close(DistanceRatioLoss()(anchor, positive), expected.mean())

@@ -54,6 +54,7 @@ class HeadsConfig(Section):
     projection_dim: PositiveInt = 128
     temperature: PositiveFloat = 0.07
     num_patches: PositiveInt = 256
+    eps: NonNegativeFloat = 1e-7  # of feature_ratio
 
 
 class DataConfig(Section):

@@ -35,6 +35,7 @@ def build_model(config: Config) -> CLSD:
             projection_dim=heads.projection_dim,
             temperature=heads.temperature,
             num_patches=heads.num_patches,
+            eps=heads.eps,
         )
     except ValueError as error:
         raise UserError(str(error)) from None
