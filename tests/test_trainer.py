@@ -113,8 +113,15 @@ def test_resumed_run_is_bit_equal(tmp_path, monkeypatch, contrast):
 def test_learning_rate_halves_at_milestones(tmp_path):
     config = tiny_config(tmp_path, method="baseline", learning_rate=8e-4, milestones=(0.34, 0.67))
     entries = [e for e in Run(config).train() if e["kind"] == "train"]
-    # Noted after the step: the rate that the next iteration takes.
-    assert [e["learning_rate"] for e in entries] == [8e-4, 4e-4, 4e-4, 2e-4, 2e-4, 2e-4]
+    assert [e["learning_rate"] for e in entries] == [8e-4, 8e-4, 4e-4, 4e-4, 2e-4, 2e-4]
+
+
+def test_resumed_run_follows_the_new_schedule(tmp_path):
+    Run(tiny_config(tmp_path, method="baseline", iterations=3)).train()
+    longer = {"iterations": 6, "learning_rate": 8e-4, "milestones": (0.67,)}
+    entries = Run(tiny_config(tmp_path, method="baseline", **longer), resume=True).train()
+    rates = [e["learning_rate"] for e in entries if e["kind"] == "train" and e["iteration"] > 3]
+    assert rates == [8e-4, 4e-4, 4e-4]
 
 
 def test_training_lowers_the_loss(tmp_path):

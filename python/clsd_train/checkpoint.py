@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 import clsd_fast
@@ -36,7 +36,9 @@ def save_student(student: EDSR, path: Path) -> None:
     metadata = {name: json.dumps(getattr(student, name)) for name in ARCHITECTURE}
     metadata["clsd_fast"] = clsd_fast.__version__
     weights = {name: value.contiguous() for name, value in student.state_dict().items()}
-    write_atomically(path, lambda scratch: save_file(weights, scratch, metadata))
+    # Not save_file, which makes the file readable for its owner alone.
+    content = save(weights, metadata)
+    write_atomically(path, lambda scratch: scratch.write_bytes(content))
 
 
 def load_student(path: Path) -> EDSR:

@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from clsd_fast import EDSR
 
 from .checkpoint import load_weights, read_torch, save_student, write_atomically
-from .config import Config
+from .config import Config, TrainConfig
 from .data import Pair, load_cached, load_training_pairs
 from .errors import UserError
 from .methods import build_model
@@ -47,11 +47,6 @@ class Run:
         self.model = build_model(config).to(self.device, memory_format=torch.channels_last)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), options.learning_rate, options.betas, options.eps
-        )
-        self.schedule = torch.optim.lr_scheduler.MultiStepLR(
-            self.optimizer,
-            [round(fraction * options.iterations) for fraction in options.milestones],
-            options.gamma,
         )
         self.iteration = 0
         if resume:
@@ -113,10 +108,11 @@ class Run:
         self.iteration += 1
         if not math.isfinite(values["total"]):
             self._stop("a finite loss", values["total"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config.train, self.iteration)
         self.optimizer.zero_grad(set_to_none=True)
         losses["total"].backward()
         self.optimizer.step()
-        self.schedule.step()
         return values
 
     def _stop(self, expected: str, got: object) -> NoReturn:
@@ -142,7 +138,6 @@ class Run:
             "iteration": self.iteration,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
             "rng": torch.get_rng_state(),
         }
         output = self.config.output
@@ -154,7 +149,6 @@ class Run:
         state = read_torch(path)
         load_weights(self.model, state["model"], path)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
         torch.set_rng_state(state["rng"])
         self.iteration = state["iteration"]
 
@@ -174,6 +168,16 @@ class History:
         self.entries.append(entry)
         with self._path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
+
+
+def learning_rate(options: TrainConfig, iteration: int) -> float:
+    """The rate of an iteration, counted from 1.
+
+    A function of the configuration alone: a resumed run cannot inherit another run's schedule.
+    """
+    milestones = (round(fraction * options.iterations) for fraction in options.milestones)
+    passed = sum(milestone < iteration for milestone in milestones)
+    return options.learning_rate * options.gamma**passed
 
 
 def validate(student: EDSR, pairs: list[Pair]) -> Quality:
