@@ -140,6 +140,7 @@ def conv3x3_backward(
     needs_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     pair = [1, 1]
+    needs = [needs_x, needs_weight, needs_bias]
     grads = torch.ops.aten.convolution_backward(
         res_scale * grad_output,
         x,
@@ -151,12 +152,13 @@ def conv3x3_backward(
         transposed=False,
         output_padding=[0, 0],
         groups=1,
-        output_mask=[needs_x, needs_weight, needs_bias],
+        output_mask=needs,
     )
     formats = (memory_format(x), torch.contiguous_format, torch.contiguous_format)
+    # Not every convolution of PyTorch heeds the mask.
     return tuple(
-        _empty(x) if grad is None else grad.contiguous(memory_format=layout)
-        for grad, layout in zip(grads, formats, strict=True)
+        grad.contiguous(memory_format=layout) if need else _empty(x)
+        for grad, layout, need in zip(grads, formats, needs, strict=True)
     )
 
 
