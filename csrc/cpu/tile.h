@@ -36,7 +36,8 @@ struct TileKernels {
                             int64_t count);
 };
 
-// The kernels of the widest instruction set that this processor has.
+// The kernels of the widest instruction set that this processor has, or of the one that the
+// environment variable CLSD_FAST_ISA (avx512, avx2, portable) names.
 template <class T>
 const TileKernels<T>& tile_kernels();
 
