@@ -8,12 +8,13 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
-#include "../tensor_util.h"
+#include "packed_rows.h"
 #include "tile.h"
+#include "winograd.h"
 
 namespace clsd::cpu {
 
@@ -30,27 +31,17 @@ struct Epilogue {
   bool relu = false;
 };
 
-// Weights as [tiles of K][3 kernel rows][3 kernel columns, C][kTileCols], zero-padded.
-// `transposed` swaps input and output channels and turns the kernel by 180 degrees: the
-// convolution with it is the gradient of the convolution's input.
+// Weights of the direct kernel, [tiles of K][3 kernel rows][3 kernel columns, C][kTileCols].
 template <class S>
-std::vector<Accumulator<S>> pack_weight(const Tensor& weight, bool transposed = false) {
-  const int64_t outputs = weight.size(transposed ? 1 : 0);
-  const int64_t inputs = weight.size(transposed ? 0 : 1);
-  const int64_t stride_out = weight.stride(transposed ? 1 : 0);
-  const int64_t stride_in = weight.stride(transposed ? 0 : 1);
-  const S* source = const_data<S>(weight);
+std::vector<Accumulator<S>> pack_weight(const Tensor& weight, bool transposed) {
+  const KernelView<S> kernels(weight, transposed);
   std::vector<Accumulator<S>> packed(
-      static_cast<size_t>(round_up(outputs, kTileCols) * 9 * inputs));
-  for (int64_t k = 0; k < outputs; ++k) {
+      static_cast<size_t>(round_up(kernels.outputs, kTileCols) * 9 * kernels.inputs));
+  for (int64_t k = 0; k < kernels.outputs; ++k) {
     for (int64_t tap = 0; tap < 9; ++tap) {
-      const int64_t from = transposed ? 8 - tap : tap;
-      const S* taps = source + k * stride_out + from / 3 * weight.stride(2) +
-                      from % 3 * weight.stride(3);
-      auto* target = packed.data() + (k / kTileCols * 9 + tap) * inputs * kTileCols;
-      for (int64_t c = 0; c < inputs; ++c) {
-        target[c * kTileCols + k % kTileCols] =
-            static_cast<Accumulator<S>>(taps[c * stride_in]);
+      auto* target = packed.data() + (k / kTileCols * 9 + tap) * kernels.inputs * kTileCols;
+      for (int64_t c = 0; c < kernels.inputs; ++c) {
+        target[c * kTileCols + k % kTileCols] = kernels.at(k, c, tap);
       }
     }
   }
@@ -69,62 +60,43 @@ std::vector<Accumulator<S>> pack_bias(const std::optional<Tensor>& bias, int64_t
   return packed;
 }
 
-// Scratch for image rows [first, first + rows) with zeros outside of the image. `halo` columns of
-// zeros precede each row; `channels` may exceed the image's, for whole tiles.
+template <class S>
+bool is_dense(const Epilogue<S>& epilogue, const Images<S>& output) {
+  return output.dense_channels && (!epilogue.residual || epilogue.residual->dense_channels) &&
+         (!epilogue.positive || epilogue.positive->dense_channels);
+}
+
+// store_tile where the channels of every image are consecutive.
 template <class T>
-struct PackedRows {
-  int64_t halo, columns, channels;
-  std::vector<T> values;
-
-  PackedRows(int64_t rows, int64_t halo, int64_t columns, int64_t channels)
-      : halo(halo),
-        columns(columns),
-        channels(channels),
-        // A tile may read kTileRows - 1 elements beyond the last pixel it uses.
-        values(static_cast<size_t>(rows * columns * channels + kTileRows)) {}
-
-  T* row(int64_t y) { return values.data() + y * columns * channels; }
-
-  template <class S>
-  void fill(const Images<const S>& image, int64_t n, int64_t first, int64_t rows) {
-    for (int64_t y = 0; y < rows; ++y) {
-      T* target = row(y);
-      const int64_t source_y = first + y;
-      if (source_y < 0 || source_y >= image.height) {
-        std::fill(target, target + columns * channels, T(0));
-      } else {
-        copy_row(image, image.pixel(n, source_y, 0), target + halo * channels);
-      }
-    }
+void store_dense_tile(const T* tile, const Epilogue<T>& epilogue, const Images<T>& output,
+                      int64_t n, int64_t y, int64_t x, int64_t pixels, int64_t k) {
+  TileEpilogue<T> dense{};
+  dense.bias = epilogue.bias ? epilogue.bias->data() + k : nullptr;
+  dense.scale = epilogue.scale;
+  dense.relu = epilogue.relu;
+  if (epilogue.residual) {
+    dense.residual = epilogue.residual->pixel(n, y, x) + k;
+    dense.residual_stride = epilogue.residual->stride_w;
   }
-
- private:
-  // The halo and the padding columns are never written: they keep the zeros of construction,
-  // or those of a row outside of the image.
-  template <class S>
-  void copy_row(const Images<const S>& image, const S* source, T* target) {
-    if (image.dense_channels) {
-      for (int64_t x = 0; x < image.width; ++x) {
-        for (int64_t c = 0; c < image.channels; ++c) {
-          target[x * channels + c] = static_cast<T>(source[x * image.stride_w + c]);
-        }
-      }
-      return;
-    }
-    for (int64_t c = 0; c < image.channels; ++c) {
-      const S* plane = source + image.channel[c];
-      for (int64_t x = 0; x < image.width; ++x) {
-        target[x * channels + c] = static_cast<T>(plane[x * image.stride_w]);
-      }
-    }
+  if (epilogue.positive) {
+    dense.positive = epilogue.positive->pixel(n, y, x) + k;
+    dense.positive_stride = epilogue.positive->stride_w;
   }
-};
+  tile_kernels<T>().finish(output.pixel(n, y, x) + k, output.stride_w, tile, pixels, dense);
+}
 
 // Write `pixels` rows of a tile, for channels [k, k + count), through the epilogue.
 template <class S>
 void store_tile(Accumulator<S>* tile, const Epilogue<S>& epilogue, const Images<S>& output,
-                int64_t n, int64_t y, int64_t x, int64_t pixels, int64_t k, int64_t count) {
+                int64_t n, int64_t y, int64_t x, int64_t pixels, int64_t k) {
   using T = Accumulator<S>;
+  const int64_t count = std::min(kTileCols, output.channels - k);
+  if constexpr (std::is_same_v<S, T>) {
+    if (count == kTileCols && is_dense(epilogue, output)) {
+      store_dense_tile(tile, epilogue, output, n, y, x, pixels, k);
+      return;
+    }
+  }
   for (int64_t p = 0; p < pixels; ++p) {
     T* sums = tile + p * kTileCols;
     if (epilogue.bias) {
@@ -152,10 +124,10 @@ void store_tile(Accumulator<S>* tile, const Epilogue<S>& epilogue, const Images<
   }
 }
 
-// output = epilogue(convolution of input with packed weights)
+// The direct kernel: output = epilogue(convolution of input with pack_weight)
 template <class S>
-void convolve(const Images<const S>& input, const std::vector<Accumulator<S>>& weight,
-              const Epilogue<S>& epilogue, const Images<S>& output) {
+void direct_convolve(const Images<const S>& input, const std::vector<Accumulator<S>>& weight,
+                     const Epilogue<S>& epilogue, const Images<S>& output) {
   using T = Accumulator<S>;
   const auto& tile = tile_kernels<T>();
   const int64_t bands = ceil_div(input.height, kBand);
@@ -170,16 +142,16 @@ void convolve(const Images<const S>& input, const std::vector<Accumulator<S>>& w
       rows.fill(input, n, first - 1, height + 2);
       for (int64_t k = 0; k < output.channels; k += kTileCols) {
         const T* weights = weight.data() + k * 3 * depth;
-        const int64_t count = std::min(kTileCols, output.channels - k);
         for (int64_t y = 0; y < height; ++y) {
           for (int64_t x = 0; x < input.width; x += kTileRows) {
-            T sums[kTileSize] = {};
+            T sums[kTileSize];
             for (int64_t ky = 0; ky < 3; ++ky) {
               tile.multiply(sums, {rows.row(y + ky) + x * input.channels, input.channels, 1,
-                                   weights + ky * depth * kTileCols, kTileCols, depth, kChain});
+                                   weights + ky * depth * kTileCols, kTileCols, depth, kChain,
+                                   ky > 0});
             }
             store_tile(sums, epilogue, output, n, first + y, x,
-                       std::min(kTileRows, input.width - x), k, count);
+                       std::min(kTileRows, input.width - x), k);
           }
         }
       }
@@ -188,81 +160,119 @@ void convolve(const Images<const S>& input, const std::vector<Accumulator<S>>& w
   torch::stable::parallel_for(0, input.batch * bands, 1, convolve_bands);
 }
 
-// Gradients of weight [K, C, 3, 3] and bias [K]; either may be undefined (not needed).
-//
-// The bands are divided into a number of groups that depends on the shape alone. Each group sums
-// into its own partial result and the partials are added in order, so that the result does not
-// depend on the number of threads.
+// output = epilogue(convolution of input with weight, or with its transpose), by Winograd's or the
+// direct algorithm, whichever is faster.
 template <class S>
-void weight_gradient(const Images<const S>& input, const Images<const S>& grad,
-                     Accumulator<S> scale, const std::optional<Tensor>& grad_weight,
-                     const std::optional<Tensor>& grad_bias) {
+void convolve(const Images<const S>& input, const Tensor& weight, bool transposed,
+              const Epilogue<S>& epilogue, const Images<S>& output) {
   using T = Accumulator<S>;
-  constexpr int64_t kMaxGroups = 16;
-  constexpr int64_t kPartialBytes = 64 << 20;
-  const auto& tile = tile_kernels<T>();
-  const int64_t depth = 3 * input.channels;
-  const int64_t row_tiles = ceil_div(depth, kTileRows);
-  const int64_t padded = round_up(grad.channels, kTileCols);
-  const int64_t weight_size = 3 * row_tiles * kTileRows * padded;
-  const int64_t partial_size = weight_size + padded;
-  const int64_t bands = input.batch * ceil_div(input.height, kBand);
-  const int64_t affordable = kPartialBytes / (partial_size * static_cast<int64_t>(sizeof(T)));
-  const int64_t groups = std::min({bands, kMaxGroups, std::max<int64_t>(affordable, 2)});
-  std::vector<T> partials(static_cast<size_t>(groups * partial_size));
+  if (!prefers_winograd<T>(input.channels, output.channels, input.height, input.width)) {
+    direct_convolve(input, pack_weight<S>(weight, transposed), epilogue, output);
+    return;
+  }
+  winograd_convolve(input, winograd_weight<S>(weight, transposed), output.channels,
+                    [&](T* sums, int64_t n, int64_t y, int64_t x, int64_t pixels, int64_t k) {
+                      store_tile(sums, epilogue, output, n, y, x, pixels, k);
+                    });
+}
 
-  const auto sum_band = [&](PackedRows<T>& x, PackedRows<T>& dy, int64_t band, T* partial) {
-    const int64_t bands_per_image = ceil_div(input.height, kBand);
-    const int64_t n = band / bands_per_image;
-    const int64_t first = band % bands_per_image * kBand;
-    const int64_t height = std::min(kBand, input.height - first);
-    x.fill(input, n, first - 1, height + 2);
-    dy.fill(grad, n, first, height);
+// The direct kernel of the weights' gradient: [3 kernel rows][tiles of 3 C][tiles of K], each a
+// register tile of sums over all pixels. The interface is that of WinogradGradient.
+template <class S>
+struct DirectGradient {
+  using T = Accumulator<S>;
+  const Images<const S>& input;
+  const Images<const S>& grad;
+  int64_t depth, row_tiles, padded, bands;
+
+  DirectGradient(const Images<const S>& input, const Images<const S>& grad)
+      : input(input),
+        grad(grad),
+        depth(3 * input.channels),
+        row_tiles(ceil_div(depth, kTileRows)),
+        padded(round_up(grad.channels, kTileCols)),
+        bands(ceil_div(input.height, kBand)) {}
+
+  int64_t band_count() const { return input.batch * bands; }
+  int64_t weight_size() const { return 3 * row_tiles * kTileRows * padded; }
+  int64_t partial_size() const { return weight_size() + padded; }
+
+  void add_bands(int64_t begin, int64_t end, T* partial) const {
+    PackedRows<T> x(kBand + 2, 1, input.width + 2, input.channels);
+    PackedRows<T> dy(kBand, 0, input.width, padded);
+    for (int64_t band = begin; band < end; ++band) {
+      const int64_t n = band / bands, first = band % bands * kBand;
+      const int64_t height = std::min(kBand, input.height - first);
+      x.fill(input, n, first - 1, height + 2);
+      dy.fill(grad, n, first, height);
+      add_products(x, dy, height, partial);
+      add_pixels(dy, height * input.width, partial + weight_size());
+    }
+  }
+
+  void taps(const std::vector<T>& partials, int64_t groups, int64_t c, int64_t k, T* result) const {
+    std::fill_n(result, 9 * kTileCols, T(0));
+    for (int64_t group = 0; group < groups; ++group) {
+      for (int64_t tap = 0; tap < 9; ++tap) {
+        const int64_t t = tap % 3 * input.channels + c;
+        const T* source = partials.data() + group * partial_size() +
+                          ((tap / 3 * row_tiles + t / kTileRows) * padded + k) * kTileRows +
+                          t % kTileRows * kTileCols;
+        for (int64_t v = 0; v < kTileCols; ++v) result[tap * kTileCols + v] += source[v];
+      }
+    }
+  }
+
+ private:
+  void add_products(PackedRows<T>& x, PackedRows<T>& dy, int64_t height, T* partial) const {
     for (int64_t ky = 0; ky < 3; ++ky) {
       for (int64_t t = 0; t < row_tiles; ++t) {
-        for (int64_t k = 0; k < padded; k += kTileCols) {
-          T* sums = partial + ((ky * row_tiles + t) * padded + k) * kTileRows;
+        for (int64_t k = 0; k < padded; k += kTileCols, partial += kTileSize) {
           for (int64_t y = 0; y < height; ++y) {
-            tile.multiply(sums, {x.row(y + ky) + t * kTileRows, 1, input.channels,
-                                 dy.row(y) + k, padded, input.width, kChain});
+            tile_kernels<T>().multiply(partial, {x.row(y + ky) + t * kTileRows, 1, input.channels,
+                                                 dy.row(y) + k, padded, input.width, kChain, true});
           }
         }
       }
     }
-    T* bias = partial + weight_size;
-    for (int64_t y = 0; y < height; ++y) {
-      for (int64_t i = 0; i < input.width; ++i) {
-        for (int64_t k = 0; k < padded; ++k) bias[k] += dy.row(y)[i * padded + k];
-      }
-    }
-  };
+  }
+};
+
+// Sum a gradient over all bands and write it.
+//
+// The bands are divided into a number of groups that depends on the shape alone. Each group sums
+// into its own partial result and the partials are added in order, so that the result does not
+// depend on the number of threads.
+template <class S, class Gradient>
+void reduce_gradient(const Gradient& gradient, Accumulator<S> scale, const Tensor* grad_weight,
+                     const Tensor* grad_bias) {
+  using T = Accumulator<S>;
+  constexpr int64_t kMaxGroups = 16;
+  constexpr int64_t kPartialBytes = 64 << 20;
+  const int64_t size = gradient.partial_size();
+  const int64_t affordable = kPartialBytes / (size * static_cast<int64_t>(sizeof(T)));
+  const int64_t bands = gradient.band_count();
+  const int64_t groups = std::min({bands, kMaxGroups, std::max<int64_t>(affordable, 2)});
+  std::vector<T> partials(static_cast<size_t>(groups * size));
   torch::stable::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
-    PackedRows<T> x(kBand + 2, 1, input.width + 2, input.channels);
-    PackedRows<T> dy(kBand, 0, input.width, padded);
     for (int64_t group = begin; group < end; ++group) {
-      for (int64_t band = group * bands / groups; band < (group + 1) * bands / groups; ++band) {
-        sum_band(x, dy, band, partials.data() + group * partial_size);
-      }
+      gradient.add_bands(group * bands / groups, (group + 1) * bands / groups,
+                         partials.data() + group * size);
     }
   });
-
-  const auto total = [&](int64_t index) {
-    T sum = 0;
-    for (int64_t group = 0; group < groups; ++group) sum += partials[group * partial_size + index];
-    return static_cast<S>(sum * scale);
-  };
+  const int64_t inputs = gradient.input.channels, outputs = gradient.grad.channels;
   if (grad_weight) {
     S* target = data<S>(*grad_weight);
-    torch::stable::parallel_for(0, grad.channels, 16, [&](int64_t begin, int64_t end) {
-      for (int64_t k = begin; k < end; ++k) {
-        for (int64_t c = 0; c < input.channels; ++c) {
+    const int64_t tiles = ceil_div(outputs, kTileCols);
+    torch::stable::parallel_for(0, tiles * inputs, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t k = task / inputs * kTileCols, c = task % inputs;
+        T taps[9 * kTileCols];
+        gradient.taps(partials, groups, c, k, taps);
+        for (int64_t v = 0; v < std::min(kTileCols, outputs - k); ++v) {
           for (int64_t tap = 0; tap < 9; ++tap) {
-            const int64_t t = tap % 3 * input.channels + c;
-            const int64_t index =
-                ((tap / 3 * row_tiles + t / kTileRows) * padded + k / kTileCols * kTileCols) *
-                    kTileRows +
-                t % kTileRows * kTileCols + k % kTileCols;
-            target[(k * input.channels + c) * 9 + tap] = total(index);
+            target[((k + v) * inputs + c) * 9 + tap] =
+                static_cast<S>(taps[tap * kTileCols + v] * scale);
           }
         }
       }
@@ -270,7 +280,13 @@ void weight_gradient(const Images<const S>& input, const Images<const S>& grad,
   }
   if (grad_bias) {
     S* target = data<S>(*grad_bias);
-    for (int64_t k = 0; k < grad.channels; ++k) target[k] = total(weight_size + k);
+    for (int64_t k = 0; k < outputs; ++k) {
+      T sum = 0;
+      for (int64_t group = 0; group < groups; ++group) {
+        sum += partials[group * size + gradient.weight_size() + k];
+      }
+      target[k] = static_cast<S>(sum * scale);
+    }
   }
 }
 
@@ -287,13 +303,20 @@ ConvGrads convolution_backward(const Images<const S>& grad, const Tensor& x, con
   ConvGrads grads{absent(x), absent(x), absent(x)};
   if (needs_x) {
     grads.x = empty(x, shape_of(x), memory_format(x));
-    convolve(grad, pack_weight<S>(weight, true), epilogue, images<S>(grads.x));
+    convolve(grad, weight, true, epilogue, images<S>(grads.x));
   }
+  if (needs_weight) grads.weight = empty(x, shape_of(weight));
+  if (needs_bias) grads.bias = empty(x, {weight.size(0)});
   if (needs_weight || needs_bias) {
-    std::optional<Tensor> grad_weight, grad_bias;
-    if (needs_weight) grad_weight = grads.weight = empty(x, shape_of(weight));
-    if (needs_bias) grad_bias = grads.bias = empty(x, {weight.size(0)});
-    weight_gradient(images<const S>(x), grad, scale, grad_weight, grad_bias);
+    const auto input = images<const S>(x);
+    const Tensor* grad_weight = needs_weight ? &grads.weight : nullptr;
+    const Tensor* grad_bias = needs_bias ? &grads.bias : nullptr;
+    if (prefers_winograd<Accumulator<S>>(input.channels, grad.channels, input.height,
+                                         input.width)) {
+      reduce_gradient<S>(WinogradGradient<S>(input, grad), scale, grad_weight, grad_bias);
+    } else {
+      reduce_gradient<S>(DirectGradient<S>(input, grad), scale, grad_weight, grad_bias);
+    }
   }
   return grads;
 }

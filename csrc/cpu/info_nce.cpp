@@ -54,10 +54,9 @@ struct Contrast {
   // Logits of left[i ...] against the rows whose transposed tiles are `columns`.
   void logits(const PackedMatrix<T>& left, const std::vector<T>& columns, int64_t i, int64_t j,
               T* tile) const {
-    std::fill(tile, tile + kTileSize, T(0));
     tile_kernels<T>().multiply(tile, {left.row(i), left.stride, 1,
                                       columns.data() + j * left.features, kTileCols,
-                                      left.features, kChain});
+                                      left.features, kChain, false});
     for (int64_t e = 0; e < kTileSize; ++e) tile[e] *= inverse_temperature;
   }
 };

@@ -28,10 +28,10 @@ void write_products(const PackedMatrix<Accumulator<S>>& queries,
          i += kTileRows) {
       const int64_t rows = std::min(kTileRows, queries.count - i);
       for (int64_t j = 0; j < keys.count; j += kTileCols) {
-        T sums[kTileSize] = {};
+        T sums[kTileSize];
         tile.multiply(sums, {queries.row(i), queries.stride, 1,
                              columns.data() + j * keys.features, kTileCols, keys.features,
-                             kChain});
+                             kChain, false});
         for (int64_t r = 0; r < rows; ++r) {
           for (int64_t v = 0; v < std::min(kTileCols, keys.count - j); ++v) {
             table[(i + r) * keys.count + j + v] = static_cast<S>(sums[r * kTileCols + v]);

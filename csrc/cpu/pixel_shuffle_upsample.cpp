@@ -31,7 +31,7 @@ Tensor pixel_shuffle_upsample(Tensor x, Tensor weight, std::optional<Tensor> bia
   dispatch(op, x.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     const auto packed_bias = pack_bias<S>(bias, weight.size(0));
-    convolve(images<const S>(x), pack_weight<S>(weight), Epilogue<S>{&packed_bias},
+    convolve(images<const S>(x), weight, false, Epilogue<S>{&packed_bias},
              images<S>(output, upscale_factor));
   });
   return output;

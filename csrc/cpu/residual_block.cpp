@@ -36,10 +36,10 @@ std::tuple<Tensor, Tensor> residual_block(Tensor x, Tensor weight1, std::optiona
     const auto packed_bias1 = pack_bias<S>(bias1, weight1.size(0));
     Epilogue<S> first{&packed_bias1};
     first.relu = true;
-    convolve(input, pack_weight<S>(weight1), first, images<S>(hidden));
+    convolve(input, weight1, false, first, images<S>(hidden));
     const auto packed_bias2 = pack_bias<S>(bias2, x.size(1));
     Epilogue<S> second{&packed_bias2, static_cast<Accumulator<S>>(res_scale), &input};
-    convolve(images<const S>(hidden), pack_weight<S>(weight2), second, images<S>(output));
+    convolve(images<const S>(hidden), weight2, false, second, images<S>(output));
   });
   return {output, save_hidden ? hidden : absent(x)};
 }

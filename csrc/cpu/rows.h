@@ -102,7 +102,7 @@ struct RowGradient {
           coefficients(i, j, table);
           for (int64_t d = 0; d < rows.stride; d += kTileCols) {
             tile.multiply(sums.data() + d * kTileRows, {table, kTileCols, 1, others->row(j) + d,
-                                                        others->stride, kTileCols, kChain});
+                                                        others->stride, kTileCols, kChain, true});
           }
         }
         for (int64_t r = 0; r < kTileRows && i + r < rows.count; ++r) {
@@ -154,7 +154,7 @@ std::vector<double> l1_table(const Rows<const S>& query, const Rows<const S>& ke
         double* sums = partials.data() + task * kTileRows * width + j * kTileRows;
         tile.distance(sums, {rows, queries.stride, 1,
                              columns.data() + j * query.features + first * kTileCols, kTileCols,
-                             steps, kChain});
+                             steps, kChain, true});
       }
     }
   });

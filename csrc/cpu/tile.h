@@ -23,17 +23,49 @@ struct TileOperands {
   const T* b;
   int64_t b_step, steps;
   int64_t chain;
+  bool add;  // to what acc holds, or replace it
 };
+
+// What a convolution does with its sums before they are stored, in this order.
+template <class T>
+struct TileEpilogue {
+  const T* bias;                             // [kTileCols] or null
+  T scale;                                   // of sum and bias
+  const T* residual;                         // added, or null
+  int64_t residual_stride;                   // from pixel to pixel
+  bool relu;
+  const T* positive;                         // 0 where this is not > 0, or null
+  int64_t positive_stride;
+};
+
+// A 2-d transform of `channels` channels (whole tiles): rows and columns of `source` are strided,
+// the 36 results of a Winograd tile lie target_stride apart.
+template <class T>
+using WinogradTransform = void (*)(T* target, int64_t target_stride, const T* source,
+                                   int64_t row_stride, int64_t column_stride, int64_t channels);
 
 template <class T>
 struct TileKernels {
-  // acc[r][v] += sum over s of a[r, s] * b[s, v]
+  // acc[r][v] (+)= sum over s of a[r, s] * b[s, v]
   void (*multiply)(T* acc, const TileOperands<T>& operands);
-  // acc[r][v] += sum over s of |a[r, s] - b[s, v]|
+  // acc[r][v] (+)= sum over s of |a[r, s] - b[s, v]|
   void (*distance)(T* acc, const TileOperands<T>& operands);
   // For s = coefficient * sign(a - b): grad_a += s, grad_b -= s
   void (*distance_backward)(T* grad_a, T* grad_b, const T* a, const T* b, T coefficient,
                             int64_t count);
+  // output[p * output_stride + v] = epilogue(sums[p][v]) for `pixels` rows of kTileCols
+  void (*finish)(T* output, int64_t output_stride, const T* sums, int64_t pixels,
+                 const TileEpilogue<T>& epilogue);
+
+  // Winograd F(4x4, 3x3), with the matrices of winograd.h: B^T d B of a 6x6 patch of the input,
+  // A d A^T of a 4x4 patch of the output's gradient.
+  WinogradTransform<T> winograd_input, winograd_grad_output;
+  // G g G^T of kTileCols 3x3 kernels [9][kTileCols]
+  void (*winograd_weight)(T* target, int64_t target_stride, const T* taps);
+  // A^T m A: 4x4 pixels [16][kTileCols] of 36 products
+  void (*winograd_output)(T* pixels, const T* products, int64_t product_stride);
+  // G^T u G: [9][kTileCols] taps of 36 sums
+  void (*winograd_grad_weight)(T* taps, const T* sums, int64_t sum_stride);
 };
 
 // The kernels of the widest instruction set that this processor has, or of the one that the
