@@ -1,4 +1,4 @@
-"""One small valid call of every public operator, as (function, tensors)."""
+"""Valid calls of every public function, as (function, tensors), and of every operator."""
 
 from functools import partial
 
@@ -43,3 +43,58 @@ ROWS = {
     ),
 }
 CALLS = {**IMAGES, **ROWS}
+
+# Large enough for several register tiles, bands, blocks and threads.
+LARGE = {
+    "conv3x3 large": (
+        clsd_fast.conv3x3,
+        lambda: [rand(3, 16, 33, 29), rand(32, 16, 3, 3), rand(32)],
+    ),
+    "conv3x3 large, odd channels": (
+        clsd_fast.conv3x3,
+        lambda: [rand(3, 5, 33, 29), rand(19, 5, 3, 3), rand(19)],
+    ),
+    "residual_block large": (
+        clsd_fast.residual_block,
+        lambda: [rand(2, 16, 33, 29), rand(16, 16, 3, 3), rand(16), rand(16, 16, 3, 3), rand(16)],
+    ),
+    "pairwise_similarity l1 large": (
+        partial(clsd_fast.pairwise_similarity, metric="l1"),
+        lambda: [rand(70, 10_000), rand(50, 10_000)],
+    ),
+    "info_nce large": (clsd_fast.info_nce, lambda: [rand(150, 70), rand(150, 70, seed=1)]),
+}
+
+X, WEIGHT, WEIGHT2 = rand(2, 3, 4, 5), rand(4, 3, 3, 3), rand(3, 4, 3, 3)
+MAP, HIDDEN = rand(2, 4, 4, 5), rand(2, 4, 4, 5, seed=1).relu()
+ROWS_A, ROWS_B, ROWS_C = rand(2, 7, 5), rand(2, 7, 5, seed=1), rand(2, 3, 5)
+STATISTICS = rand(2, 7, seed=1).abs() + 8, rand(2, 7, seed=2).abs() + 1
+
+# Calls of the operators themselves, (operator, arguments), in float64.
+FORWARDS = [
+    ("conv3x3", (X, WEIGHT, rand(4), MAP, 0.5, True)),
+    ("conv3x3", (X, WEIGHT, None, None, 0.5, False)),
+    ("residual_block", (X, WEIGHT, rand(4), WEIGHT2, rand(3), 0.5, True)),
+    ("pixel_shuffle_upsample", (X, WEIGHT, rand(4), 2)),
+    *(("pairwise_similarity", (ROWS_A, ROWS_C, metric)) for metric in ("cosine", "dot", "l1")),
+    ("info_nce", (ROWS_A, ROWS_B, None, 0.3)),
+    ("info_nce", (ROWS_A, ROWS_B, ROWS_C, 0.3)),
+    ("distance_ratio_loss", (ROWS_A, ROWS_B, None, 0.1)),
+    ("distance_ratio_loss", (ROWS_A, ROWS_B, ROWS_C, 0.1)),
+]
+BACKWARDS = [
+    ("conv3x3_backward", (MAP, X, WEIGHT, 0.5, True, True, True)),
+    ("conv3x3_backward", (MAP, X, WEIGHT, 0.5, False, True, False)),
+    ("residual_block_backward", (X, X, HIDDEN, WEIGHT, WEIGHT2, 0.5, True, True)),
+    ("residual_block_backward", (X, X, HIDDEN, WEIGHT, WEIGHT2, 0.5, True, False)),
+    ("pixel_shuffle_upsample_backward", (rand(2, 1, 8, 10), X, WEIGHT, 2, True, True, True)),
+    *(
+        ("pairwise_similarity_backward", (rand(2, 7, 3), ROWS_A, ROWS_C, metric))
+        for metric in ("cosine", "dot", "l1")
+    ),
+    *(
+        (f"{op}_backward", (rand(2, 7), *STATISTICS, ROWS_A, ROWS_B, third, 0.3))
+        for op in ("info_nce", "distance_ratio_loss")
+        for third in (None, ROWS_C)
+    ),
+]

@@ -7,6 +7,10 @@ import torch
 import clsd_fast
 from clsd_fast import _native
 
+# The tensors are tiny: on a busy machine threads would wait for each other most of the time.
+# The tests of threads (test_library.py) choose their own number.
+torch.set_num_threads(1)
+
 
 def pytest_report_header() -> str:
     return f"native CPU library: {_native.missing or 'loaded'}"

@@ -40,10 +40,17 @@ def test_channels_layouts_dtypes(backend, dtype, layout, channels, out_channels)
     compare(fused({}), plain, inputs(2, channels, out_channels, 5, 7), dtype, layout)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_sizes(backend, size, layout):
-    compare(fused({}), plain, inputs(2, 16, 24, *size), torch.float32, layout)
+def test_sizes(backend, size, layout, dtype):
+    compare(fused({}), plain, inputs(2, 16, 24, *size), dtype, layout)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels, out_channels", [(64, 64), (40, 72), (3, 64), (64, 3)])
+def test_images_larger_than_a_tile(backend, dtype, channels, out_channels):
+    compare(fused({}), plain, inputs(1, channels, out_channels, 25, 30), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -58,13 +65,30 @@ def test_epilogues(backend, dtype, bias, residual, relu, res_scale):
         compare(fused(options), lambda *t: plain(*t, **options), tensors, dtype, layout)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_expanded_gradient(backend, layout):
-    compare(fused({}), plain, inputs(2, 16, 16, 6, 5), torch.float32, layout, expanded_grad=True)
+def test_expanded_gradient(backend, layout, dtype):
+    compare(fused({}), plain, inputs(2, 16, 16, 6, 5), dtype, layout, expanded_grad=True)
 
 
-def test_empty_batch(backend):
-    compare(fused({}), plain, inputs(0, 8, 8, 4, 4), torch.float32)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [(6, 5), (17, 14)], ids=str)
+def test_every_input_has_its_own_layout(backend, dtype, size):
+    def mixed(function):
+        return lambda x, weight, bias, residual: function(
+            channels_last(x), sliced(weight), sliced(bias), residual, relu=True
+        )
+
+    def ours(x, weight, bias, residual, relu):
+        return conv3x3(x, weight, bias, residual=residual, relu=relu)
+
+    tensors = inputs(2, 16, 16, *size, residual=True)
+    compare(mixed(ours), mixed(plain), tensors, dtype, sliced)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_empty_batch(backend, dtype):
+    compare(fused({}), plain, inputs(0, 8, 8, 4, 4), dtype)
 
 
 @pytest.mark.parametrize("needs", list(itertools.product([False, True], repeat=4))[1:])

@@ -2,22 +2,33 @@
 
 import pytest
 import torch
-from calls import CALLS
+from calls import BACKWARDS, CALLS, FORWARDS, LARGE
+from tolerance import assert_close
 from util import rand
 
 import clsd_fast
+from clsd_fast import reference
 from clsd_fast._library import SCHEMAS
+
+ALL_SIZES = CALLS | LARGE
 
 
 def call(name, dtype=torch.float32):
-    function, make = CALLS[name]
+    function, make = ALL_SIZES[name]
     return function, [t.to(dtype).requires_grad_() for t in make()]
 
 
-def outputs(name):
-    function, tensors = call(name)
+def outputs(name, dtype=torch.float32):
+    function, tensors = call(name, dtype)
     output = function(*tensors)
     return [output, *torch.autograd.grad(output.sum(), tensors)]
+
+
+def operator_ids(calls):
+    return [
+        " ".join([op, *(str(v) for v in values if not isinstance(v, torch.Tensor))])
+        for op, values in calls
+    ]
 
 
 def test_public_names():
@@ -40,20 +51,35 @@ def test_public_names():
 
 
 def test_schemas_are_what_saved_programs_call():
-    conv = "(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, float res_scale, bool relu)"
-    assert SCHEMAS["conv3x3"] == f"{conv} -> Tensor"
-    block = "(Tensor x, Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2, "
-    assert SCHEMAS["residual_block"] == (
-        f"{block}float res_scale, bool save_hidden) -> (Tensor, Tensor)"
-    )
-    upsample = "(Tensor x, Tensor weight, Tensor? bias, int upscale_factor) -> Tensor"
-    assert SCHEMAS["pixel_shuffle_upsample"] == upsample
-    pairwise = "(Tensor query, Tensor key, str metric) -> Tensor"
-    assert SCHEMAS["pairwise_similarity"] == pairwise
-    nce = "(Tensor query, Tensor positive_key, Tensor? negative_keys, float temperature)"
-    assert SCHEMAS["info_nce"] == f"{nce} -> (Tensor, Tensor, Tensor)"
-    ratio = "(Tensor anchor, Tensor positive, Tensor? negatives, float eps)"
-    assert SCHEMAS["distance_ratio_loss"] == f"{ratio} -> (Tensor, Tensor, Tensor)"
+    assert SCHEMAS == {
+        "conv3x3": "(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, float res_scale, "
+        "bool relu) -> Tensor",
+        "conv3x3_backward": "(Tensor grad_output, Tensor x, Tensor weight, float res_scale, "
+        "bool needs_x, bool needs_weight, bool needs_bias) -> (Tensor, Tensor, Tensor)",
+        "residual_block": "(Tensor x, Tensor weight1, Tensor? bias1, Tensor weight2, "
+        "Tensor? bias2, float res_scale, bool save_hidden) -> (Tensor, Tensor)",
+        "residual_block_backward": "(Tensor grad_output, Tensor x, Tensor hidden, Tensor weight1, "
+        "Tensor weight2, float res_scale, bool needs_x, bool needs_params) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+        "pixel_shuffle_upsample": "(Tensor x, Tensor weight, Tensor? bias, int upscale_factor) "
+        "-> Tensor",
+        "pixel_shuffle_upsample_backward": "(Tensor grad_output, Tensor x, Tensor weight, "
+        "int upscale_factor, bool needs_x, bool needs_weight, bool needs_bias) "
+        "-> (Tensor, Tensor, Tensor)",
+        "pairwise_similarity": "(Tensor query, Tensor key, str metric) -> Tensor",
+        "pairwise_similarity_backward": "(Tensor grad_output, Tensor query, Tensor key, "
+        "str metric) -> (Tensor, Tensor)",
+        "info_nce": "(Tensor query, Tensor positive_key, Tensor? negative_keys, "
+        "float temperature) -> (Tensor, Tensor, Tensor)",
+        "info_nce_backward": "(Tensor grad_loss, Tensor maximum, Tensor sum_exp, Tensor query, "
+        "Tensor positive_key, Tensor? negative_keys, float temperature) "
+        "-> (Tensor, Tensor, Tensor)",
+        "distance_ratio_loss": "(Tensor anchor, Tensor positive, Tensor? negatives, float eps) "
+        "-> (Tensor, Tensor, Tensor)",
+        "distance_ratio_loss_backward": "(Tensor grad_loss, Tensor positive_distance, "
+        "Tensor negative_distance, Tensor anchor, Tensor positive, Tensor? negatives, float eps) "
+        "-> (Tensor, Tensor, Tensor)",
+    }
 
 
 def test_every_operator_has_its_backward():
@@ -65,44 +91,48 @@ def test_every_operator_has_its_backward():
         )
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("op, values", FORWARDS, ids=operator_ids(FORWARDS))
+def test_gradcheck_of_operators(op, values):
+    leaves = [t.clone().requires_grad_() if isinstance(t, torch.Tensor) else t for t in values]
+
+    def first_output(*leaves):
+        result = getattr(torch.ops.clsd_fast, op)(*leaves)
+        return result if isinstance(result, torch.Tensor) else result[0]
+
+    assert torch.autograd.gradcheck(first_output, leaves)
+
+
+@pytest.mark.parametrize("op, values", BACKWARDS, ids=operator_ids(BACKWARDS))
+def test_native_backward_equals_the_reference(native, op, values):
+    ours = getattr(torch.ops.clsd_fast, op)(*values)
+    for a, b in zip(ours, getattr(reference, op)(*values), strict=True):
+        assert_close(a, b, b, op)
+
+
+@pytest.mark.parametrize("name", ALL_SIZES)
 def test_two_runs_are_bit_equal(backend, name):
     for first, second in zip(outputs(name), outputs(name), strict=True):
         assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", ALL_SIZES)
 def test_threads_do_not_change_a_bit(native, threads, name):
     threads(1)
     alone = outputs(name)
-    threads(4)
-    for first, second in zip(alone, outputs(name), strict=True):
-        assert torch.equal(first, second)
+    for count in (2, 3):
+        threads(count)
+        for first, second in zip(alone, outputs(name), strict=True):
+            assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("threads_used", [1, 3])
-def test_larger_convolution_is_bit_equal_for_any_number_of_threads(native, threads, threads_used):
-    x, weight = rand(3, 16, 33, 29).float(), rand(32, 16, 3, 3).float()
-
-    def gradients():
-        leaves = x.clone().requires_grad_(), weight.clone().requires_grad_()
-        output = clsd_fast.conv3x3(*leaves)
-        return [output, *torch.autograd.grad(output.square().sum(), leaves)]
-
-    threads(2)
-    expected = gradients()
-    threads(threads_used)
-    for first, second in zip(expected, gradients(), strict=True):
-        assert torch.equal(first, second)
-
-
-@pytest.mark.parametrize("name", CALLS)
-def test_no_uninitialised_memory_is_read(backend, name):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ALL_SIZES)
+def test_no_uninitialised_memory_is_read(backend, name, dtype):
     torch.use_deterministic_algorithms(True)  # empty() is filled with NaN
     try:
         assert torch.utils.deterministic.fill_uninitialized_memory
         assert torch.empty(3).isnan().all()
-        results = outputs(name)
+        results = outputs(name, dtype)
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(result.isfinite().all() for result in results)
@@ -122,6 +152,17 @@ def test_reference_differentiates_twice(name):
     function, tensors = call(name, torch.float64)
     with clsd_fast.use_backend("reference"):
         assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_one_input_alone_gets_its_gradient(backend, name):
+    function, make = CALLS[name]
+    _, *expected = outputs(name, torch.float64)
+    for index, gradient in enumerate(expected):
+        tensors = make()
+        tensors[index].requires_grad_()
+        (alone,) = torch.autograd.grad(function(*tensors).sum(), tensors[index])
+        assert_close(alone, gradient, gradient, f"gradient {index}")
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -30,8 +30,9 @@ def check(metric, inputs, *args, **kwargs):
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", [contiguous, sliced])
-def test_dtypes_and_layouts(backend, metric, dtype, layout):
-    check(metric, [rand(3, 17, 33), rand(3, 9, 33, seed=1)], dtype, layout)
+@pytest.mark.parametrize("rows, keys, features", [(17, 9, 33), (1, 1, 16), (33, 16, 5)])
+def test_dtypes_and_layouts(backend, metric, dtype, layout, rows, keys, features):
+    check(metric, [rand(3, rows, features), rand(3, keys, features, seed=1)], dtype, layout)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -53,14 +54,15 @@ def test_leading_dimensions_broadcast(backend, metric):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_expanded_gradient(backend, metric):
-    check(metric, [rand(5, 8), rand(4, 8, seed=1)], torch.float32, expanded_grad=True)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_expanded_gradient(backend, metric, dtype):
+    check(metric, [rand(5, 8), rand(4, 8, seed=1)], dtype, expanded_grad=True)
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("shape", [(0, 4, 8), (2, 0, 8)], ids=str)
-def test_empty(backend, metric, shape):
-    check(metric, [rand(*shape), rand(shape[0], 3, 8)], torch.float32)
+@pytest.mark.parametrize("batch, rows, keys", [(0, 4, 3), (2, 0, 3), (2, 4, 0), (2, 0, 0)])
+def test_empty(backend, metric, batch, rows, keys):
+    check(metric, [rand(batch, rows, 8), rand(batch, keys, 8)], torch.float32)
 
 
 def test_zero_rows_have_no_similarity_and_no_gradient(backend):

@@ -37,20 +37,23 @@ def test_channels_layouts_dtypes(backend, dtype, layout, channels):
     check(2, inputs(2, channels, channels, 2, 5, 7), dtype, layout)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("upscale_factor", [1, 2, 3, 4])
-@pytest.mark.parametrize("size", [(1, 1), (1, 6), (9, 1), (10, 13)], ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (1, 6), (9, 1), (17, 14)], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_factors_and_sizes(backend, upscale_factor, size, layout):
-    check(upscale_factor, inputs(2, 8, 5, upscale_factor, *size), torch.float32, layout)
+def test_factors_and_sizes(backend, upscale_factor, size, layout, dtype):
+    check(upscale_factor, inputs(2, 16, 6, upscale_factor, *size), dtype, layout)
 
 
-def test_without_bias(backend):
-    check(3, inputs(2, 8, 4, 3, 4, 5, bias=False), torch.float32)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_without_bias(backend, dtype):
+    check(3, inputs(2, 8, 4, 3, 4, 5, bias=False), dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_expanded_gradient(backend, layout):
-    check(2, inputs(2, 8, 8, 2, 6, 5), torch.float32, layout, expanded_grad=True)
+def test_expanded_gradient(backend, layout, dtype):
+    check(2, inputs(2, 8, 8, 2, 6, 5), dtype, layout, expanded_grad=True)
 
 
 def test_empty_batch(backend):

@@ -30,10 +30,11 @@ def test_channels_layouts_dtypes(backend, dtype, layout, channels):
     compare(residual_block, plain, inputs(2, channels, 5, 7), dtype, layout)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [(1, 1), (1, 6), (9, 1), (17, 14)], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_sizes(backend, size, layout):
-    compare(residual_block, plain, inputs(2, 16, *size), torch.float32, layout)
+def test_sizes(backend, size, layout, dtype):
+    compare(residual_block, plain, inputs(2, 16, *size), dtype, layout)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -43,13 +44,15 @@ def test_scale_bias_and_hidden_channels(backend, dtype, bias):
     compare(lambda *t: residual_block(*t, 0.1), lambda *t: plain(*t, 0.1), tensors, dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_expanded_gradient(backend, layout):
-    compare(residual_block, plain, inputs(2, 16, 6, 5), torch.float32, layout, expanded_grad=True)
+def test_expanded_gradient(backend, layout, dtype):
+    compare(residual_block, plain, inputs(2, 16, 6, 5), dtype, layout, expanded_grad=True)
 
 
-def test_empty_batch(backend):
-    compare(residual_block, plain, inputs(0, 8, 4, 4), torch.float32)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_empty_batch(backend, dtype):
+    compare(residual_block, plain, inputs(0, 8, 4, 4), dtype)
 
 
 def test_input_or_parameters_alone_need_a_gradient(backend):
