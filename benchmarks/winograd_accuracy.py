@@ -2,8 +2,9 @@
 
     PYTHONPATH=tests python benchmarks/winograd_accuracy.py [--cases 1000]
 
-Prints the worst ratio of error to bound over random shapes, for the output and each gradient.
-`WINOGRAD_FACTOR` of tests/tolerance.py is this figure, rounded up.
+Prints the worst ratio of error to bound over random shapes, for the output and each gradient, with
+random output gradients and with ones. `WINOGRAD_FACTOR` and `WINOGRAD_ONES_FACTOR` of
+tests/tolerance.py are the worst of each, rounded up.
 """
 
 import argparse
@@ -22,11 +23,11 @@ def gradients(function, tensors, grad):
     return [output, *torch.autograd.grad(output, tensors, grad.to(output.dtype))]
 
 
-def ratios(seed: int) -> list[float]:
+def ratios(seed: int, ones: bool) -> list[float]:
     """Error over bound of output, and gradients of x, weight and bias, for one random case."""
     choose = random.Random(seed)
     channels, outputs = choose.choices((16, 24, 32, 48, 64, 128), k=2)
-    batch, height, width = choose.randint(1, 3), choose.randint(6, 40), choose.randint(6, 40)
+    batch, height, width = choose.randint(1, 3), choose.randint(4, 40), choose.randint(4, 40)
     shapes = (
         (batch, channels, height, width),
         (outputs, channels, 3, 3),
@@ -34,6 +35,8 @@ def ratios(seed: int) -> list[float]:
         (batch, outputs, height, width),
     )
     x, weight, bias, grad = (rand(*shape, seed=seed).float() for shape in shapes)
+    if ones:
+        grad.fill_(1)
     tensors = [x, weight / (3 * channels**0.5), bias]
 
     def leaves(dtype):
@@ -49,7 +52,8 @@ def ratios(seed: int) -> list[float]:
     result = []
     for a, b, r in zip(ours, theirs, reference, strict=True):
         bound = 2 * (b.double() - r).abs().max() + 2 * rounding(r.detach(), torch.float32)
-        result.append(((a.double() - r).abs().max() / bound).item())
+        error = (a.double() - r).abs().max()
+        result.append((error / bound).item() if error else 0.0)
     return result
 
 
@@ -57,9 +61,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=1000)
     cases = parser.parse_args().cases
-    worst = torch.tensor([ratios(seed) for seed in range(cases)]).amax(dim=0)
-    for name, value in zip(("output", "x", "weight", "bias"), worst.tolist(), strict=True):
-        print(f"{name:8}{value:.2f}")
+    for ones in (False, True):
+        worst = torch.tensor([ratios(seed, ones) for seed in range(cases)]).amax(dim=0).tolist()
+        print("output gradient of ones" if ones else "random output gradient")
+        for name, value in zip(("output", "x", "weight", "bias"), worst, strict=True):
+            print(f"    {name:8}{value:.2f}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,13 @@ struct Images {
   int64_t batch, channels, height, width;
   int64_t stride_n, stride_h, stride_w;
   std::vector<int64_t> channel;  // offset of each channel
-  bool dense_channels;           // channel[k] == k
+  // The channels in the order of their offsets, and the length of the runs of consecutive ones that
+  // this order is made of: C for channels_last, C for each phase of its pixel-shuffled form, 1 for
+  // contiguous images. Kernels work on channels in this order.
+  std::vector<int64_t> order;
+  int64_t run;
+
+  bool dense() const { return run == channels; }
 
   S* pixel(int64_t n, int64_t y, int64_t x) const {
     return data + n * stride_n + y * stride_h + x * stride_w;

@@ -6,6 +6,8 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <algorithm>
+#include <numeric>
 #include <type_traits>
 
 #include "check.h"
@@ -89,6 +91,22 @@ inline void check_statistic(const char* op, const char* name, const Tensor& rows
         dtype_name(statistic.scalar_type()));
 }
 
+// Sort the channels by offset and find their runs.
+template <class S>
+void order_channels(Images<S>& view) {
+  const auto before = [&](int64_t a, int64_t b) { return view.channel[a] < view.channel[b]; };
+  view.order.resize(view.channel.size());
+  std::iota(view.order.begin(), view.order.end(), int64_t{0});
+  if (!std::is_sorted(view.order.begin(), view.order.end(), before)) {
+    std::stable_sort(view.order.begin(), view.order.end(), before);
+  }
+  view.run = view.channels;
+  for (int64_t k = 1; k < view.channels; ++k) {
+    const bool consecutive = view.channel[view.order[k]] == view.channel[view.order[k - 1]] + 1;
+    if (!consecutive) view.run = std::gcd(view.run, k);
+  }
+}
+
 // Images [N, K, H r, W r] seen as what pixel_shuffle made them from: [N, K r^2, H, W].
 template <class S>
 Images<S> images(const Tensor& tensor, int64_t upscale = 1) {
@@ -103,15 +121,15 @@ Images<S> images(const Tensor& tensor, int64_t upscale = 1) {
                  tensor.stride(2) * upscale,
                  tensor.stride(3) * upscale,
                  {},
-                 true};
+                 {},
+                 1};
   view.channel.resize(static_cast<size_t>(view.channels));
   for (int64_t k = 0; k < view.channels; ++k) {
     const int64_t phase = k % square;
-    const int64_t offset = k / square * tensor.stride(1) +
-                           phase / upscale * tensor.stride(2) + phase % upscale * tensor.stride(3);
-    view.channel[static_cast<size_t>(k)] = offset;
-    view.dense_channels = view.dense_channels && offset == k;
+    view.channel[k] = k / square * tensor.stride(1) + phase / upscale * tensor.stride(2) +
+                      phase % upscale * tensor.stride(3);
   }
+  order_channels(view);
   return view;
 }
 

@@ -19,12 +19,13 @@ Tensor conv3x3(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optiona
   Tensor output = empty(x, shape, memory_format(x));
   dispatch(op, x.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
-    const auto packed_bias = pack_bias<S>(bias, weight.size(0));
+    const auto target = images<S>(output);
+    const auto packed_bias = pack_bias<S>(bias, target.order);
     Epilogue<S> epilogue{&packed_bias, static_cast<Accumulator<S>>(res_scale)};
     epilogue.relu = relu;
     std::optional<Images<const S>> skip;
     if (residual) epilogue.residual = &skip.emplace(images<const S>(*residual));
-    convolve(images<const S>(x), weight, false, epilogue, images<S>(output));
+    convolve(images<const S>(x), weight, false, epilogue, target);
   });
   return output;
 }

@@ -30,9 +30,9 @@ Tensor pixel_shuffle_upsample(Tensor x, Tensor weight, std::optional<Tensor> bia
   Tensor output = empty(x, shape, memory_format(x));
   dispatch(op, x.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
-    const auto packed_bias = pack_bias<S>(bias, weight.size(0));
-    convolve(images<const S>(x), weight, false, Epilogue<S>{&packed_bias},
-             images<S>(output, upscale_factor));
+    const auto target = images<S>(output, upscale_factor);
+    const auto packed_bias = pack_bias<S>(bias, target.order);
+    convolve(images<const S>(x), weight, false, Epilogue<S>{&packed_bias}, target);
   });
   return output;
 }

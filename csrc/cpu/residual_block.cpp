@@ -33,13 +33,15 @@ std::tuple<Tensor, Tensor> residual_block(Tensor x, Tensor weight1, std::optiona
   dispatch(op, x.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     const auto input = images<const S>(x);
-    const auto packed_bias1 = pack_bias<S>(bias1, weight1.size(0));
+    const auto activation = images<S>(hidden);
+    const auto packed_bias1 = pack_bias<S>(bias1, activation.order);
     Epilogue<S> first{&packed_bias1};
     first.relu = true;
-    convolve(input, weight1, false, first, images<S>(hidden));
-    const auto packed_bias2 = pack_bias<S>(bias2, x.size(1));
+    convolve(input, weight1, false, first, activation);
+    const auto target = images<S>(output);
+    const auto packed_bias2 = pack_bias<S>(bias2, target.order);
     Epilogue<S> second{&packed_bias2, static_cast<Accumulator<S>>(res_scale), &input};
-    convolve(images<const S>(hidden), weight2, false, second, images<S>(output));
+    convolve(images<const S>(hidden), weight2, false, second, target);
   });
   return {output, save_hidden ? hidden : absent(x)};
 }

@@ -29,16 +29,22 @@ using Vec = typename Vector<T>::Type;
 template <class T>
 constexpr int kLanes = CLSD_VECTOR_BYTES / sizeof(T);
 template <class T>
-constexpr int kVectors = kTileCols / kLanes<T>;
+constexpr int kPanelVectors = kTileCols / kLanes<T>;
 
 // Rows whose accumulators stay in registers beside the operands: a divisor of kTileRows.
 template <class T>
 constexpr int rows_at_once() {
   for (int rows = kTileRows; rows > 1; --rows) {
-    if (kTileRows % rows == 0 && (rows + 1) * kVectors<T> < CLSD_VECTOR_REGISTERS) return rows;
+    const int needed = (rows + 1) * kPanelVectors<T>;
+    if (kTileRows % rows == 0 && needed < CLSD_VECTOR_REGISTERS) return rows;
   }
   return 1;
 }
+
+// Panels whose accumulators do: each broadcast of a is used for all of them.
+template <class T>
+constexpr int kPanelsAtOnce =
+    2 * (kTileRows + 1) * kPanelVectors<T> < CLSD_VECTOR_REGISTERS ? 2 : 1;
 
 template <class T>
 struct MultiplyAdd {
@@ -68,27 +74,30 @@ void store(T* target, Vec<T> vector) {
 
 // Arrays of vectors are only touched one element at a time, under constant indices: that is what
 // lets the compiler keep them in registers.
-template <class T, class Step, int kRows>
-inline void accumulate_rows(T* acc, const T* a, const TileOperands<T>& operands) {
-  const T* b = operands.b;
-  const int64_t a_row = operands.a_row, a_step = operands.a_step, b_step = operands.b_step;
+template <class T, class Step, int kRows, int kPanels>
+inline void accumulate_rows(T* acc, const T* a, const T* b, const TileOperands<T>& operands) {
+  constexpr int kVectors = kPanels * kPanelVectors<T>;
+  const int64_t a_row = operands.a_row, a_step = operands.a_step;
+  const int64_t b_panel = operands.b_panel, b_step = operands.b_step;
   bool add = operands.add;
   for (int64_t left = operands.steps; left > 0; left -= operands.chain) {
-    Vec<T> sums[kRows][kVectors<T>];
+    Vec<T> sums[kRows][kVectors];
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors<T>; ++v) sums[r][v] = Vec<T>{};
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = Vec<T>{};
     }
     for (int64_t s = left < operands.chain ? left : operands.chain; s > 0; --s) {
-      Vec<T> columns[kVectors<T>];
+      Vec<T> columns[kVectors];
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors<T>; ++v) columns[v] = load(b + v * kLanes<T>);
+      for (int v = 0; v < kVectors; ++v) {
+        columns[v] = load(b + v / kPanelVectors<T> * b_panel + v % kPanelVectors<T> * kLanes<T>);
+      }
 #pragma GCC unroll 12
       for (int r = 0; r < kRows; ++r) {
         const Vec<T> broadcast = a[r * a_row] - Vec<T>{};
 #pragma GCC unroll 8
-        for (int v = 0; v < kVectors<T>; ++v) {
+        for (int v = 0; v < kVectors; ++v) {
           sums[r][v] = Step::apply(sums[r][v], broadcast, columns[v]);
         }
       }
@@ -98,8 +107,8 @@ inline void accumulate_rows(T* acc, const T* a, const TileOperands<T>& operands)
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors<T>; ++v) {
-        T* target = acc + r * kTileCols + v * kLanes<T>;
+      for (int v = 0; v < kVectors; ++v) {
+        T* target = acc + r * operands.acc_row + v * kLanes<T>;
         store(target, add ? sums[r][v] + load(target) : sums[r][v]);
       }
     }
@@ -107,12 +116,33 @@ inline void accumulate_rows(T* acc, const T* a, const TileOperands<T>& operands)
   }
 }
 
+template <class T, class Step, int kPanels>
+inline void accumulate_panels(T* acc, const T* b, const TileOperands<T>& operands) {
+  constexpr int kRows = rows_at_once<T>();
+  constexpr int kRest = kRows < kRowStep ? kRows : kRowStep;
+  const int64_t whole = operands.rows - operands.rows % kTileRows;
+  int64_t r = 0;
+  for (; r < whole; r += kRows) {
+    accumulate_rows<T, Step, kRows, kPanels>(acc + r * operands.acc_row,
+                                             operands.a + r * operands.a_row, b, operands);
+  }
+  for (; r < operands.rows; r += kRest) {
+    accumulate_rows<T, Step, kRest, kPanels>(acc + r * operands.acc_row,
+                                             operands.a + r * operands.a_row, b, operands);
+  }
+}
+
 template <class T, class Step>
 inline void accumulate(T* acc, const TileOperands<T>& operands) {
-  constexpr int kRows = rows_at_once<T>();
-  for (int r = 0; r < kTileRows; r += kRows) {
-    accumulate_rows<T, Step, kRows>(acc + r * kTileCols, operands.a + r * operands.a_row,
-                                    operands);
+  constexpr int kPanels = kPanelsAtOnce<T>;
+  int64_t panel = 0;
+  for (; panel + kPanels <= operands.panels; panel += kPanels) {
+    accumulate_panels<T, Step, kPanels>(acc + panel * kTileCols,
+                                        operands.b + panel * operands.b_panel, operands);
+  }
+  if (panel < operands.panels) {
+    accumulate_panels<T, Step, 1>(acc + panel * kTileCols,
+                                  operands.b + panel * operands.b_panel, operands);
   }
 }
 
@@ -138,13 +168,12 @@ void distance_backward(T* __restrict grad_a, T* __restrict grad_b, const T* __re
 }
 
 template <class T>
-void finish(T* output, int64_t output_stride, const T* sums, int64_t pixels,
-            const TileEpilogue<T>& epilogue) {
+void finish(T* output, int64_t output_stride, const T* sums, int64_t sums_stride, int64_t pixels,
+            int64_t channels, const TileEpilogue<T>& epilogue) {
   const Vec<T> zero = {};
   for (int64_t p = 0; p < pixels; ++p) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kTileCols; v += kLanes<T>) {
-      Vec<T> value = load(sums + p * kTileCols + v);
+    for (int64_t v = 0; v < channels; v += kLanes<T>) {
+      Vec<T> value = load(sums + p * sums_stride + v);
       if (epilogue.bias) value += load(epilogue.bias + v);
       value *= epilogue.scale;
       if (epilogue.residual) value += load(epilogue.residual + p * epilogue.residual_stride + v);
@@ -173,12 +202,12 @@ struct InputTransform {  // B^T
   static void apply(const Vec<T>* d, Vec<T>* out) {
     const Vec<T> even_a = d[4] - T(kB2) * d[2], odd_a = T(kA) * (d[3] - T(kB2) * d[1]);
     const Vec<T> even_b = d[4] - T(kA2) * d[2], odd_b = T(kB) * (d[3] - T(kA2) * d[1]);
-    out[0] = T(kA2 * kB2) * d[0] - T(kA2 + kB2) * d[2] + d[4];
+    out[0] = T(kA2 * kB2) * d[0] + (d[4] - T(kA2 + kB2) * d[2]);
     out[1] = even_a + odd_a;
     out[2] = even_a - odd_a;
     out[3] = even_b + odd_b;
     out[4] = even_b - odd_b;
-    out[5] = T(kA2 * kB2) * d[1] - T(kA2 + kB2) * d[3] + d[5];
+    out[5] = T(kA2 * kB2) * d[1] + (d[5] - T(kA2 + kB2) * d[3]);
   }
 };
 
@@ -278,11 +307,11 @@ void winograd_weight(T* target, int64_t target_stride, const T* taps) {
 }
 
 template <class T>
-void winograd_output(T* pixels, const T* products, int64_t product_stride) {
-  for (int v = 0; v < kTileCols; v += kLanes<T>) {
+void winograd_output(T* pixels, const T* products, int64_t product_stride, int64_t channels) {
+  for (int64_t c = 0; c < channels; c += kLanes<T>) {
     transform_square<T, OutputTransform>(
-        [&](int i, int j) { return products + (i * 6 + j) * product_stride + v; },
-        [&](int i, int j) { return pixels + (i * 4 + j) * kTileCols + v; });
+        [&](int i, int j) { return products + (i * 6 + j) * product_stride + c; },
+        [&](int i, int j) { return pixels + (i * 4 + j) * channels + c; });
   }
 }
 

@@ -11,8 +11,11 @@ namespace clsd::cpu {
 constexpr int64_t kTileRows = 12;
 constexpr int64_t kTileCols = 16;
 constexpr int64_t kTileSize = kTileRows * kTileCols;
+constexpr int64_t kRowStep = 4;  // taller products are whole tiles and a rest of whole steps
 
-// a[r * a_row + s * a_step] is broadcast against the kTileCols elements at b[s * b_step].
+// acc[r * acc_row + v] (+)= sum over s of a[r * a_row + s * a_step] * b[s * b_step + v] for
+// `rows` rows and kTileCols columns; further panels of kTileCols columns start b_panel elements
+// later in b.
 //
 // Sums of at most `chain` steps are added up: a single chain of hundreds of additions would lose
 // two to four times as much to rounding as PyTorch's blocked products and pairwise sums.
@@ -23,7 +26,10 @@ struct TileOperands {
   const T* b;
   int64_t b_step, steps;
   int64_t chain;
-  bool add;  // to what acc holds, or replace it
+  bool add;                  // to what acc holds, or replace it
+  int64_t rows = kTileRows;  // a multiple of kRowStep
+  int64_t acc_row = kTileCols;
+  int64_t panels = 1, b_panel = 0;
 };
 
 // What a convolution does with its sums before they are stored, in this order.
@@ -46,24 +52,25 @@ using WinogradTransform = void (*)(T* target, int64_t target_stride, const T* so
 
 template <class T>
 struct TileKernels {
-  // acc[r][v] (+)= sum over s of a[r, s] * b[s, v]
+  // acc (+)= a * b
   void (*multiply)(T* acc, const TileOperands<T>& operands);
-  // acc[r][v] (+)= sum over s of |a[r, s] - b[s, v]|
+  // The same with |a - b| in place of a * b.
   void (*distance)(T* acc, const TileOperands<T>& operands);
   // For s = coefficient * sign(a - b): grad_a += s, grad_b -= s
   void (*distance_backward)(T* grad_a, T* grad_b, const T* a, const T* b, T coefficient,
                             int64_t count);
-  // output[p * output_stride + v] = epilogue(sums[p][v]) for `pixels` rows of kTileCols
-  void (*finish)(T* output, int64_t output_stride, const T* sums, int64_t pixels,
-                 const TileEpilogue<T>& epilogue);
+  // output[p * output_stride + v] = epilogue(sums[p * sums_stride + v]) for `pixels` pixels of
+  // `channels` channels (whole tiles)
+  void (*finish)(T* output, int64_t output_stride, const T* sums, int64_t sums_stride,
+                 int64_t pixels, int64_t channels, const TileEpilogue<T>& epilogue);
 
   // Winograd F(4x4, 3x3), with the matrices of winograd.h: B^T d B of a 6x6 patch of the input,
   // A d A^T of a 4x4 patch of the output's gradient.
   WinogradTransform<T> winograd_input, winograd_grad_output;
   // G g G^T of kTileCols 3x3 kernels [9][kTileCols]
   void (*winograd_weight)(T* target, int64_t target_stride, const T* taps);
-  // A^T m A: 4x4 pixels [16][kTileCols] of 36 products
-  void (*winograd_output)(T* pixels, const T* products, int64_t product_stride);
+  // A^T m A: pixels [16][channels] of the 36 products of one Winograd tile
+  void (*winograd_output)(T* pixels, const T* products, int64_t product_stride, int64_t channels);
   // G^T u G: [9][kTileCols] taps of 36 sums
   void (*winograd_grad_weight)(T* taps, const T* sums, int64_t sum_stride);
 };

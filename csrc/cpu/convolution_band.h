@@ -1,0 +1,195 @@
+// What the algorithms of a 3x3 convolution share: how a band of rows gets in, and how finished sums
+// get out.
+#pragma once
+
+#include <algorithm>
+#include <optional>
+#include <type_traits>
+#include <vector>
+
+#include "packed_rows.h"
+#include "tile.h"
+#include "workspace.h"
+
+namespace clsd::cpu {
+
+template <class S>
+struct Epilogue {
+  using T = Accumulator<S>;
+  const std::vector<T>* bias = nullptr;       // [K] in the output's order, padded to whole tiles
+  T scale = 1;                                // of convolution and bias
+  const Images<const S>* residual = nullptr;  // added after the scale
+  const Images<const S>* positive = nullptr;  // result kept only where this is > 0
+  bool relu = false;
+};
+
+// Convolution of input with weight, or with its transpose (KernelView), through the epilogue.
+template <class S>
+struct Convolution {
+  const Images<const S>& input;
+  const Tensor& weight;
+  bool transposed;
+  const Epilogue<S>& epilogue;
+  const Images<S>& output;
+
+  KernelView<S> kernels() const { return {weight, transposed, output.order, input.order}; }
+};
+
+template <class S>
+class ConvolutionBand {
+ public:
+  using T = Accumulator<S>;
+
+  // `rows` image rows; the input has columns for `width` outputs and padding, and `channels`.
+  ConvolutionBand(Workspace& workspace, const Convolution<S>& convolution, int64_t rows,
+                  int64_t width, int64_t channels)
+      : input(workspace, rows + 2, 1, width + 2, channels), convolution_(convolution) {
+    const auto& [image, weight, transposed, epilogue, output] = convolution;
+    const int64_t padded = round_up(output.channels, kTileCols);
+    const auto pack = [&](const auto* image, PackedRows<T>& target) {
+      if (!image || in_place(*image)) return;
+      target = PackedRows<T>(workspace, rows, 0, output.width, padded);
+    };
+    pack(&output, output_);
+    pack(epilogue.residual, residual_);
+    pack(epilogue.positive, positive_);
+  }
+
+  PackedRows<T> input;
+
+  // Rows [first, first + rows) of image n, for sums of whole tiles of `tile` rows.
+  void load(int64_t n, int64_t first, int64_t rows, int64_t tile = 1) {
+    n_ = n, first_ = first, rows_ = std::min(rows, convolution_.output.height - first);
+    const Epilogue<S>& epilogue = convolution_.epilogue;
+    input.fill(convolution_.input, n, first - 1, round_up(rows_, tile) + 2);
+    if (residual_.values) residual_.fill(*epilogue.residual, n, first, rows_);
+    if (positive_.values) positive_.fill(*epilogue.positive, n, first, rows_);
+  }
+
+  // Take the sums of channels [k, k + channels) of `pixels` pixels of row y of the band.
+  void store(const T* sums, int64_t sums_stride, int64_t y, int64_t x, int64_t pixels, int64_t k,
+             int64_t channels) const {
+    const int64_t run = output_.values ? output_.channels : convolution_.output.run;
+    for (const int64_t end = k + channels; k < end;) {
+      const int64_t count = std::min(end - k, run - k % run);
+      store_run(sums, sums_stride, y, x, pixels, k, count);
+      k += count;
+      sums += count;
+    }
+  }
+
+  int64_t rows() const { return rows_; }
+
+  void flush() const {
+    if (output_.values) output_.flush(convolution_.output, n_, first_, rows_);
+  }
+
+ private:
+  template <class Q>
+  static bool in_place(const Images<Q>& image) {
+    return std::is_same_v<std::remove_const_t<Q>, T> && image.run % kTileCols == 0;
+  }
+
+  // Where row y, pixel x has its channels from the k-th on.
+  template <class Q>
+  auto locate(const Images<Q>& image, const PackedRows<T>& packed, int64_t y, int64_t x,
+              int64_t k) const {
+    using P = std::conditional_t<std::is_const_v<Q>, const T, T>;
+    struct Place {
+      P* data;
+      int64_t stride;
+    };
+    if (packed.values) return Place{packed.pixel(y, x) + k, packed.channels};
+    if constexpr (std::is_same_v<std::remove_const_t<Q>, T>) {
+      return Place{image.pixel(n_, first_ + y, x) + image.channel[image.order[k]], image.stride_w};
+    }
+    return Place{nullptr, 0};  // other types are always packed
+  }
+
+  void store_run(const T* sums, int64_t sums_stride, int64_t y, int64_t x, int64_t pixels,
+                 int64_t k, int64_t channels) const {
+    const Epilogue<S>& epilogue = convolution_.epilogue;
+    TileEpilogue<T> tile{};
+    tile.bias = epilogue.bias ? epilogue.bias->data() + k : nullptr;
+    tile.scale = epilogue.scale;
+    tile.relu = epilogue.relu;
+    if (epilogue.residual) {
+      const auto residual = locate(*epilogue.residual, residual_, y, x, k);
+      tile.residual = residual.data;
+      tile.residual_stride = residual.stride;
+    }
+    if (epilogue.positive) {
+      const auto positive = locate(*epilogue.positive, positive_, y, x, k);
+      tile.positive = positive.data;
+      tile.positive_stride = positive.stride;
+    }
+    const auto output = locate(convolution_.output, output_, y, x, k);
+    tile_kernels<T>().finish(output.data, output.stride, sums, sums_stride, pixels, channels, tile);
+  }
+
+  const Convolution<S>& convolution_;
+  PackedRows<T> output_, residual_, positive_;  // without values where images are used in place
+  int64_t n_ = 0, first_ = 0, rows_ = 0;
+};
+
+template <class S>
+std::vector<Accumulator<S>> pack_bias(const std::optional<Tensor>& bias,
+                                      const std::vector<int64_t>& order) {
+  std::vector<Accumulator<S>> packed(static_cast<size_t>(
+      round_up(static_cast<int64_t>(order.size()), kTileCols)));
+  if (bias) {
+    const S* source = const_data<S>(*bias);
+    for (size_t k = 0; k < order.size(); ++k) {
+      packed[k] = static_cast<Accumulator<S>>(source[order[k] * bias->stride(0)]);
+    }
+  }
+  return packed;
+}
+
+// Write the gradient of the weights from `taps(c, k, result)`: the tap gradients [9][kTileCols] of
+// input channel c and output channels [k, k + kTileCols), in the images' orders.
+template <class S, class Taps>
+void write_weight_gradient(const Images<const S>& input, const Images<const S>& grad,
+                           Accumulator<S> scale, const Tensor& grad_weight, const Taps& taps) {
+  S* target = data<S>(grad_weight);
+  const int64_t inputs = input.channels, outputs = grad.channels;
+  const int64_t tiles = ceil_div(outputs, kTileCols);
+  torch::stable::parallel_for(0, tiles * inputs, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t k = task / inputs * kTileCols, c = task % inputs;
+      Accumulator<S> values[9 * kTileCols];
+      taps(c, k, values);
+      for (int64_t v = 0; v < std::min(kTileCols, outputs - k); ++v) {
+        S* kernel = target + (grad.order[k + v] * inputs + input.order[c]) * 9;
+        for (int64_t tap = 0; tap < 9; ++tap) {
+          kernel[tap] = static_cast<S>(values[tap * kTileCols + v] * scale);
+        }
+      }
+    }
+  });
+}
+
+// Write the gradient of the bias from sums of parts of the pixels, [parts][stride], adding the
+// parts in order. They are doubles: a chain of thousands of additions.
+template <class S>
+void write_bias_gradient(const Images<const S>& grad, Accumulator<S> scale,
+                         const Tensor& grad_bias, const double* sums, int64_t stride,
+                         int64_t parts) {
+  S* target = data<S>(grad_bias);
+  for (int64_t k = 0; k < grad.channels; ++k) {
+    double sum = 0;
+    for (int64_t part = 0; part < parts; ++part) sum += sums[part * stride + k];
+    target[grad.order[k]] = static_cast<S>(static_cast<Accumulator<S>>(sum) * scale);
+  }
+}
+
+// sums[c] += the sum of channel c over the first `pixels` packed pixels
+template <class T>
+void add_pixels(const PackedRows<T>& rows, int64_t pixels, double* sums) {
+  for (int64_t p = 0; p < pixels; ++p) {
+    const T* pixel = rows.pixel(0, p);
+    for (int64_t c = 0; c < rows.channels; ++c) sums[c] += pixel[c];
+  }
+}
+
+}  // namespace clsd::cpu

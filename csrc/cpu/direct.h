@@ -1,0 +1,162 @@
+// Direct 3x3 convolution and its weight gradient on register tiles.
+//
+// In packed rows the 3 C inputs of one pixel under one kernel row are consecutive, so that a
+// convolution is, for each kernel row, a product of [pixels, 3 C] with [3 C, K] whose left rows
+// overlap. The gradient of the weights is the transposed product.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "convolution_band.h"
+
+namespace clsd::cpu {
+
+constexpr int64_t kBand = 8;          // image rows of one task
+constexpr int64_t kDirectChain = 64;  // steps of one summation chain (tile.h)
+
+// [tiles of K][3 kernel rows][3 kernel columns, C][kTileCols]
+template <class S>
+void pack_direct_weight(const KernelView<S>& kernels, Accumulator<S>* packed) {
+  std::fill_n(packed, round_up(kernels.outputs, kTileCols) * 9 * kernels.inputs, 0);
+  for (int64_t k = 0; k < kernels.outputs; ++k) {
+    for (int64_t tap = 0; tap < 9; ++tap) {
+      auto* target = packed + (k / kTileCols * 9 + tap) * kernels.inputs * kTileCols;
+      for (int64_t c = 0; c < kernels.inputs; ++c) {
+        target[c * kTileCols + k % kTileCols] = kernels.at(k, c, tap);
+      }
+    }
+  }
+}
+
+template <class S>
+void direct_convolve(const Convolution<S>& convolution) {
+  using T = Accumulator<S>;
+  const Images<const S>& input = convolution.input;
+  const int64_t outputs = convolution.output.channels;
+  const int64_t depth = 3 * input.channels;
+  const int64_t bands = ceil_div(input.height, kBand);
+  Workspace workspace;
+  T* weight = workspace.take<T>(round_up(outputs, kTileCols) * 3 * depth);
+  pack_direct_weight(convolution.kernels(), weight);
+  const auto& kernels = tile_kernels<T>();  // here, where a thread can still throw
+  torch::stable::parallel_for(0, input.batch * bands, 1, [&](int64_t begin, int64_t end) {
+    Workspace scratch;
+    ConvolutionBand<S> band(scratch, convolution, kBand, round_up(input.width, kTileRows),
+                            input.channels);
+    for (int64_t task = begin; task < end; ++task) {
+      band.load(task / bands, task % bands * kBand, kBand);
+      for (int64_t k = 0; k < outputs; k += kTileCols) {
+        for (int64_t y = 0; y < band.rows(); ++y) {
+          for (int64_t x = 0; x < input.width; x += kTileRows) {
+            alignas(64) T sums[kTileSize];
+            for (int64_t ky = 0; ky < 3; ++ky) {
+              kernels.multiply(
+                  sums, {band.input.pixel(y + ky, x), input.channels, 1,
+                         weight + (k * 3 + ky * kTileCols) * depth, kTileCols, depth,
+                         kDirectChain, ky > 0});
+            }
+            band.store(sums, kTileCols, y, x, std::min(kTileRows, input.width - x), k, kTileCols);
+          }
+        }
+      }
+      band.flush();
+    }
+  });
+}
+
+// The gradient of the weights: [3 kernel rows][tiles of 3 C][tiles of K], each a register tile of
+// sums over all pixels.
+//
+// The bands are divided into a number of groups that depends on the shape alone. Each group sums
+// into its own partial result and the partials are added in order, so that the result does not
+// depend on the number of threads.
+template <class S>
+class DirectGradient {
+ public:
+  using T = Accumulator<S>;
+
+  DirectGradient(const Images<const S>& input, const Images<const S>& grad)
+      : input_(input),
+        grad_(grad),
+        row_tiles_(ceil_div(3 * input.channels, kTileRows)),
+        padded_(round_up(grad.channels, kTileCols)),
+        bands_(ceil_div(input.height, kBand)),
+        size_(3 * row_tiles_ * kTileRows * padded_),
+        groups_(std::clamp<int64_t>(kPartialBytes / (size_ * static_cast<int64_t>(sizeof(T))), 2,
+                                    kMaxGroups)) {
+    groups_ = std::min(groups_, input.batch * bands_);
+  }
+
+  void write(Accumulator<S> scale, const Tensor* grad_weight, const Tensor* grad_bias) const {
+    Workspace workspace;
+    T* partials = workspace.take<T>(groups_ * size_);
+    double* sums = workspace.take<double>(groups_ * padded_);
+    std::fill_n(partials, groups_ * size_, T(0));
+    std::fill_n(sums, groups_ * padded_, 0.0);
+    const int64_t bands = input_.batch * bands_;
+    torch::stable::parallel_for(0, groups_, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t group = begin; group < end; ++group) {
+        add_bands(group * bands / groups_, (group + 1) * bands / groups_,
+                  partials + group * size_, sums + group * padded_);
+      }
+    });
+    if (grad_weight) {
+      write_weight_gradient(input_, grad_, scale, *grad_weight,
+                            [&](int64_t c, int64_t k, T* result) { taps(partials, c, k, result); });
+    }
+    if (grad_bias) write_bias_gradient(grad_, scale, *grad_bias, sums, padded_, groups_);
+  }
+
+ private:
+  static constexpr int64_t kMaxGroups = 16;
+  static constexpr int64_t kPartialBytes = 64 << 20;
+
+  void add_bands(int64_t begin, int64_t end, T* partial, double* sums) const {
+    Workspace scratch;
+    const PackedRows<T> x(scratch, kBand + 2, 1, input_.width + 2, input_.channels);
+    const PackedRows<T> dy(scratch, kBand, 0, input_.width, padded_);
+    for (int64_t band = begin; band < end; ++band) {
+      const int64_t n = band / bands_, first = band % bands_ * kBand;
+      const int64_t height = std::min(kBand, input_.height - first);
+      x.fill(input_, n, first - 1, height + 2);
+      dy.fill(grad_, n, first, height);
+      add_products(x, dy, height, partial);
+      add_pixels(dy, height * input_.width, sums);
+    }
+  }
+
+  void add_products(const PackedRows<T>& x, const PackedRows<T>& dy, int64_t height,
+                    T* partial) const {
+    for (int64_t ky = 0; ky < 3; ++ky) {
+      for (int64_t t = 0; t < row_tiles_; ++t) {
+        for (int64_t k = 0; k < padded_; k += kTileCols, partial += kTileSize) {
+          for (int64_t y = 0; y < height; ++y) {
+            kernels_.multiply(
+                partial, {x.row(y + ky) + t * kTileRows, 1, input_.channels, dy.row(y) + k,
+                          padded_, input_.width, kDirectChain, true});
+          }
+        }
+      }
+    }
+  }
+
+  void taps(const T* partials, int64_t c, int64_t k, T* result) const {
+    std::fill_n(result, 9 * kTileCols, T(0));
+    for (int64_t group = 0; group < groups_; ++group) {
+      for (int64_t tap = 0; tap < 9; ++tap) {
+        const int64_t t = tap % 3 * input_.channels + c;
+        const T* source = partials + group * size_ +
+                          ((tap / 3 * row_tiles_ + t / kTileRows) * padded_ + k) * kTileRows +
+                          t % kTileRows * kTileCols;
+        for (int64_t v = 0; v < kTileCols; ++v) result[tap * kTileCols + v] += source[v];
+      }
+    }
+  }
+
+  const TileKernels<T>& kernels_ = tile_kernels<T>();
+  const Images<const S>&input_, &grad_;
+  int64_t row_tiles_, padded_, bands_, size_, groups_;
+};
+
+}  // namespace clsd::cpu
