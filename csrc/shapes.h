@@ -21,12 +21,18 @@ struct Images {
   std::vector<int64_t> order;
   int64_t run;
 
-  bool dense() const { return run == channels; }
-
   S* pixel(int64_t n, int64_t y, int64_t x) const {
     return data + n * stride_n + y * stride_h + x * stride_w;
   }
 };
+
+// The same images, not to be written.
+template <class S>
+Images<const S> constant(const Images<S>& images) {
+  return {images.data,     images.batch,    images.channels, images.height, images.width,
+          images.stride_n, images.stride_h, images.stride_w, images.channel, images.order,
+          images.run};
+}
 
 // [B, N, D] rows.
 template <class S>

@@ -107,6 +107,18 @@ void order_channels(Images<S>& view) {
   }
 }
 
+// channels_last images in memory that no tensor owns.
+template <class S>
+Images<S> images(S* memory, const Shape& shape) {
+  const int64_t channels = shape[1], height = shape[2], width = shape[3];
+  Images<S> view{memory,   shape[0], channels, height, width, height * width * channels,
+                 width * channels, channels, {},     {},    1};
+  view.channel.resize(static_cast<size_t>(channels));
+  std::iota(view.channel.begin(), view.channel.end(), int64_t{0});
+  order_channels(view);
+  return view;
+}
+
 // Images [N, K, H r, W r] seen as what pixel_shuffle made them from: [N, K r^2, H, W].
 template <class S>
 Images<S> images(const Tensor& tensor, int64_t upscale = 1) {

@@ -64,15 +64,23 @@ def residual_block(
         return reference.residual_block(x, weight1, bias1, weight2, bias2, res_scale)
 
 
+def _empty_hidden(x, weight1, save_hidden):
+    """The hidden map is channels_last whatever x is: no kernel has to transpose it."""
+    if not save_hidden:
+        return x.new_empty(0)
+    shape = (x.shape[0], weight1.shape[0], *x.shape[2:])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
 def _reference(x, weight1, bias1, weight2, bias2, res_scale, save_hidden):
     hidden = reference.conv3x3(x, weight1, bias1, relu=True)
     output = reference.conv3x3(hidden, weight2, bias2, residual=x, res_scale=res_scale)
-    return output, hidden if save_hidden else x.new_empty(0)
+    saved = _empty_hidden(x, weight1, save_hidden)
+    return output, saved.copy_(hidden) if save_hidden else saved
 
 
 def _fake(x, weight1, bias1, weight2, bias2, res_scale, save_hidden):
-    hidden = empty_images(x, weight1.shape[0]) if save_hidden else x.new_empty(0)
-    return empty_images(x, x.shape[1]), hidden
+    return empty_images(x, x.shape[1]), _empty_hidden(x, weight1, save_hidden)
 
 
 def _fake_backward(grad_output, x, hidden, weight1, weight2, res_scale, needs_x, needs_params):

@@ -41,12 +41,9 @@ std::tuple<Tensor, Tensor, Tensor> conv3x3_backward(Tensor grad_output, Tensor x
   check_like(op, "grad_output", x, grad_output);
   return dispatch(op, x.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
-    const auto scale = static_cast<Accumulator<S>>(res_scale);
-    Epilogue<S> epilogue;
-    epilogue.scale = scale;
-    const auto grads = convolution_backward(images<const S>(grad_output), x, weight, epilogue,
-                                            scale, needs_x, needs_weight, needs_bias);
-    return std::make_tuple(grads.x, grads.weight, grads.bias);
+    return convolution_backward(images<const S>(grad_output), x, weight,
+                                static_cast<Accumulator<S>>(res_scale), needs_x, needs_weight,
+                                needs_bias);
   });
 }
 

@@ -1,9 +1,10 @@
 // 3x3 convolution (stride 1, zero padding 1) and its gradients, by the faster algorithm.
 #pragma once
 
-#include <vector>
+#include <tuple>
+#include <utility>
 
-#include "convolution_band.h"
+#include "convolution.h"
 #include "direct.h"
 #include "winograd.h"
 
@@ -22,35 +23,44 @@ void convolve(const Images<const S>& input, const Tensor& weight, bool transpose
   }
 }
 
-// Gradients of one convolution with respect to x, weight and bias, each if asked for. `grad` is
-// the gradient of its output, seen as [N, K, H, W]; `epilogue` finishes the gradient of x.
-struct ConvGrads {
-  Tensor x, weight, bias;
-};
-
+// Gradients of a convolution's weight and bias, each if asked for, from its input and the gradient
+// of its output. Both are scaled.
 template <class S>
-ConvGrads convolution_backward(const Images<const S>& grad, const Tensor& x, const Tensor& weight,
-                               const Epilogue<S>& epilogue, Accumulator<S> scale, bool needs_x,
-                               bool needs_weight, bool needs_bias) {
-  ConvGrads grads{absent(x), absent(x), absent(x)};
-  if (needs_x) {
-    grads.x = empty(x, shape_of(x), memory_format(x));
-    convolve(grad, weight, true, epilogue, images<S>(grads.x));
-  }
-  if (needs_weight) grads.weight = empty(x, shape_of(weight));
-  if (needs_bias) grads.bias = empty(x, {weight.size(0)});
+std::pair<Tensor, Tensor> parameter_gradients(const Images<const S>& input,
+                                              const Images<const S>& grad, const Tensor& weight,
+                                              Accumulator<S> scale, bool needs_weight,
+                                              bool needs_bias) {
+  const Tensor grad_weight = needs_weight ? empty(weight, shape_of(weight)) : absent(weight);
+  const Tensor grad_bias = needs_bias ? empty(weight, {weight.size(0)}) : absent(weight);
   if (needs_weight || needs_bias) {
-    const auto input = images<const S>(x);
-    const Tensor* grad_weight = needs_weight ? &grads.weight : nullptr;
-    const Tensor* grad_bias = needs_bias ? &grads.bias : nullptr;
+    const Tensor* to_weight = needs_weight ? &grad_weight : nullptr;
+    const Tensor* to_bias = needs_bias ? &grad_bias : nullptr;
     if (prefers_winograd<Accumulator<S>>(input.channels, grad.channels, input.height,
                                          input.width)) {
-      WinogradGradient<S>(input, grad).write(scale, grad_weight, grad_bias);
+      WinogradGradient<S>(input, grad).write(scale, to_weight, to_bias);
     } else {
-      DirectGradient<S>(input, grad).write(scale, grad_weight, grad_bias);
+      DirectGradient<S>(input, grad).write(scale, to_weight, to_bias);
     }
   }
-  return grads;
+  return {grad_weight, grad_bias};
+}
+
+// All gradients of output = scale * convolution(x, weight, bias), each if asked for. `grad` is the
+// gradient of the output, seen as [N, K, H, W].
+template <class S>
+std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Images<const S>& grad,
+                                                        const Tensor& x, const Tensor& weight,
+                                                        Accumulator<S> scale, bool needs_x,
+                                                        bool needs_weight, bool needs_bias) {
+  const Tensor grad_x = needs_x ? empty(x, shape_of(x), memory_format(x)) : absent(x);
+  if (needs_x) {
+    Epilogue<S> epilogue;
+    epilogue.scale = scale;
+    convolve(grad, weight, true, epilogue, images<S>(grad_x));
+  }
+  const auto [grad_weight, grad_bias] =
+      parameter_gradients(images<const S>(x), grad, weight, scale, needs_weight, needs_bias);
+  return {grad_x, grad_weight, grad_bias};
 }
 
 }  // namespace clsd::cpu

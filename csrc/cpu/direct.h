@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "convolution_band.h"
+#include "convolution.h"
 
 namespace clsd::cpu {
 
@@ -42,17 +42,21 @@ void direct_convolve(const Convolution<S>& convolution) {
   const auto& kernels = tile_kernels<T>();  // here, where a thread can still throw
   torch::stable::parallel_for(0, input.batch * bands, 1, [&](int64_t begin, int64_t end) {
     Workspace scratch;
-    ConvolutionBand<S> band(scratch, convolution, kBand, round_up(input.width, kTileRows),
-                            input.channels);
+    const PackedRows<T> rows(scratch, kBand + 2, 1, round_up(input.width, kTileRows) + 2,
+                             input.channels);
+    OutputBand<S> band(scratch, convolution, kBand);
     for (int64_t task = begin; task < end; ++task) {
-      band.load(task / bands, task % bands * kBand, kBand);
+      const int64_t n = task / bands, first = task % bands * kBand;
+      const int64_t height = std::min(kBand, input.height - first);
+      rows.fill(input, n, first - 1, height + 2);
+      band.load(n, first, height);
       for (int64_t k = 0; k < outputs; k += kTileCols) {
-        for (int64_t y = 0; y < band.rows(); ++y) {
+        for (int64_t y = 0; y < height; ++y) {
           for (int64_t x = 0; x < input.width; x += kTileRows) {
             alignas(64) T sums[kTileSize];
             for (int64_t ky = 0; ky < 3; ++ky) {
               kernels.multiply(
-                  sums, {band.input.pixel(y + ky, x), input.channels, 1,
+                  sums, {rows.pixel(y + ky, x), input.channels, 1,
                          weight + (k * 3 + ky * kTileCols) * depth, kTileCols, depth,
                          kDirectChain, ky > 0});
             }
@@ -63,6 +67,15 @@ void direct_convolve(const Convolution<S>& convolution) {
       band.flush();
     }
   });
+}
+
+// sums[c] += the sum of channel c over the first `pixels` packed pixels
+template <class T>
+void add_pixels(const PackedRows<T>& rows, int64_t pixels, double* sums) {
+  for (int64_t p = 0; p < pixels; ++p) {
+    const T* pixel = rows.pixel(0, p);
+    for (int64_t c = 0; c < rows.channels; ++c) sums[c] += pixel[c];
+  }
 }
 
 // The gradient of the weights: [3 kernel rows][tiles of 3 C][tiles of K], each a register tile of

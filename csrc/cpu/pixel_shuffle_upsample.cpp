@@ -46,10 +46,8 @@ std::tuple<Tensor, Tensor, Tensor> pixel_shuffle_upsample_backward(
   check_like(op, "grad_output", x, grad_output);
   return dispatch(op, x.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
-    const auto grads =
-        convolution_backward(images<const S>(grad_output, upscale_factor), x, weight,
-                             Epilogue<S>{}, Accumulator<S>(1), needs_x, needs_weight, needs_bias);
-    return std::make_tuple(grads.x, grads.weight, grads.bias);
+    return convolution_backward(images<const S>(grad_output, upscale_factor), x, weight,
+                                Accumulator<S>(1), needs_x, needs_weight, needs_bias);
   });
 }
 

@@ -28,22 +28,24 @@ std::tuple<Tensor, Tensor> residual_block(Tensor x, Tensor weight1, std::optiona
   const char* op = "residual_block";
   check_block(op, x, weight1, bias1, weight2, bias2);
   const Shape hidden_shape = {x.size(0), weight1.size(0), x.size(2), x.size(3)};
-  Tensor hidden = empty(x, hidden_shape, memory_format(x));
-  Tensor output = empty(x, shape_of(x), memory_format(x));
+  const Tensor hidden =
+      save_hidden ? empty(x, hidden_shape, MemoryFormat::ChannelsLast) : absent(x);
+  const Tensor output = empty(x, shape_of(x), memory_format(x));
   dispatch(op, x.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
+    Workspace workspace;
     const auto input = images<const S>(x);
-    const auto activation = images<S>(hidden);
+    const auto activation = save_hidden ? images<S>(hidden) : scratch_images<S>(workspace, hidden_shape);
+    const auto target = images<S>(output);
     const auto packed_bias1 = pack_bias<S>(bias1, activation.order);
     Epilogue<S> first{&packed_bias1};
     first.relu = true;
     convolve(input, weight1, false, first, activation);
-    const auto target = images<S>(output);
     const auto packed_bias2 = pack_bias<S>(bias2, target.order);
-    Epilogue<S> second{&packed_bias2, static_cast<Accumulator<S>>(res_scale), &input};
-    convolve(images<const S>(hidden), weight2, false, second, target);
+    const Epilogue<S> second{&packed_bias2, static_cast<Accumulator<S>>(res_scale), &input};
+    convolve(constant(activation), weight2, false, second, target);
   });
-  return {output, save_hidden ? hidden : absent(x)};
+  return {output, hidden};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> residual_block_backward(
@@ -53,24 +55,32 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> residual_block_backward(
   check_block(op, x, weight1, std::nullopt, weight2, std::nullopt);
   check_shape(op, "grad_output", grad_output, shape_of(x));
   check_like(op, "grad_output", x, grad_output);
-  check_shape(op, "hidden", hidden, {x.size(0), weight1.size(0), x.size(2), x.size(3)});
+  const Shape hidden_shape = {x.size(0), weight1.size(0), x.size(2), x.size(3)};
+  check_shape(op, "hidden", hidden, hidden_shape);
   check_like(op, "hidden", x, hidden);
+  const Tensor grad_x = needs_x ? empty(x, shape_of(x), memory_format(x)) : absent(x);
   return dispatch(op, x.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
+    Workspace workspace;
     const auto scale = static_cast<Accumulator<S>>(res_scale);
     const auto grad = images<const S>(grad_output);
     const auto activation = images<const S>(hidden);
+    const auto grad_hidden = scratch_images<S>(workspace, hidden_shape);
     Epilogue<S> through_relu;
     through_relu.scale = scale;
     through_relu.positive = &activation;
-    const auto second = convolution_backward(grad, hidden, weight2, through_relu, scale, true,
-                                             needs_params, needs_params);
-    Epilogue<S> plus_skip;
-    plus_skip.residual = &grad;
-    const auto first =
-        convolution_backward(images<const S>(second.x), x, weight1, plus_skip, Accumulator<S>(1),
-                             needs_x, needs_params, needs_params);
-    return std::make_tuple(first.x, first.weight, first.bias, second.weight, second.bias);
+    convolve(grad, weight2, true, through_relu, grad_hidden);
+    const auto [grad_weight2, grad_bias2] =
+        parameter_gradients(activation, grad, weight2, scale, needs_params, needs_params);
+    if (needs_x) {
+      Epilogue<S> plus_skip;
+      plus_skip.residual = &grad;
+      convolve(constant(grad_hidden), weight1, true, plus_skip, images<S>(grad_x));
+    }
+    const auto [grad_weight1, grad_bias1] =
+        parameter_gradients(images<const S>(x), constant(grad_hidden), weight1,
+                            Accumulator<S>(1), needs_params, needs_params);
+    return std::make_tuple(grad_x, grad_weight1, grad_bias1, grad_weight2, grad_bias2);
   });
 }
 

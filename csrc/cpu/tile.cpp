@@ -316,6 +316,18 @@ void winograd_output(T* pixels, const T* products, int64_t product_stride, int64
 }
 
 template <class T>
+void add_patch(double* sums, const T* source, int64_t row_stride, int64_t column_stride,
+               int64_t channels) {
+  for (int64_t c = 0; c < channels; c += kLanes<T>) {
+    Vec<T> patch = {};
+    for (int i = 0; i < 4; ++i) {
+      for (int j = 0; j < 4; ++j) patch += load(source + i * row_stride + j * column_stride + c);
+    }
+    for (int v = 0; v < kLanes<T>; ++v) sums[c + v] += patch[v];
+  }
+}
+
+template <class T>
 void winograd_grad_weight(T* taps, const T* sums, int64_t sum_stride) {
   for (int v = 0; v < kTileCols; v += kLanes<T>) {
     transform_square<T, GradWeightTransform>(
@@ -333,6 +345,7 @@ constexpr TileKernels<T> kKernels = {multiply<T>,
                                      transform_patch<T, GradOutputTransform>,
                                      winograd_weight<T>,
                                      winograd_output<T>,
+                                 add_patch<T>,
                                      winograd_grad_weight<T>};
 
 }  // namespace

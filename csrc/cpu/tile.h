@@ -71,6 +71,9 @@ struct TileKernels {
   void (*winograd_weight)(T* target, int64_t target_stride, const T* taps);
   // A^T m A: pixels [16][channels] of the 36 products of one Winograd tile
   void (*winograd_output)(T* pixels, const T* products, int64_t product_stride, int64_t channels);
+  // sums[c] += the sum of a 4x4 patch
+  void (*add_patch)(double* sums, const T* source, int64_t row_stride, int64_t column_stride,
+                    int64_t channels);
   // G^T u G: [9][kTileCols] taps of 36 sums
   void (*winograd_grad_weight)(T* taps, const T* sums, int64_t sum_stride);
 };

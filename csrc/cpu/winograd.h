@@ -12,7 +12,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "convolution_band.h"
+#include "convolution.h"
 
 namespace clsd::cpu {
 
@@ -63,6 +63,87 @@ bool prefers_winograd(int64_t channels, int64_t outputs, int64_t height, int64_t
   return 3 * tiles * kFrequencies < 2 * 9 * height * round_up(width, kTileRows);
 }
 
+// Patches of `size` x `size` pixels around the tiles of a band: where the image has them, or, at its
+// edges and if the image is of another type or layout, in a copy with zeros outside of the image.
+template <class S>
+class WinogradPatches {
+ public:
+  using T = Accumulator<S>;
+  WinogradPatches(Workspace& workspace, const Images<const S>& image, const WinogradBands& bands,
+                  int64_t size)
+      : channels(round_up(image.channels, kTileCols)),
+        image_(image),
+        bands_(bands),
+        size_(size),
+        halo_((size - kWinogradTile) / 2) {
+    if (in_place<T>(image)) {
+      copy_ = workspace.take<T>(size * size * channels);
+    } else {
+      rows_ = PackedRows<T>(workspace, bands.pixel_rows() + 2 * halo_, halo_,
+                            bands.pixel_columns() + 2 * halo_, channels);
+    }
+  }
+
+  const int64_t channels;  // whole tiles
+
+  void load(int64_t n, int64_t band) {
+    n_ = n, top_ = bands_.first_pixel_row(band) - halo_;
+    if (rows_.values) {
+      rows_.fill(image_, n, top_, bands_.tile_rows(band) * kWinogradTile + 2 * halo_);
+    }
+  }
+
+  // Call visit(c, source, stride_h, stride_w, count) for the patch of the tile-th tile of the band,
+  // with the pixel at its corner and its channels [c, c + count).
+  template <class Visit>
+  void visit(int64_t tile, const Visit& visit) const {
+    const int64_t y = tile / bands_.columns * kWinogradTile;
+    const int64_t x = tile % bands_.columns * kWinogradTile;
+    if constexpr (std::is_same_v<S, T>) {
+      if (!rows_.values) return visit_image(top_ + y, x - halo_, visit);
+    }
+    visit(0, rows_.pixel(y, x), rows_.columns * channels, channels, channels);
+  }
+
+ private:
+  template <class Visit>
+  void visit_image(int64_t top, int64_t left, const Visit& visit) const {
+    if (top >= 0 && left >= 0 && top + size_ <= image_.height && left + size_ <= image_.width) {
+      const S* corner = image_.pixel(n_, top, left);
+      for (int64_t c = 0; c < channels; c += image_.run) {
+        visit(c, corner + image_.channel[image_.order[c]], image_.stride_h, image_.stride_w,
+              image_.run);
+      }
+      return;
+    }
+    for (int64_t i = 0; i < size_; ++i) {
+      for (int64_t j = 0; j < size_; ++j) {
+        copy_pixel(top + i, left + j, copy_ + (i * size_ + j) * channels);
+      }
+    }
+    visit(0, copy_, size_ * channels, channels, channels);
+  }
+
+  void copy_pixel(int64_t y, int64_t x, T* target) const {
+    if (y < 0 || x < 0 || y >= image_.height || x >= image_.width) {
+      std::fill_n(target, channels, T(0));
+      return;
+    }
+    const S* pixel = image_.pixel(n_, y, x);
+    for (int64_t c = 0; c < channels; c += image_.run) {
+      const S* source = pixel + image_.channel[image_.order[c]];
+      std::copy(source, source + image_.run, target + c);
+    }
+  }
+
+  const Images<const S>& image_;
+  const WinogradBands& bands_;
+  int64_t size_, halo_;
+  PackedRows<T> rows_;
+  T* copy_ = nullptr;
+  int64_t n_ = 0, top_ = 0;
+};
+
 // The transformed numbers of some tiles, [36][tiles][channels].
 template <class T>
 struct WinogradMatrices {
@@ -79,14 +160,13 @@ struct WinogradMatrices {
     return values + frequency * stride + tile * channels;
   }
 
-  // Transform tiles [first, first + count) of a band to the places from `slot` on.
-  void fill(int64_t slot, const PackedRows<T>& rows, const WinogradBands& bands, int64_t first,
-            int64_t count, WinogradTransform<T> transform) const {
-    for (int64_t t = 0; t < count; ++t) {
-      const int64_t y = (first + t) / bands.columns, x = (first + t) % bands.columns;
-      transform(at(0, slot + t), stride, rows.pixel(y * kWinogradTile, x * kWinogradTile),
-                rows.columns * rows.channels, rows.channels, channels);
-    }
+  template <class S>
+  void transform(int64_t slot, const WinogradPatches<S>& patches, int64_t tile,
+                 WinogradTransform<T> transform) const {
+    patches.visit(tile, [&](int64_t c, const T* source, int64_t stride_h, int64_t stride_w,
+                            int64_t count) {
+      transform(at(0, slot) + c, stride, source, stride_h, stride_w, count);
+    });
   }
 };
 
@@ -132,10 +212,13 @@ class WinogradBlock {
       : inputs_(workspace, kBlockTiles, channels),
         products_(workspace, kBlockTiles, std::min(round_up(outputs, kTileCols), kOutputChunk)) {}
 
-  // Convolve tiles [first, first + count) of a loaded band.
-  void convolve(const ConvolutionBand<S>& band, const WinogradBands& bands, int64_t first,
-                int64_t count, const WinogradWeight<T>& weight, const Images<S>& output) const {
-    inputs_.fill(0, band.input, bands, first, count, tile_kernels<T>().winograd_input);
+  // Convolve tiles [first, first + count) of a band.
+  void convolve(const WinogradPatches<S>& patches, const OutputBand<S>& band,
+                const WinogradBands& bands, int64_t first, int64_t count,
+                const WinogradWeight<T>& weight, const Images<S>& output) const {
+    for (int64_t t = 0; t < count; ++t) {
+      inputs_.transform(t, patches, first + t, tile_kernels<T>().winograd_input);
+    }
     const int64_t padded = round_up(output.channels, kTileCols);
     for (int64_t k = 0; k < padded; k += products_.channels) {
       const int64_t channels = std::min(products_.channels, padded - k);
@@ -163,7 +246,7 @@ class WinogradBlock {
   }
 
   // y and x are the tile's first pixel in the band.
-  void finish(const ConvolutionBand<S>& band, int64_t tile, int64_t y, int64_t x, int64_t k,
+  void finish(const OutputBand<S>& band, int64_t tile, int64_t y, int64_t x, int64_t k,
               int64_t channels, const Images<S>& output) const {
     alignas(64) T pixels[kWinogradTile * kWinogradTile * kOutputChunk];
     tile_kernels<T>().winograd_output(pixels, products_.at(0, tile), products_.stride, channels);
@@ -183,20 +266,22 @@ void winograd_convolve(const Convolution<S>& convolution) {
   const Images<const S>& input = convolution.input;
   const Images<S>& output = convolution.output;
   const WinogradBands bands(input.height, input.width);
-  const int64_t channels = round_up(input.channels, kTileCols);
   Workspace workspace;
   const WinogradWeight<T> weight(workspace, convolution.kernels());
   torch::stable::parallel_for(0, input.batch * bands.bands, 1, [&](int64_t begin, int64_t end) {
     Workspace scratch;
-    ConvolutionBand<S> band(scratch, convolution, bands.pixel_rows(), bands.pixel_columns(),
-                            channels);
-    const WinogradBlock<S> block(scratch, channels, output.channels);
+    WinogradPatches<S> patches(scratch, input, bands, kWinogradTile + 2);
+    OutputBand<S> band(scratch, convolution, bands.pixel_rows());
+    const WinogradBlock<S> block(scratch, patches.channels, output.channels);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t n = task / bands.bands, b = task % bands.bands;
       const int64_t tiles = bands.tile_rows(b) * bands.columns;
-      band.load(n, bands.first_pixel_row(b), bands.pixel_rows(), kWinogradTile);
+      patches.load(n, b);
+      band.load(n, bands.first_pixel_row(b),
+                std::min(bands.pixel_rows(), input.height - bands.first_pixel_row(b)));
       for (int64_t first = 0; first < tiles; first += kBlockTiles) {
-        block.convolve(band, bands, first, std::min(kBlockTiles, tiles - first), weight, output);
+        block.convolve(patches, band, bands, first, std::min(kBlockTiles, tiles - first), weight,
+                       output);
       }
       band.flush();
     }
@@ -226,7 +311,9 @@ class WinogradGradient {
     const int64_t band_bytes =
         tiles * kFrequencies * (inputs_ + outputs_) * static_cast<int64_t>(sizeof(T));
     const int64_t bands = input_.batch * bands_.bands;
-    const int64_t stage = std::clamp<int64_t>(kStageBytes / band_bytes, 1, std::max<int64_t>(bands, 1));
+    const int64_t threads = torch::stable::get_num_threads();
+    const int64_t stage = std::clamp<int64_t>(threads * kStageBytes / band_bytes, threads,
+                                              std::max(bands, threads));
     const WinogradMatrices<T> left(workspace, stage * tiles, inputs_);
     const WinogradMatrices<T> right(workspace, stage * tiles, outputs_);
     T* products = workspace.take<T>(kFrequencies * stride_);
@@ -235,8 +322,7 @@ class WinogradGradient {
     for (int64_t first = 0; first < bands; first += stage) {
       const int64_t last = std::min(first + stage, bands);
       transform(left, right, first, last, sums);
-      add_products(left, right, bands_.first_tile(last) - bands_.first_tile(first), first > 0,
-                   products);
+      add_products(left, right, first, last, products);
     }
     if (grad_weight) {
       const auto taps = [&](int64_t c, int64_t k, T* result) {
@@ -248,42 +334,50 @@ class WinogradGradient {
   }
 
  private:
-  static constexpr int64_t kStageBytes = 4 << 20;
+  // Of the transformed numbers of a stage, for each thread: half of a cache of 1 MiB.
+  static constexpr int64_t kStageBytes = 512 << 10;
 
   // Both matrices of bands [first, last), and each band's sum of the gradient's pixels.
   void transform(const WinogradMatrices<T>& left, const WinogradMatrices<T>& right, int64_t first,
                  int64_t last, double* sums) const {
-    const int64_t columns = bands_.pixel_columns();
     torch::stable::parallel_for(first, last, 1, [&](int64_t begin, int64_t end) {
       Workspace scratch;
-      const PackedRows<T> x(scratch, bands_.pixel_rows() + 2, 1, columns + 2, inputs_);
-      const PackedRows<T> dy(scratch, bands_.pixel_rows(), 0, columns, outputs_);
+      WinogradPatches<S> x(scratch, input_, bands_, kWinogradTile + 2);
+      WinogradPatches<S> dy(scratch, grad_, bands_, kWinogradTile);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t n = task / bands_.bands, band = task % bands_.bands;
-        const int64_t rows = bands_.tile_rows(band) * kWinogradTile;
         const int64_t slot = bands_.first_tile(task) - bands_.first_tile(first);
-        const int64_t tiles = bands_.tile_rows(band) * bands_.columns;
-        x.fill(input_, n, bands_.first_pixel_row(band) - 1, rows + 2);
-        dy.fill(grad_, n, bands_.first_pixel_row(band), rows);
-        left.fill(slot, x, bands_, 0, tiles, kernels_.winograd_input);
-        right.fill(slot, dy, bands_, 0, tiles, kernels_.winograd_grad_output);
+        x.load(n, band);
+        dy.load(n, band);
         std::fill_n(sums + task * outputs_, outputs_, 0.0);
-        add_pixels(dy, rows * columns, sums + task * outputs_);
+        for (int64_t t = 0; t < bands_.tile_rows(band) * bands_.columns; ++t) {
+          left.transform(slot + t, x, t, kernels_.winograd_input);
+          right.transform(slot + t, dy, t, kernels_.winograd_grad_output);
+          dy.visit(t, [&](int64_t c, const T* source, int64_t stride_h, int64_t stride_w,
+                          int64_t count) {
+            kernels_.add_patch(sums + task * outputs_ + c, source, stride_h, stride_w, count);
+          });
+        }
       }
     });
   }
 
+  // A band's products are added up by themselves, so that the sums do not depend on the stages.
   void add_products(const WinogradMatrices<T>& left, const WinogradMatrices<T>& right,
-                    int64_t tiles, bool add, T* products) const {
+                    int64_t first, int64_t last, T* products) const {
     torch::stable::parallel_for(0, kFrequencies, 1, [&](int64_t begin, int64_t end) {
       for (int64_t e = begin; e < end; ++e) {
-        TileOperands<T> operands{left.at(e, 0),  1,        inputs_, right.at(e, 0), outputs_,
-                                 tiles, kWinogradChain, add};
-        operands.rows = rows_;
-        operands.acc_row = outputs_;
-        operands.panels = outputs_ / kTileCols;
-        operands.b_panel = kTileCols;
-        kernels_.multiply(products + e * stride_, operands);
+        for (int64_t band = first; band < last; ++band) {
+          const int64_t slot = bands_.first_tile(band) - bands_.first_tile(first);
+          const int64_t tiles = bands_.tile_rows(band % bands_.bands) * bands_.columns;
+          TileOperands<T> operands{left.at(e, slot), 1,     inputs_,        right.at(e, slot),
+                                   outputs_,         tiles, kWinogradChain, band > 0};
+          operands.rows = rows_;
+          operands.acc_row = outputs_;
+          operands.panels = outputs_ / kTileCols;
+          operands.b_panel = kTileCols;
+          kernels_.multiply(products + e * stride_, operands);
+        }
       }
     });
   }

@@ -1,5 +1,4 @@
-// What the algorithms of a 3x3 convolution share: how a band of rows gets in, and how finished sums
-// get out.
+// What the algorithms of a 3x3 convolution share: its description, and how finished sums get out.
 #pragma once
 
 #include <algorithm>
@@ -35,35 +34,37 @@ struct Convolution {
   KernelView<S> kernels() const { return {weight, transposed, output.order, input.order}; }
 };
 
+// Whether kernels can work on an image where it is: of their type, its channels whole tiles.
+template <class T, class S>
+bool in_place(const Images<S>& image) {
+  return std::is_same_v<std::remove_const_t<S>, T> && image.run % kTileCols == 0;
+}
+
+// The way of finished sums to the rows of a convolution's output.
 template <class S>
-class ConvolutionBand {
+class OutputBand {
  public:
   using T = Accumulator<S>;
 
-  // `rows` image rows; the input has columns for `width` outputs and padding, and `channels`.
-  ConvolutionBand(Workspace& workspace, const Convolution<S>& convolution, int64_t rows,
-                  int64_t width, int64_t channels)
-      : input(workspace, rows + 2, 1, width + 2, channels), convolution_(convolution) {
-    const auto& [image, weight, transposed, epilogue, output] = convolution;
-    const int64_t padded = round_up(output.channels, kTileCols);
+  OutputBand(Workspace& workspace, const Convolution<S>& convolution, int64_t rows)
+      : convolution_(convolution) {
+    const Images<S>& output = convolution.output;
     const auto pack = [&](const auto* image, PackedRows<T>& target) {
-      if (!image || in_place(*image)) return;
-      target = PackedRows<T>(workspace, rows, 0, output.width, padded);
+      if (!image || in_place<T>(*image)) return;
+      target = PackedRows<T>(workspace, rows, 0, output.width,
+                             round_up(output.channels, kTileCols));
     };
     pack(&output, output_);
-    pack(epilogue.residual, residual_);
-    pack(epilogue.positive, positive_);
+    pack(convolution.epilogue.residual, residual_);
+    pack(convolution.epilogue.positive, positive_);
   }
 
-  PackedRows<T> input;
-
-  // Rows [first, first + rows) of image n, for sums of whole tiles of `tile` rows.
-  void load(int64_t n, int64_t first, int64_t rows, int64_t tile = 1) {
-    n_ = n, first_ = first, rows_ = std::min(rows, convolution_.output.height - first);
+  // Begin rows [first, first + rows) of image n.
+  void load(int64_t n, int64_t first, int64_t rows) {
+    n_ = n, first_ = first, rows_ = rows;
     const Epilogue<S>& epilogue = convolution_.epilogue;
-    input.fill(convolution_.input, n, first - 1, round_up(rows_, tile) + 2);
-    if (residual_.values) residual_.fill(*epilogue.residual, n, first, rows_);
-    if (positive_.values) positive_.fill(*epilogue.positive, n, first, rows_);
+    if (residual_.values) residual_.fill(*epilogue.residual, n, first, rows);
+    if (positive_.values) positive_.fill(*epilogue.positive, n, first, rows);
   }
 
   // Take the sums of channels [k, k + channels) of `pixels` pixels of row y of the band.
@@ -80,16 +81,12 @@ class ConvolutionBand {
 
   int64_t rows() const { return rows_; }
 
+  // End the rows.
   void flush() const {
     if (output_.values) output_.flush(convolution_.output, n_, first_, rows_);
   }
 
  private:
-  template <class Q>
-  static bool in_place(const Images<Q>& image) {
-    return std::is_same_v<std::remove_const_t<Q>, T> && image.run % kTileCols == 0;
-  }
-
   // Where row y, pixel x has its channels from the k-th on.
   template <class Q>
   auto locate(const Images<Q>& image, const PackedRows<T>& packed, int64_t y, int64_t x,
@@ -180,15 +177,6 @@ void write_bias_gradient(const Images<const S>& grad, Accumulator<S> scale,
     double sum = 0;
     for (int64_t part = 0; part < parts; ++part) sum += sums[part * stride + k];
     target[grad.order[k]] = static_cast<S>(static_cast<Accumulator<S>>(sum) * scale);
-  }
-}
-
-// sums[c] += the sum of channel c over the first `pixels` packed pixels
-template <class T>
-void add_pixels(const PackedRows<T>& rows, int64_t pixels, double* sums) {
-  for (int64_t p = 0; p < pixels; ++p) {
-    const T* pixel = rows.pixel(0, p);
-    for (int64_t c = 0; c < rows.channels; ++c) sums[c] += pixel[c];
   }
 }
 
