@@ -1,0 +1,233 @@
+"""What the benchmarks share: the correctness gate, interleaved timing, peak memory, reports."""
+
+import ctypes
+import gc
+import json
+import multiprocessing
+import platform
+import random
+import re
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import clsd_fast
+from clsd_fast.backend import runs_native
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+#: Largest `error_over_bound` that is timed. Winograd's convolution rounds up to 5 times as coarsely
+#: as a direct one (WINOGRAD_FACTOR of tests/tolerance.py); a wrong kernel is off by thousands.
+LIMIT = 5.0
+
+#: Calls before the first timed one: the first compiles, the second has its memory in place.
+WARM_UP = 2
+
+MIB = 2**20
+
+
+class Timing(NamedTuple):
+    """Milliseconds of a call."""
+
+    median: float
+    p20: float
+    p80: float
+
+
+def layout_of(name: str) -> str:
+    """The memory format that an implementation's name ends with, contiguous if none."""
+    return "channels_last" if name.endswith("channels_last") else "contiguous"
+
+
+def error_over_bound(
+    ours: Iterable[Tensor], reference: Iterable[Tensor], theirs: Iterable[Tensor]
+) -> float:
+    """The gate's figure: the worst error of our results in units of what float32 loses anyway.
+
+    That is, over all results, the largest ::
+
+        |ours - reference| / (2 |theirs - reference| + 2 * 2**-24 |reference|)
+
+    with ``reference`` plain PyTorch in float64 and ``theirs`` in float32. It is the rule of
+    tests/tolerance.py in the Euclidean norm: in a deep network the largest single error is a
+    matter of luck, because a ReLU at zero may open in one correct result and not in another.
+    """
+    worst = [0.0]
+    for a, r, b in zip(ours, reference, theirs, strict=True):
+        error, their_error = ((t.double() - r).norm().item() for t in (a, b))
+        bound = 2 * their_error + 2 * 2**-24 * r.norm().item()
+        # A gradient that is zero has the bound zero; NaN is no zero and stays NaN.
+        worst.append(error / bound if error and bound else error)
+    return torch.tensor(worst).max().item()  # unlike the built-in max, this keeps a NaN
+
+
+def gate(name: str, figure: float) -> None:
+    """End the program unless the results are right: a wrong result has no speed."""
+    if not figure <= LIMIT:
+        raise SystemExit(
+            f"{name}: expected errors of at most {LIMIT:g} times the bound, got {figure:.3g}; "
+            "nothing was timed"
+        )
+
+
+def interleave(
+    calls: Mapping[str, Callable[[int], object]],
+    device: torch.device,
+    rounds: int | None = None,
+    seconds: float = 0.0,
+) -> dict[str, list[float]]:
+    """Milliseconds of every call in each of many rounds, after a warm-up.
+
+    A round times every implementation once, so that a slow minute of the machine is everybody's,
+    and in a new order, so that nobody always follows the same other one.
+
+    Args:
+        calls: implementations by name; they get the number of the call, to rotate their inputs.
+        device: waited for before and after each call.
+        rounds: how many, or None for as many as fit into ``seconds``, within 5 and 200.
+        seconds: only for ``rounds=None``.
+    """
+    for index in range(WARM_UP):
+        durations = [milliseconds(call, index, device) for call in calls.values()]
+    if rounds is None:
+        rounds = min(max(int(1000 * seconds / sum(durations)), 5), 200)
+    times = {name: [] for name in calls}
+    order = random.Random(0)
+    for index in range(WARM_UP, WARM_UP + rounds):
+        for name in order.sample(list(calls), len(calls)):
+            times[name].append(milliseconds(calls[name], index, device))
+    return times
+
+
+def milliseconds(call: Callable[[int], object], index: int, device: torch.device) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    call(index)
+    synchronize(device)
+    return 1000 * (time.perf_counter() - start)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timing(times: list[float]) -> Timing:
+    if len(times) < 2:
+        return Timing(times[0], times[0], times[0])
+    fifths = statistics.quantiles(times, n=5, method="inclusive")
+    return Timing(statistics.median(times), fifths[0], fifths[-1])
+
+
+def summary(times: Mapping[str, list[float]]) -> dict[str, Any]:
+    """Medians as ``<name>_ms``, quantiles, and how many times as fast we are.
+
+    ``ours`` is the faster one of ``ours_contiguous`` and ``ours_channels_last``; every other name
+    is a baseline.
+    """
+    timings = {name: timing(values) for name, values in times.items()}
+    layout = min(LAYOUTS, key=lambda layout: timings[f"ours_{layout}"].median)
+    timings = with_ours(timings, layout)
+    ours = timings["ours"].median
+    baselines = {n: t.median for n, t in timings.items() if not n.startswith("ours")}
+    best = min(baselines, key=baselines.get)
+    return {
+        **{f"{name}_ms": t.median for name, t in timings.items()},
+        "ours_layout": layout,
+        "best_baseline": best,
+        "ratio_vs_eager": baselines["eager"] / ours,
+        "ratio_vs_best": baselines[best] / ours,
+        "p20_ms": {name: t.p20 for name, t in timings.items()},
+        "p80_ms": {name: t.p80 for name, t in timings.items()},
+        "rounds": len(times["eager"]),
+    }
+
+
+def with_ours(values: Mapping[str, Any], layout: str) -> dict[str, Any]:
+    """The values of all implementations, and under ``ours`` those of our better layout."""
+    return {"ours": values[f"ours_{layout}"], **values}
+
+
+def in_new_process(function: Callable, *args: object) -> Any:
+    """``function(*args)`` in a process that has run nothing else."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+        return pool.submit(function, *args).result()
+
+
+def peak_growth_mib(function: Callable[[], object], device: torch.device) -> float | None:
+    """How far ``function()`` raises the memory in use above what it was before, at its peak.
+
+    On a GPU this is the memory of PyTorch's allocator; on a CPU the process's resident memory,
+    which counts every library's own buffers too. None where the system does not tell.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        function()
+        return (torch.cuda.max_memory_allocated(device) - before) / MIB
+    with suppress(AttributeError, OSError):  # another C library than glibc has nothing to trim
+        # Freed memory that the process still holds would be reused without growth.
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again at VmRSS
+    except OSError:
+        return None
+    before = resident_mib("VmRSS")
+    function()
+    return resident_mib("VmHWM") - before
+
+
+def resident_mib(field: str) -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) / 1024
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a figure depends on besides the benchmark's own options."""
+    native = runs_native("benchmark", torch.empty(0, device=device))
+    return {
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "kernels": "native" if native else "reference",
+        "torch": torch.__version__,
+        "clsd_fast": clsd_fast.__version__,
+        "commit": commit(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with suppress(OSError):
+        if found := re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text()):
+            return found[1]
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """The sources' commit, with ``-dirty`` if they differ from it."""
+    describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        output = subprocess.run(
+            describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return output.strip()
+
+
+def write_json(path: Path | None, content: object) -> None:
+    if path is not None:
+        path.write_text(json.dumps(content, indent=2) + "\n")
