@@ -29,6 +29,11 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 #: as a direct one (WINOGRAD_FACTOR of tests/tolerance.py); a wrong kernel is off by thousands.
 LIMIT = 5.0
 
+#: Of a gradient's norm: a ReLU whose input is next to zero opens in one right result and not in
+#: another, and one such element of a map changes the gradients by this much. PyTorch's contiguous
+#: and channels_last results differ by up to 5e-4 so; values, which are continuous, do not.
+RELU_SHARE = 2e-4
+
 #: Calls before the first timed one: the first compiles, the second has its memory in place.
 WARM_UP = 2
 
@@ -55,16 +60,19 @@ def error_over_bound(
 
     That is, over all results, the largest ::
 
-        |ours - reference| / (2 |theirs - reference| + 2 * 2**-24 |reference|)
+        |ours - reference| / (2 |theirs - reference| + (2 * 2**-24 + share) |reference|)
 
     with ``reference`` plain PyTorch in float64 and ``theirs`` in float32. It is the rule of
-    tests/tolerance.py in the Euclidean norm: in a deep network the largest single error is a
-    matter of luck, because a ReLU at zero may open in one correct result and not in another.
+    tests/tolerance.py in the Euclidean norm: the largest single error of a deep network is a
+    matter of luck. The first result is the value, with the share 0; the others are gradients, with
+    RELU_SHARE.
     """
     worst = [0.0]
+    share = 0.0
     for a, r, b in zip(ours, reference, theirs, strict=True):
         error, their_error = ((t.double() - r).norm().item() for t in (a, b))
-        bound = 2 * their_error + 2 * 2**-24 * r.norm().item()
+        bound = 2 * their_error + (2 * 2**-24 + share) * r.norm().item()
+        share = RELU_SHARE
         # A gradient that is zero has the bound zero; NaN is no zero and stays NaN.
         worst.append(error / bound if error and bound else error)
     return torch.tensor(worst).max().item()  # unlike the built-in max, this keeps a NaN

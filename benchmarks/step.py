@@ -87,7 +87,7 @@ class Trainer:
         self.history.append({name: loss.detach() for name, loss in losses.items()})
 
     def gradients(self) -> dict[str, Tensor]:
-        """All losses of the first batch as one vector, and the gradient of every parameter."""
+        """All losses of the first batch as one vector, then the gradient of every parameter."""
         torch.manual_seed(0)  # of patch_nce's positions
         losses = self.losses(*self.batches[0])
         self.optimizer.zero_grad()

@@ -97,6 +97,7 @@ def _setup_context(ctx, inputs, output):
     x, weight1, _, weight2, _, res_scale, save_hidden = inputs
     hidden = output[1]
     ctx.mark_non_differentiable(hidden)
+    ctx.set_materialize_grads(False)  # nobody needs zeros for the hidden map
     ctx.save_for_backward(x, hidden, weight1, weight2)
     ctx.res_scale, ctx.save_hidden = res_scale, save_hidden
 
@@ -104,6 +105,8 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad_output, _):
     if not ctx.save_hidden:
         raise RuntimeError("residual_block: expected save_hidden=True for a gradient, got False")
+    if grad_output is None:
+        return (None,) * 7
     needs = ctx.needs_input_grad[:5]
     grads = torch.ops.clsd_fast.residual_block_backward(
         grad_output, *ctx.saved_tensors, ctx.res_scale, needs[0], any(needs[1:])

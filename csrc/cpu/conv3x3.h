@@ -6,6 +6,7 @@
 
 #include "convolution.h"
 #include "direct.h"
+#include "narrow.h"
 #include "winograd.h"
 
 namespace clsd::cpu {
@@ -18,6 +19,10 @@ void convolve(const Images<const S>& input, const Tensor& weight, bool transpose
   if (prefers_winograd<Accumulator<S>>(input.channels, output.channels, input.height,
                                        input.width)) {
     winograd_convolve(convolution);
+  } else if (is_narrow(input.channels, output.channels)) {
+    expand_convolve(convolution);
+  } else if (is_narrow(output.channels, input.channels)) {
+    collapse_convolve(convolution);
   } else {
     direct_convolve(convolution);
   }
@@ -38,6 +43,9 @@ std::pair<Tensor, Tensor> parameter_gradients(const Images<const S>& input,
     if (prefers_winograd<Accumulator<S>>(input.channels, grad.channels, input.height,
                                          input.width)) {
       WinogradGradient<S>(input, grad).write(scale, to_weight, to_bias);
+    } else if (is_narrow(input.channels, grad.channels) ||
+               is_narrow(grad.channels, input.channels)) {
+      NarrowGradient<S>(input, grad).write(scale, to_weight, to_bias);
     } else {
       DirectGradient<S>(input, grad).write(scale, to_weight, to_bias);
     }

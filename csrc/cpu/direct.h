@@ -15,10 +15,12 @@ namespace clsd::cpu {
 constexpr int64_t kBand = 8;          // image rows of one task
 constexpr int64_t kDirectChain = 64;  // steps of one summation chain (tile.h)
 
-// [tiles of K][3 kernel rows][3 kernel columns, C][kTileCols]
+// Weights as [tiles of K][3 kernel rows][3 kernel columns, C][kTileCols].
 template <class S>
-void pack_direct_weight(const KernelView<S>& kernels, Accumulator<S>* packed) {
-  std::fill_n(packed, round_up(kernels.outputs, kTileCols) * 9 * kernels.inputs, 0);
+Accumulator<S>* direct_weight(Workspace& workspace, const KernelView<S>& kernels) {
+  const int64_t size = round_up(kernels.outputs, kTileCols) * 9 * kernels.inputs;
+  auto* packed = workspace.take<Accumulator<S>>(size);
+  std::fill_n(packed, size, 0);
   for (int64_t k = 0; k < kernels.outputs; ++k) {
     for (int64_t tap = 0; tap < 9; ++tap) {
       auto* target = packed + (k / kTileCols * 9 + tap) * kernels.inputs * kTileCols;
@@ -27,6 +29,7 @@ void pack_direct_weight(const KernelView<S>& kernels, Accumulator<S>* packed) {
       }
     }
   }
+  return packed;
 }
 
 template <class S>
@@ -37,8 +40,7 @@ void direct_convolve(const Convolution<S>& convolution) {
   const int64_t depth = 3 * input.channels;
   const int64_t bands = ceil_div(input.height, kBand);
   Workspace workspace;
-  T* weight = workspace.take<T>(round_up(outputs, kTileCols) * 3 * depth);
-  pack_direct_weight(convolution.kernels(), weight);
+  const T* weight = direct_weight(workspace, convolution.kernels());
   const auto& kernels = tile_kernels<T>();  // here, where a thread can still throw
   torch::stable::parallel_for(0, input.batch * bands, 1, [&](int64_t begin, int64_t end) {
     Workspace scratch;
