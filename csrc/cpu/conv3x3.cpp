@@ -25,7 +25,7 @@ Tensor conv3x3(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optiona
     epilogue.relu = relu;
     std::optional<Images<const S>> skip;
     if (residual) epilogue.residual = &skip.emplace(images<const S>(*residual));
-    convolve(images<const S>(x), weight, false, epilogue, target);
+    convolve<S>({images<const S>(x), weight, false, epilogue, target});
   });
   return output;
 }

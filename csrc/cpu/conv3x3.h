@@ -11,17 +11,14 @@
 
 namespace clsd::cpu {
 
-// output = epilogue(convolution of input with weight, or with its transpose)
 template <class S>
-void convolve(const Images<const S>& input, const Tensor& weight, bool transposed,
-              const Epilogue<S>& epilogue, const Images<S>& output) {
-  const Convolution<S> convolution{input, weight, transposed, epilogue, output};
-  if (prefers_winograd<Accumulator<S>>(input.channels, output.channels, input.height,
-                                       input.width)) {
+void convolve(const Convolution<S>& convolution) {
+  const int64_t inputs = convolution.input.channels, outputs = convolution.output.channels;
+  if (prefers_winograd<S>(convolution.input, convolution.output)) {
     winograd_convolve(convolution);
-  } else if (is_narrow(input.channels, output.channels)) {
+  } else if (is_narrow(inputs, outputs)) {
     expand_convolve(convolution);
-  } else if (is_narrow(output.channels, input.channels)) {
+  } else if (is_narrow(outputs, inputs)) {
     collapse_convolve(convolution);
   } else {
     direct_convolve(convolution);
@@ -40,8 +37,7 @@ std::pair<Tensor, Tensor> parameter_gradients(const Images<const S>& input,
   if (needs_weight || needs_bias) {
     const Tensor* to_weight = needs_weight ? &grad_weight : nullptr;
     const Tensor* to_bias = needs_bias ? &grad_bias : nullptr;
-    if (prefers_winograd<Accumulator<S>>(input.channels, grad.channels, input.height,
-                                         input.width)) {
+    if (prefers_winograd<S>(input, grad)) {
       WinogradGradient<S>(input, grad).write(scale, to_weight, to_bias);
     } else if (is_narrow(input.channels, grad.channels) ||
                is_narrow(grad.channels, input.channels)) {
@@ -64,7 +60,7 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Images<const S>& g
   if (needs_x) {
     Epilogue<S> epilogue;
     epilogue.scale = scale;
-    convolve(grad, weight, true, epilogue, images<S>(grad_x));
+    convolve<S>({grad, weight, true, epilogue, images<S>(grad_x)});
   }
   const auto [grad_weight, grad_bias] =
       parameter_gradients(images<const S>(x), grad, weight, scale, needs_weight, needs_bias);

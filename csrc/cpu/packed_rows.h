@@ -55,12 +55,6 @@ void transpose(S* const planes[4], float* packed, int64_t stride, int64_t pixels
   }
 }
 
-// channels_last images in scratch memory.
-template <class S>
-Images<S> scratch_images(Workspace& workspace, const Shape& shape) {
-  return images(workspace.take<S>(shape[0] * shape[1] * shape[2] * shape[3]), shape);
-}
-
 // Rows [0, rows) x columns of pixels whose channels are consecutive, padded to `channels`, with
 // zeros in the padding and in the `halo` columns before each image row.
 template <class T>

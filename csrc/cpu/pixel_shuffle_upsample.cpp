@@ -32,7 +32,8 @@ Tensor pixel_shuffle_upsample(Tensor x, Tensor weight, std::optional<Tensor> bia
     using S = decltype(zero);
     const auto target = images<S>(output, upscale_factor);
     const auto packed_bias = pack_bias<S>(bias, target.order);
-    convolve(images<const S>(x), weight, false, Epilogue<S>{&packed_bias}, target);
+    const Epilogue<S> epilogue{&packed_bias};
+    convolve<S>({images<const S>(x), weight, false, epilogue, target});
   });
   return output;
 }

@@ -33,17 +33,28 @@ std::tuple<Tensor, Tensor> residual_block(Tensor x, Tensor weight1, std::optiona
   const Tensor output = empty(x, shape_of(x), memory_format(x));
   dispatch(op, x.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
-    Workspace workspace;
     const auto input = images<const S>(x);
-    const auto activation = save_hidden ? images<S>(hidden) : scratch_images<S>(workspace, hidden_shape);
+    auto activation = save_hidden ? images<S>(hidden) : images<S>(nullptr, hidden_shape);
+    auto second_input = constant(activation);
     const auto target = images<S>(output);
     const auto packed_bias1 = pack_bias<S>(bias1, activation.order);
-    Epilogue<S> first{&packed_bias1};
-    first.relu = true;
-    convolve(input, weight1, false, first, activation);
     const auto packed_bias2 = pack_bias<S>(bias2, target.order);
-    const Epilogue<S> second{&packed_bias2, static_cast<Accumulator<S>>(res_scale), &input};
-    convolve(constant(activation), weight2, false, second, target);
+    Epilogue<S> relu{&packed_bias1};
+    relu.relu = true;
+    const Epilogue<S> skip{&packed_bias2, static_cast<Accumulator<S>>(res_scale), &input};
+    const Convolution<S> first{input, weight1, false, relu, activation};
+    const Convolution<S> second{second_input, weight2, false, skip, target};
+    if (!save_hidden && prefers_winograd<S>(input, activation)) {
+      winograd_convolve_twice(first, second, activation, second_input);
+      return;
+    }
+    Workspace workspace;
+    if (!save_hidden) {
+      activation.data = workspace.take<S>(x.size(0) * activation.stride_n);
+      second_input.data = activation.data;
+    }
+    convolve(first);
+    convolve(second);
   });
   return {output, hidden};
 }
@@ -65,21 +76,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> residual_block_backward(
     const auto scale = static_cast<Accumulator<S>>(res_scale);
     const auto grad = images<const S>(grad_output);
     const auto activation = images<const S>(hidden);
-    const auto grad_hidden = scratch_images<S>(workspace, hidden_shape);
+    const auto grad_hidden =
+        images<S>(workspace.take<S>(x.size(0) * activation.stride_n), hidden_shape);
     Epilogue<S> through_relu;
     through_relu.scale = scale;
     through_relu.positive = &activation;
-    convolve(grad, weight2, true, through_relu, grad_hidden);
+    convolve<S>({grad, weight2, true, through_relu, grad_hidden});
     const auto [grad_weight2, grad_bias2] =
         parameter_gradients(activation, grad, weight2, scale, needs_params, needs_params);
+    const auto hidden_grad = constant(grad_hidden);
     if (needs_x) {
       Epilogue<S> plus_skip;
       plus_skip.residual = &grad;
-      convolve(constant(grad_hidden), weight1, true, plus_skip, images<S>(grad_x));
+      convolve<S>({hidden_grad, weight1, true, plus_skip, images<S>(grad_x)});
     }
     const auto [grad_weight1, grad_bias1] =
-        parameter_gradients(images<const S>(x), constant(grad_hidden), weight1,
-                            Accumulator<S>(1), needs_params, needs_params);
+        parameter_gradients(images<const S>(x), hidden_grad, weight1, Accumulator<S>(1), needs_params, needs_params);
     return std::make_tuple(grad_x, grad_weight1, grad_bias1, grad_weight2, grad_bias2);
   });
 }

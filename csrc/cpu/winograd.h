@@ -53,14 +53,15 @@ struct WinogradBands {
 
 // Whether Winograd is the faster way: it is for channels that fill the vectors, on images whose
 // tiles fill the products. Its tiles are summed in single precision, so double stays direct.
-template <class T>
-bool prefers_winograd(int64_t channels, int64_t outputs, int64_t height, int64_t width) {
-  if (std::is_same_v<T, double> || channels % 8 || outputs % 8) return false;
+template <class S, class In, class Out>
+bool prefers_winograd(const Images<In>& input, const Images<Out>& output) {
+  const int64_t channels = input.channels, outputs = output.channels;
+  if (std::is_same_v<S, double> || channels % 8 || outputs % 8) return false;
   if (channels < 16 || outputs < 16) return false;
-  const WinogradBands bands(height, width);
+  const WinogradBands bands(input.height, input.width);
   const int64_t tiles = bands.bands * round_up(bands.rows_per_band * bands.columns, kRowStep);
   // Multiplications, with half as many again for the transforms.
-  return 3 * tiles * kFrequencies < 2 * 9 * height * round_up(width, kTileRows);
+  return 3 * tiles * kFrequencies < 2 * 9 * input.height * round_up(input.width, kTileRows);
 }
 
 // Patches of `size` x `size` pixels around the tiles of a band: where the image has them, or, at its
@@ -260,20 +261,19 @@ class WinogradBlock {
   WinogradMatrices<T> inputs_, products_;
 };
 
+// Bands [begin, end), counted through all images.
 template <class S>
-void winograd_convolve(const Convolution<S>& convolution) {
-  using T = Accumulator<S>;
+void winograd_convolve(const Convolution<S>& convolution, const WinogradWeight<Accumulator<S>>& weight,
+                       int64_t begin, int64_t end) {
   const Images<const S>& input = convolution.input;
   const Images<S>& output = convolution.output;
   const WinogradBands bands(input.height, input.width);
-  Workspace workspace;
-  const WinogradWeight<T> weight(workspace, convolution.kernels());
-  torch::stable::parallel_for(0, input.batch * bands.bands, 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(begin, end, 1, [&](int64_t first_task, int64_t last_task) {
     Workspace scratch;
     WinogradPatches<S> patches(scratch, input, bands, kWinogradTile + 2);
     OutputBand<S> band(scratch, convolution, bands.pixel_rows());
     const WinogradBlock<S> block(scratch, patches.channels, output.channels);
-    for (int64_t task = begin; task < end; ++task) {
+    for (int64_t task = first_task; task < last_task; ++task) {
       const int64_t n = task / bands.bands, b = task % bands.bands;
       const int64_t tiles = bands.tile_rows(b) * bands.columns;
       patches.load(n, b);
@@ -286,6 +286,50 @@ void winograd_convolve(const Convolution<S>& convolution) {
       band.flush();
     }
   });
+}
+
+template <class S>
+void winograd_convolve(const Convolution<S>& convolution) {
+  const Images<const S>& input = convolution.input;
+  Workspace workspace;
+  const WinogradWeight<Accumulator<S>> weight(workspace, convolution.kernels());
+  winograd_convolve(convolution, weight, 0,
+                    input.batch * WinogradBands(input.height, input.width).bands);
+}
+
+// Two convolutions whose map between them nobody else needs: only a strip of it exists at a time.
+// The images of `first.output` and `second.input` are those of `hidden`, whose data is set here.
+template <class S>
+void winograd_convolve_twice(const Convolution<S>& first, const Convolution<S>& second,
+                             Images<S>& hidden, Images<const S>& hidden_input) {
+  constexpr int64_t kStripBytes = 4 << 20;
+  using T = Accumulator<S>;
+  const WinogradBands bands(hidden.height, hidden.width);
+  const int64_t count = hidden.batch * bands.bands;
+  const int64_t band_size = bands.pixel_rows() * hidden.stride_h;
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t strip = std::max(kStripBytes / (band_size * static_cast<int64_t>(sizeof(S))),
+                                 2 * threads);
+  // Where a band begins, if all images were there.
+  const auto offset = [&](int64_t band) {
+    return (band / bands.bands * hidden.height + bands.first_pixel_row(band % bands.bands)) *
+           hidden.stride_h;
+  };
+  Workspace workspace;
+  const WinogradWeight<T> weight1(workspace, first.kernels()), weight2(workspace, second.kernels());
+  S* memory = workspace.take<S>((std::min(strip, count) + 2) * band_size);
+  int64_t kept = 0, done = 0;  // bands of the hidden map [kept, done) are in memory
+  for (int64_t begin = 0; begin < count; begin += strip) {
+    const int64_t end = std::min(begin + strip, count);
+    const int64_t from = std::max<int64_t>(begin - 1, 0), to = std::min(end + 1, count);
+    std::copy(memory + offset(from) - offset(kept), memory + offset(done) - offset(kept), memory);
+    kept = from;
+    hidden.data = memory - offset(from);
+    hidden_input.data = hidden.data;
+    winograd_convolve(first, weight1, done, to);
+    winograd_convolve(second, weight2, begin, end);
+    done = to;
+  }
 }
 
 // The gradient of the weights. Tiles are taken in stages: first they are transformed, then each
