@@ -5,9 +5,11 @@ PYTHON ?= python3
 # A bare `torch` would fetch gigabytes of CUDA packages. TORCH=torch takes the newest.
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
+OPERATORS := conv3x3 residual_block pixel_shuffle_upsample pairwise_similarity info_nce \
+    distance_ratio_loss library
 SOURCES := $(shell find csrc clsd_fast python -name '*.py' -o -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test lint
+.PHONY: demo test lint bench sanitize
 
 demo: .venv/installed
 	rm -rf demo-output
@@ -19,6 +21,18 @@ test: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/ops.py
+
+# The operators' tests on kernels that report bad accesses and undefined operations.
+sanitize: .venv/installed
+	CLSD_FAST_SANITIZE=on $(BIN)/pip install --no-deps --no-build-isolation --upgrade \
+	    --target build/sanitized .
+	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized \
+	    $(BIN)/pytest -k native $(addprefix tests/test_,$(addsuffix .py,$(OPERATORS)))
 
 .venv/installed: pyproject.toml setup.py CMakeLists.txt $(SOURCES)
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv

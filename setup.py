@@ -3,6 +3,7 @@
 Environment:
     CLSD_FAST_NATIVE    on (default) | off: off installs plain Python, on the reference backend
     CLSD_FAST_CUDA      auto (default) | on | off
+    CLSD_FAST_SANITIZE  off (default) | on: with AddressSanitizer and UBSan, for `make sanitize`
     MAX_JOBS            compile jobs; the default follows cores and free memory
 """
 
@@ -66,6 +67,7 @@ class CMakeBuild(build_ext):
             "CLSD_TORCH_INCLUDE": cpp_extension.include_paths()[0],
             "CLSD_TORCH_LIB": cpp_extension.library_paths()[0],
             "CLSD_FAST_CUDA": switch("CLSD_FAST_CUDA", "auto", ("auto", "on", "off")),
+            "CLSD_FAST_SANITIZE": switch("CLSD_FAST_SANITIZE", "off", ("on", "off")),
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
         }

@@ -169,12 +169,12 @@ class CLSD(nn.Module):
             self.heads[str(tap)](x, {"first": shallow, "tap": x, "none": None}[self.skip])
             for tap, x in zip(self.taps, tapped, strict=True)
         ]
-        sr = self.student.reconstruct(deep)
+        sr = self.student.reconstruct(deep, like=hr)
         losses = {"rec": self._pixel_loss(sr, hr)}
         total, head_sr = losses["rec"], ()
         if self.ds_weight:
             head_sr = tuple(
-                self.student.reconstruct(x, self.heads[str(tap)].tail)
+                self.student.reconstruct(x, self.heads[str(tap)].tail, like=hr)
                 for tap, x in zip(self.taps, head_features, strict=True)
             )
             losses["ds"] = torch.stack([self._pixel_loss(y, hr) for y in head_sr]).mean()

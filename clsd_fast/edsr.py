@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
+from .backend import runs_native
 from .nn import Conv3x3, MeanShift, PixelShuffleUpsampler, ResidualBlock
+from .reference import memory_format
 
 #: Mean colour of DIV2K, R G B, at value range 1.
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
@@ -63,12 +66,18 @@ class EDSR(nn.Module):
         """
         shallow = self.embed(lr)
         _, deep = self.features(shallow)
-        return self.reconstruct(deep)
+        return self.reconstruct(deep, like=lr)
 
     def embed(self, lr: Tensor) -> Tensor:
-        """The shallow features F_0, [B, C, h, w], of images [B, 3, h, w]."""
+        """The shallow features F_0, [B, C, h, w], of images [B, 3, h, w].
+
+        On native kernels all features are channels_last whatever the images are: three channels
+        are sooner transposed than 64.
+        """
         if lr.dim() != 4 or lr.shape[1] != 3:
             raise ValueError(f"EDSR: expected images of shape [B, 3, h, w], got {list(lr.shape)}")
+        if runs_native("EDSR", lr):
+            lr = lr.contiguous(memory_format=torch.channels_last)
         return self.head(self.sub_mean(lr))
 
     def features(self, shallow: Tensor, taps: Sequence[int] = ()) -> tuple[list[Tensor], Tensor]:
@@ -84,9 +93,13 @@ class EDSR(nn.Module):
                 tapped.append(x)
         return tapped, end(x, residual=shallow)
 
-    def reconstruct(self, deep: Tensor, tail: nn.Module | None = None) -> Tensor:
-        """The image [B, 3, scale h, scale w] from deep features, by another tail if given."""
-        return self.add_mean((self.tail if tail is None else tail)(deep))
+    def reconstruct(self, deep: Tensor, tail: nn.Module | None = None, *, like: Tensor) -> Tensor:
+        """The image [B, 3, scale h, scale w] from deep features, by another tail if given.
+
+        It has the memory format of ``like``.
+        """
+        image = self.add_mean((self.tail if tail is None else tail)(deep))
+        return image.contiguous(memory_format=memory_format(like))
 
 
 def make_tail(scale: int, channels: int) -> nn.Sequential:

@@ -4,7 +4,6 @@ import pytest
 import torch
 from calls import BACKWARDS, CALLS, FORWARDS, LARGE
 from tolerance import assert_close
-from util import rand
 
 import clsd_fast
 from clsd_fast import reference
@@ -173,13 +172,18 @@ def test_no_gradient_is_recorded_without_need(backend, name):
         assert function(*(t.requires_grad_() for t in make())).grad_fn is None
 
 
-def test_offsets_beyond_32_bits(native):
-    # 2^31 elements lie between the images of this view; only its two images are ever touched.
-    gap = 2**31 + 64
-    storage = torch.empty(gap + 4 * 4 * 4)
-    x = storage.as_strided((2, 4, 4, 4), (gap, 16, 4, 1))
-    x.copy_(rand(2, 4, 4, 4))
-    weight = rand(3, 4, 3, 3).float()
-    torch.testing.assert_close(
-        clsd_fast.conv3x3(x, weight), clsd_fast.conv3x3(x.contiguous(), weight), rtol=0, atol=0
-    )
+def far_apart(x):
+    """A view whose entries lie 2^31 elements apart; the memory between them is never touched."""
+    memory = torch.empty(2**31 * (len(x) - 1) + x.numel(), dtype=x.dtype)
+    return memory.as_strided(x.shape, (2**31, *x[0].contiguous().stride())).copy_(x)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_offsets_beyond_32_bits(native, name):
+    function, make = CALLS[name]
+    near = [t.float() for t in make()]
+    expected = function(*near)
+    batched = [i for i, t in enumerate(near) if t.dim() >= 3 and len(t) == len(near[0])]
+    for index in batched:
+        inputs = [far_apart(t) if i == index else t for i, t in enumerate(near)]
+        assert torch.equal(function(*inputs), expected)

@@ -101,3 +101,13 @@ def test_gradient_without_the_hidden_map_raises():
     output, _ = torch.ops.clsd_fast.residual_block(*tensors, 1.0, False)
     with pytest.raises(RuntimeError, match="expected save_hidden=True for a gradient, got False"):
         output.sum().backward()
+
+
+@pytest.mark.parametrize("batch, height, width", [(1, 280, 512), (3, 67, 260), (5, 50, 20)])
+def test_strips_of_inference_are_bit_equal_to_training(native, threads, batch, height, width):
+    tensors = [t.float() for t in inputs(batch, 16, height, width)]
+    threads(2)
+    with torch.no_grad():
+        alone = residual_block(*tensors)
+    tensors[1].requires_grad_()
+    assert torch.equal(alone, residual_block(*tensors))
