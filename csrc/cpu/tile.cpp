@@ -167,12 +167,27 @@ void distance_backward(T* __restrict grad_a, T* __restrict grad_b, const T* __re
   }
 }
 
+// Pixels are worked on in pieces of a row, so what comes next lies beyond the present piece, and is
+// requested while that is computed: no prefetcher of a processor sees so many short streams.
+template <class T>
+void prefetch_finish(T* output, int64_t output_stride, int64_t pixel, int64_t channel,
+                     const TileEpilogue<T>& epilogue) {
+  __builtin_prefetch(output + pixel * output_stride + channel, 1);
+  if (epilogue.residual) {
+    __builtin_prefetch(epilogue.residual + pixel * epilogue.residual_stride + channel);
+  }
+  if (epilogue.positive) {
+    __builtin_prefetch(epilogue.positive + pixel * epilogue.positive_stride + channel);
+  }
+}
+
 template <class T>
 void finish(T* output, int64_t output_stride, const T* sums, int64_t sums_stride, int64_t pixels,
             int64_t channels, const TileEpilogue<T>& epilogue) {
   const Vec<T> zero = {};
   for (int64_t p = 0; p < pixels; ++p) {
     for (int64_t v = 0; v < channels; v += kLanes<T>) {
+      if (v % kTileCols == 0) prefetch_finish(output, output_stride, p + pixels, v, epilogue);
       Vec<T> value = load(sums + p * sums_stride + v);
       if (epilogue.bias) value += load(epilogue.bias + v);
       value *= epilogue.scale;
@@ -266,15 +281,24 @@ struct GradWeightTransform {  // G^T
   }
 };
 
-// Transform both dimensions of a square of vectors; `source(i, j)` and `target(i, j)` address it.
-template <class T, template <class> class Transform, class Source, class Target>
-inline void transform_square(const Source& source, const Target& target) {
+// A square of vectors in memory: element (i, j) lies at data + i * row + j * column.
+template <class T>
+struct Square {
+  T* data;
+  int64_t row, column;
+};
+
+// Transform both dimensions. The squares are copies: the stores of a reference's target could
+// change its strides, as far as the compiler knows, and it would load them again each time.
+template <class T, template <class> class Transform>
+inline void transform_square(const Square<const T> source, const Square<T> target) {
   using Matrix = Transform<T>;
   Vec<T> halfway[Matrix::kOut][Matrix::kIn], in[Matrix::kIn], out[Matrix::kOut];
 #pragma GCC unroll 6
   for (int j = 0; j < Matrix::kIn; ++j) {
+    const T* column = source.data + j * source.column;
 #pragma GCC unroll 6
-    for (int i = 0; i < Matrix::kIn; ++i) in[i] = load(source(i, j));
+    for (int i = 0; i < Matrix::kIn; ++i) in[i] = load(column + i * source.row);
     Matrix::apply(in, out);
 #pragma GCC unroll 6
     for (int i = 0; i < Matrix::kOut; ++i) halfway[i][j] = out[i];
@@ -282,8 +306,17 @@ inline void transform_square(const Source& source, const Target& target) {
 #pragma GCC unroll 6
   for (int i = 0; i < Matrix::kOut; ++i) {
     Matrix::apply(halfway[i], out);
+    T* row = target.data + i * target.row;
 #pragma GCC unroll 6
-    for (int j = 0; j < Matrix::kOut; ++j) store(target(i, j), out[j]);
+    for (int j = 0; j < Matrix::kOut; ++j) store(row + j * target.column, out[j]);
+  }
+}
+
+// The columns that the next patch of a row has and this one does not.
+template <class T>
+void prefetch_patch(const T* next, int64_t row_stride, int64_t column_stride, int rows) {
+  for (int i = 0; i < rows; ++i) {
+    for (int j = 0; j < 4; ++j) __builtin_prefetch(next + i * row_stride + j * column_stride);
   }
 }
 
@@ -291,27 +324,28 @@ template <class T, template <class> class Transform>
 void transform_patch(T* target, int64_t target_stride, const T* source, int64_t row_stride,
                      int64_t column_stride, int64_t channels) {
   for (int64_t c = 0; c < channels; c += kLanes<T>) {
-    transform_square<T, Transform>(
-        [&](int i, int j) { return source + i * row_stride + j * column_stride + c; },
-        [&](int i, int j) { return target + (i * 6 + j) * target_stride + c; });
+    if (c % kTileCols == 0) {
+      prefetch_patch(source + c + Transform<T>::kIn * column_stride, row_stride, column_stride,
+                     Transform<T>::kIn);
+    }
+    transform_square<T, Transform>({source + c, row_stride, column_stride},
+                                   {target + c, 6 * target_stride, target_stride});
   }
 }
 
 template <class T>
 void winograd_weight(T* target, int64_t target_stride, const T* taps) {
   for (int v = 0; v < kTileCols; v += kLanes<T>) {
-    transform_square<T, WeightTransform>(
-        [&](int i, int j) { return taps + (i * 3 + j) * kTileCols + v; },
-        [&](int i, int j) { return target + (i * 6 + j) * target_stride + v; });
+    transform_square<T, WeightTransform>({taps + v, 3 * kTileCols, kTileCols},
+                                         {target + v, 6 * target_stride, target_stride});
   }
 }
 
 template <class T>
 void winograd_output(T* pixels, const T* products, int64_t product_stride, int64_t channels) {
   for (int64_t c = 0; c < channels; c += kLanes<T>) {
-    transform_square<T, OutputTransform>(
-        [&](int i, int j) { return products + (i * 6 + j) * product_stride + c; },
-        [&](int i, int j) { return pixels + (i * 4 + j) * channels + c; });
+    transform_square<T, OutputTransform>({products + c, 6 * product_stride, product_stride},
+                                         {pixels + c, 4 * channels, channels});
   }
 }
 
@@ -330,9 +364,8 @@ void add_patch(double* sums, const T* source, int64_t row_stride, int64_t column
 template <class T>
 void winograd_grad_weight(T* taps, const T* sums, int64_t sum_stride) {
   for (int v = 0; v < kTileCols; v += kLanes<T>) {
-    transform_square<T, GradWeightTransform>(
-        [&](int i, int j) { return sums + (i * 6 + j) * sum_stride + v; },
-        [&](int i, int j) { return taps + (i * 3 + j) * kTileCols + v; });
+    transform_square<T, GradWeightTransform>({sums + v, 6 * sum_stride, sum_stride},
+                                             {taps + v, 3 * kTileCols, kTileCols});
   }
 }
 
