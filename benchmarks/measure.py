@@ -172,6 +172,18 @@ def in_new_process(function: Callable, *args: object) -> Any:
         return pool.submit(function, *args).result()
 
 
+def map_buffers_one_by_one() -> None:
+    """From now on, let the C library map every large buffer by itself and unmap it when freed.
+
+    By default it keeps freed memory, in pieces that later buffers may or may not fit into: the
+    resident memory of one program then differs by 15 MiB from run to run, and says more about the
+    order of sizes than about what is needed.
+    """
+    m_mmap_threshold = -3  # of malloc.h
+    with suppress(AttributeError, OSError):  # another C library than glibc
+        ctypes.CDLL(None).mallopt(m_mmap_threshold, 2**16)
+
+
 def peak_growth_mib(function: Callable[[], object], device: torch.device) -> float | None:
     """How far ``function()`` raises the memory in use above what it was before, at its peak.
 

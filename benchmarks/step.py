@@ -10,7 +10,8 @@ in float64: ``correctness`` is `measure.error_over_bound`, and above `measure.LI
 ends with status 1.
 
 ``peak_memory_mib`` is the growth of memory over three steps, gradients and Adam's state included,
-weights not. Each configuration is measured in a process of its own; compilation is not counted.
+weights not. Each configuration is measured in a process of its own; compilation is not counted,
+nor what the C library keeps of freed memory.
 """
 
 import argparse
@@ -150,6 +151,7 @@ def peak_memory_mib(name: str, options: argparse.Namespace) -> float | None:
     keeps from step to step are counted; only compiled code is specific to the size of the images.
     """
     torch.set_num_threads(options.threads)
+    measure.map_buffers_one_by_one()
     trainer = Trainer(name, options)
     if name not in COMPILED:
         trainer.load(argparse.Namespace(**{**vars(options), "patch": TINY_PATCH}))
