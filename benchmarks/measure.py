@@ -172,16 +172,31 @@ def in_new_process(function: Callable, *args: object) -> Any:
         return pool.submit(function, *args).result()
 
 
-def map_buffers_one_by_one() -> None:
-    """From now on, let the C library map every large buffer by itself and unmap it when freed.
+def set_malloc(**options: int) -> None:
+    """Set options of glibc's malloc for this process; another C library is left as it is."""
+    parameters = {"trim_threshold": -1, "mmap_threshold": -3, "mmap_max": -4}  # malloc.h
+    with suppress(AttributeError, OSError):
+        for name, value in options.items():
+            ctypes.CDLL(None).mallopt(parameters[name], value)
 
-    By default it keeps freed memory, in pieces that later buffers may or may not fit into: the
-    resident memory of one program then differs by 15 MiB from run to run, and says more about the
-    order of sizes than about what is needed.
+
+def keep_freed_memory() -> None:
+    """Let this process reuse freed memory and not return it to the system, for timing.
+
+    By default a large buffer may come from the system every time, page by page: whether one does
+    depends on what was allocated before it, and costs a 4x64x48x48 map as much as its convolution.
+    It is what PyTorch's tuning guide advises another malloc for. All implementations profit.
     """
-    m_mmap_threshold = -3  # of malloc.h
-    with suppress(AttributeError, OSError):  # another C library than glibc
-        ctypes.CDLL(None).mallopt(m_mmap_threshold, 2**16)
+    set_malloc(mmap_max=0, trim_threshold=2**31 - 1)
+
+
+def return_freed_memory() -> None:
+    """Let this process map every large buffer by itself and return it when freed, for counting.
+
+    By default malloc keeps freed memory in pieces that later buffers may or may not fit into: the
+    resident memory of one program differs by 15 MiB from run to run.
+    """
+    set_malloc(mmap_threshold=2**16)
 
 
 def peak_growth_mib(function: Callable[[], object], device: torch.device) -> float | None:

@@ -287,6 +287,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     torch.set_num_threads(options.threads)
+    measure.keep_freed_memory()
     rows = []
     for case in TABLES[options.table]():
         if options.op not in (None, case.op):

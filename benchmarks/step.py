@@ -151,7 +151,7 @@ def peak_memory_mib(name: str, options: argparse.Namespace) -> float | None:
     keeps from step to step are counted; only compiled code is specific to the size of the images.
     """
     torch.set_num_threads(options.threads)
-    measure.map_buffers_one_by_one()
+    measure.return_freed_memory()
     trainer = Trainer(name, options)
     if name not in COMPILED:
         trainer.load(argparse.Namespace(**{**vars(options), "patch": TINY_PATCH}))
@@ -238,6 +238,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     torch.set_num_threads(options.threads)
+    measure.keep_freed_memory()
     result = benchmark(options)
     measure.write_json(options.json, result)
     print_table(result)
