@@ -3,8 +3,8 @@
     PYTHONPATH=tests python benchmarks/winograd_accuracy.py [--cases 1000]
 
 Prints the worst ratio of error to bound over random shapes, for the output and each gradient, with
-random output gradients and with ones. `WINOGRAD_FACTOR` and `WINOGRAD_ONES_FACTOR` of
-tests/tolerance.py are the worst of each, rounded up.
+random output gradients and with ones. `WINOGRAD_FACTOR` of tests/tolerance.py is the worst of all,
+rounded up.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 namespace clsd {
@@ -32,6 +33,16 @@ Images<const S> constant(const Images<S>& images) {
   return {images.data,     images.batch,    images.channels, images.height, images.width,
           images.stride_n, images.stride_h, images.stride_w, images.channel, images.order,
           images.run};
+}
+
+// Channels [first, first + count) of images, counted in their order.
+template <class S>
+Images<S> channel_slice(Images<S> images, int64_t first, int64_t count) {
+  const auto begin = images.order.begin() + first;
+  images.order = std::vector<int64_t>(begin, begin + count);
+  images.run = std::gcd(images.run, std::gcd(first, count));
+  images.channels = count;
+  return images;
 }
 
 // [B, N, D] rows.

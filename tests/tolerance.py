@@ -14,10 +14,6 @@ FLOAT64_SHARE = 1e-13
 #: (benchmarks/winograd_accuracy.py); PyTorch's own direct convolution is at 0.5.
 WINOGRAD_FACTOR = 5.0
 
-#: The same for an output gradient that is 1 everywhere: there PyTorch multiplies by 1, which is
-#: exact, and has next to no error. The worst ratio was 8.3, for the gradient of the weight.
-WINOGRAD_ONES_FACTOR = 10.0
-
 
 def rounding(reference: Tensor, dtype: torch.dtype) -> float:
     """What one addition and subtraction in dtype loses at the reference's magnitude."""

@@ -91,7 +91,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> residual_block_backward(
       convolve<S>({hidden_grad, weight1, true, plus_skip, images<S>(grad_x)});
     }
     const auto [grad_weight1, grad_bias1] =
-        parameter_gradients(images<const S>(x), hidden_grad, weight1, Accumulator<S>(1), needs_params, needs_params);
+        parameter_gradients(images<const S>(x), hidden_grad, weight1, Accumulator<S>(1),
+                            needs_params, needs_params);
     return std::make_tuple(grad_x, grad_weight1, grad_bias1, grad_weight2, grad_bias2);
   });
 }

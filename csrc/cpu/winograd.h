@@ -45,10 +45,6 @@ struct WinogradBands {
   int64_t first_pixel_row(int64_t band) const { return band * rows_per_band * kWinogradTile; }
   int64_t pixel_rows() const { return rows_per_band * kWinogradTile; }
   int64_t pixel_columns() const { return columns * kWinogradTile; }
-  // Tiles before a band, where bands of all images are counted through.
-  int64_t first_tile(int64_t band) const {
-    return (band / bands * rows + band % bands * rows_per_band) * columns;
-  }
 };
 
 // Whether Winograd is the faster way: it is for channels that fill the vectors, on images whose
@@ -332,9 +328,10 @@ void winograd_convolve_twice(const Convolution<S>& first, const Convolution<S>& 
   }
 }
 
-// The gradient of the weights. Tiles are taken in stages: first they are transformed, then each
-// frequency's product over the stage is added up by one task. So there is one sum, in one order,
-// for any number of threads.
+// The gradient of the weights. The bands of all images are cut into groups, and the output channels
+// into chunks. One task adds up the products of one group and chunk, which stay in its core's
+// cache; then the groups' results are added in order. Groups and chunks depend on the shape alone,
+// so there is one sum, in one order, for any number of threads.
 template <class S>
 class WinogradGradient {
  public:
@@ -344,92 +341,101 @@ class WinogradGradient {
       : input_(input),
         grad_(grad),
         bands_(input.height, input.width),
-        rows_(round_up(input.channels, kRowStep)),
-        inputs_(round_up(input.channels, kTileCols)),
+        num_bands_(input.batch * bands_.bands),
         outputs_(round_up(grad.channels, kTileCols)),
-        stride_(rows_ * outputs_ + kFrequencyPadding) {}
+        tap_count_(input.channels * outputs_ * 9),
+        groups_(num_groups(num_bands_, tap_count_)) {
+    for (int64_t k = 0; k < grad.channels; k += kOutputChunk) {
+      chunks_.push_back(channel_slice(grad, k, std::min(kOutputChunk, grad.channels - k)));
+    }
+  }
 
-  void write(Accumulator<S> scale, const Tensor* grad_weight, const Tensor* grad_bias) const {
+  void write(T scale, const Tensor* grad_weight, const Tensor* grad_bias) const {
     Workspace workspace;
-    const int64_t tiles = bands_.rows_per_band * bands_.columns;
-    const int64_t band_bytes =
-        tiles * kFrequencies * (inputs_ + outputs_) * static_cast<int64_t>(sizeof(T));
-    const int64_t bands = input_.batch * bands_.bands;
-    const int64_t threads = torch::stable::get_num_threads();
-    const int64_t stage = std::clamp<int64_t>(threads * kStageBytes / band_bytes, threads,
-                                              std::max(bands, threads));
-    const WinogradMatrices<T> left(workspace, stage * tiles, inputs_);
-    const WinogradMatrices<T> right(workspace, stage * tiles, outputs_);
-    T* products = workspace.take<T>(kFrequencies * stride_);
-    double* sums = workspace.take<double>(bands * outputs_);
-    if (bands == 0) std::fill_n(products, kFrequencies * stride_, T(0));
-    for (int64_t first = 0; first < bands; first += stage) {
-      const int64_t last = std::min(first + stage, bands);
-      transform(left, right, first, last, sums);
-      add_products(left, right, first, last, products);
-    }
+    T* taps = workspace.take<T>(groups_ * tap_count_);
+    double* sums = workspace.take<double>(groups_ * outputs_);
+    const auto chunks = static_cast<int64_t>(chunks_.size());
+    torch::stable::parallel_for(0, groups_ * chunks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t group = task / chunks, k = task % chunks * kOutputChunk;
+        add_group(group, chunks_[static_cast<size_t>(task % chunks)],
+                  taps + group * tap_count_ + k * 9 * input_.channels,
+                  sums + group * outputs_ + k);
+      }
+    });
     if (grad_weight) {
-      const auto taps = [&](int64_t c, int64_t k, T* result) {
-        kernels_.winograd_grad_weight(result, products + c * outputs_ + k, stride_);
+      const auto total = [&](int64_t c, int64_t k, T* result) {
+        const T* part = taps + (k * input_.channels + c * kTileCols) * 9;
+        std::copy_n(part, 9 * kTileCols, result);
+        for (int64_t group = 1; group < groups_; ++group) {
+          part += tap_count_;
+          for (int64_t i = 0; i < 9 * kTileCols; ++i) result[i] += part[i];
+        }
       };
-      write_weight_gradient(input_, grad_, scale, *grad_weight, taps);
+      write_weight_gradient(input_, grad_, scale, *grad_weight, total);
     }
-    if (grad_bias) write_bias_gradient(grad_, scale, *grad_bias, sums, outputs_, bands);
+    if (grad_bias) write_bias_gradient(grad_, scale, *grad_bias, sums, outputs_, groups_);
   }
 
  private:
-  // Of the transformed numbers of a stage, for each thread: half of a cache of 1 MiB.
-  static constexpr int64_t kStageBytes = 512 << 10;
-
-  // Both matrices of bands [first, last), and each band's sum of the gradient's pixels.
-  void transform(const WinogradMatrices<T>& left, const WinogradMatrices<T>& right, int64_t first,
-                 int64_t last, double* sums) const {
-    torch::stable::parallel_for(first, last, 1, [&](int64_t begin, int64_t end) {
-      Workspace scratch;
-      WinogradPatches<S> x(scratch, input_, bands_, kWinogradTile + 2);
-      WinogradPatches<S> dy(scratch, grad_, bands_, kWinogradTile);
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t n = task / bands_.bands, band = task % bands_.bands;
-        const int64_t slot = bands_.first_tile(task) - bands_.first_tile(first);
-        x.load(n, band);
-        dy.load(n, band);
-        std::fill_n(sums + task * outputs_, outputs_, 0.0);
-        for (int64_t t = 0; t < bands_.tile_rows(band) * bands_.columns; ++t) {
-          left.transform(slot + t, x, t, kernels_.winograd_input);
-          right.transform(slot + t, dy, t, kernels_.winograd_grad_output);
-          dy.visit(t, [&](int64_t c, const T* source, int64_t stride_h, int64_t stride_w,
-                          int64_t count) {
-            kernels_.add_patch(sums + task * outputs_ + c, source, stride_h, stride_w, count);
-          });
-        }
-      }
-    });
+  // Three bands in a group make its results cheap beside its products; eight groups or more are
+  // work for as many threads. All groups' results take 16 MiB at most.
+  static int64_t num_groups(int64_t num_bands, int64_t tap_count) {
+    const int64_t groups = std::min(num_bands, std::max<int64_t>(num_bands / 3, 8));
+    const int64_t bytes = tap_count * static_cast<int64_t>(sizeof(T));
+    return std::max<int64_t>(std::min(groups, (16 << 20) / bytes), 1);
   }
 
-  // A band's products are added up by themselves, so that the sums do not depend on the stages.
-  void add_products(const WinogradMatrices<T>& left, const WinogradMatrices<T>& right,
-                    int64_t first, int64_t last, T* products) const {
-    torch::stable::parallel_for(0, kFrequencies, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t e = begin; e < end; ++e) {
-        for (int64_t band = first; band < last; ++band) {
-          const int64_t slot = bands_.first_tile(band) - bands_.first_tile(first);
-          const int64_t tiles = bands_.tile_rows(band % bands_.bands) * bands_.columns;
-          TileOperands<T> operands{left.at(e, slot), 1,     inputs_,        right.at(e, slot),
-                                   outputs_,         tiles, kWinogradChain, band > 0};
-          operands.rows = rows_;
-          operands.acc_row = outputs_;
-          operands.panels = outputs_ / kTileCols;
-          operands.b_panel = kTileCols;
-          kernels_.multiply(products + e * stride_, operands);
-        }
+  // A group's tap gradients of a chunk, [tiles of K][C][9][kTileCols], and the sums of its pixels.
+  void add_group(int64_t group, const Images<const S>& grad, T* taps, double* sums) const {
+    Workspace scratch;
+    WinogradPatches<S> x(scratch, input_, bands_, kWinogradTile + 2);
+    WinogradPatches<S> dy(scratch, grad, bands_, kWinogradTile);
+    const int64_t tiles = bands_.rows_per_band * bands_.columns;
+    const WinogradMatrices<T> left(scratch, tiles, x.channels), right(scratch, tiles, dy.channels);
+    const WinogradMatrices<T> products(scratch, round_up(input_.channels, kRowStep), dy.channels);
+    const int64_t first = group * num_bands_ / groups_, last = (group + 1) * num_bands_ / groups_;
+    if (first == last) std::fill_n(products.values, kFrequencies * products.stride, T(0));
+    std::fill_n(sums, dy.channels, 0.0);
+    for (int64_t task = first; task < last; ++task) {
+      const int64_t band = task % bands_.bands, count = bands_.tile_rows(band) * bands_.columns;
+      x.load(task / bands_.bands, band);
+      dy.load(task / bands_.bands, band);
+      for (int64_t t = 0; t < count; ++t) {
+        left.transform(t, x, t, kernels_.winograd_input);
+        right.transform(t, dy, t, kernels_.winograd_grad_output);
+        dy.visit(t, [&](int64_t c, const T* source, int64_t stride_h, int64_t stride_w,
+                        int64_t channels) {
+          kernels_.add_patch(sums + c, source, stride_h, stride_w, channels);
+        });
       }
-    });
+      multiply(left, right, count, task > first, products);
+    }
+    for (int64_t k = 0; k < dy.channels; k += kTileCols) {
+      for (int64_t c = 0; c < input_.channels; ++c, taps += 9 * kTileCols) {
+        kernels_.winograd_grad_weight(taps, products.at(0, c) + k, products.stride);
+      }
+    }
+  }
+
+  void multiply(const WinogradMatrices<T>& left, const WinogradMatrices<T>& right, int64_t tiles,
+                bool add, const WinogradMatrices<T>& products) const {
+    for (int64_t e = 0; e < kFrequencies; ++e) {
+      TileOperands<T> operands{left.at(e, 0),  1,     left.channels,  right.at(e, 0),
+                               right.channels, tiles, kWinogradChain, add};
+      operands.rows = round_up(input_.channels, kRowStep);
+      operands.acc_row = products.channels;
+      operands.panels = products.channels / kTileCols;
+      operands.b_panel = kTileCols;
+      kernels_.multiply(products.at(e, 0), operands);
+    }
   }
 
   const TileKernels<T>& kernels_ = tile_kernels<T>();
   const Images<const S>&input_, &grad_;
   WinogradBands bands_;
-  int64_t rows_, inputs_, outputs_, stride_;
+  int64_t num_bands_, outputs_, tap_count_, groups_;
+  std::vector<Images<const S>> chunks_;
 };
 
 }  // namespace clsd::cpu
