@@ -86,7 +86,8 @@ std::tuple<Tensor, Tensor, Tensor> distance_ratio_loss(Tensor anchor, Tensor pos
       T* others = data<T>(to_negatives) + b * count;
       distances<S>(rows<const S>(anchor), rows<const S>(positive), negative_rows, b, own, others);
       for (int64_t i = 0; i < count; ++i) {
-        data<S>(loss)[b * count + i] = static_cast<S>(static_cast<double>(own[i]) / (static_cast<double>(others[i]) + eps));
+        const double ratio = static_cast<double>(own[i]) / (static_cast<double>(others[i]) + eps);
+        data<S>(loss)[b * count + i] = static_cast<S>(ratio);
       }
     }
   });

@@ -157,23 +157,21 @@ struct KernelView {
         data_(const_data<S>(weight)),
         stride_out_(weight.stride(transposed ? 1 : 0)),
         stride_in_(weight.stride(transposed ? 0 : 1)),
-        stride_h_(weight.stride(2)),
-        stride_w_(weight.stride(3)),
-        transposed_(transposed),
         output_order_(output_order),
-        input_order_(input_order) {}
+        input_order_(input_order) {
+    for (int64_t tap = 0; tap < 9; ++tap) {
+      taps_[transposed ? 8 - tap : tap] = tap / 3 * weight.stride(2) + tap % 3 * weight.stride(3);
+    }
+  }
 
   Accumulator<S> at(int64_t k, int64_t c, int64_t tap) const {
-    const int64_t from = transposed_ ? 8 - tap : tap;
-    const int64_t offset = output_order_[k] * stride_out_ + input_order_[c] * stride_in_ +
-                           from / 3 * stride_h_ + from % 3 * stride_w_;
-    return static_cast<Accumulator<S>>(data_[offset]);
+    const S* kernel = data_ + output_order_[k] * stride_out_ + input_order_[c] * stride_in_;
+    return static_cast<Accumulator<S>>(kernel[taps_[tap]]);
   }
 
  private:
   const S* data_;
-  int64_t stride_out_, stride_in_, stride_h_, stride_w_;
-  bool transposed_;
+  int64_t stride_out_, stride_in_, taps_[9];
   const std::vector<int64_t>&output_order_, &input_order_;
 };
 

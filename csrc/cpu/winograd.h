@@ -30,14 +30,14 @@ constexpr int64_t kFrequencyPadding = 16;
 // The tiles of an image are cut into bands, each of them whole rows of tiles.
 struct WinogradBands {
   int64_t rows, columns;  // tiles of an image
-  int64_t rows_per_band;  // enough for a block, where the image has them
-  int64_t bands;          // of an image
+  int64_t bands;          // of an image, each enough for a block, where the image has them
+  int64_t rows_per_band;  // of all but the last
 
   WinogradBands(int64_t height, int64_t width)
       : rows(ceil_div(height, kWinogradTile)),
         columns(ceil_div(width, kWinogradTile)),
-        rows_per_band(std::min(rows, ceil_div(kBlockTiles, columns))),
-        bands(ceil_div(rows, rows_per_band)) {}
+        bands(ceil_div(rows, ceil_div(kBlockTiles, columns))),
+        rows_per_band(ceil_div(rows, bands)) {}
 
   int64_t tile_rows(int64_t band) const {
     return std::min(rows_per_band, rows - band * rows_per_band);
@@ -60,8 +60,8 @@ bool prefers_winograd(const Images<In>& input, const Images<Out>& output) {
   return 3 * tiles * kFrequencies < 2 * 9 * input.height * round_up(input.width, kTileRows);
 }
 
-// Patches of `size` x `size` pixels around the tiles of a band: where the image has them, or, at its
-// edges and if the image is of another type or layout, in a copy with zeros outside of the image.
+// Patches of `size` x `size` pixels around the tiles of a band: where the image has them, or, at
+// its edges and if the image is of another type or layout, in a copy with zeros outside of it.
 template <class S>
 class WinogradPatches {
  public:
@@ -259,8 +259,8 @@ class WinogradBlock {
 
 // Bands [begin, end), counted through all images.
 template <class S>
-void winograd_convolve(const Convolution<S>& convolution, const WinogradWeight<Accumulator<S>>& weight,
-                       int64_t begin, int64_t end) {
+void winograd_convolve(const Convolution<S>& convolution,
+                       const WinogradWeight<Accumulator<S>>& weight, int64_t begin, int64_t end) {
   const Images<const S>& input = convolution.input;
   const Images<S>& output = convolution.output;
   const WinogradBands bands(input.height, input.width);
