@@ -129,7 +129,8 @@ class BatchSampler {
 PYBIND11_MODULE(_host, module) {
   module.doc() = "Batch sampler over uint8 images.";
   py::class_<BatchSampler>(module, "BatchSampler")
-      .def(py::init<std::vector<Pixels>, std::vector<Pixels>, int64_t, int64_t, int64_t, uint64_t>(),
+      .def(py::init<std::vector<Pixels>, std::vector<Pixels>, int64_t, int64_t, int64_t,
+                    uint64_t>(),
            py::arg("lr"), py::arg("hr"), py::arg("scale"), py::arg("patch_size"),
            py::arg("batch_size"), py::arg("seed"))
       .def("sample", &BatchSampler::sample, py::arg("iteration"),
