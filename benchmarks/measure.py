@@ -104,6 +104,7 @@ def interleave(
         rounds: how many, or None for as many as fit into ``seconds``, within 5 and 200.
         seconds: only for ``rounds=None``.
     """
+    trim_memory()
     for index in range(WARM_UP):
         durations = [milliseconds(call, index, device) for call in calls.values()]
     if rounds is None:
@@ -199,21 +200,25 @@ def return_freed_memory() -> None:
     set_malloc(mmap_threshold=2**16)
 
 
+def trim_memory() -> None:
+    """Return freed memory to the system once."""
+    gc.collect()
+    with suppress(AttributeError, OSError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def peak_growth_mib(function: Callable[[], object], device: torch.device) -> float | None:
     """How far ``function()`` raises the memory in use above what it was before, at its peak.
 
     On a GPU this is the memory of PyTorch's allocator; on a CPU the process's resident memory,
     which counts every library's own buffers too. None where the system does not tell.
     """
-    gc.collect()
+    trim_memory()  # what the process holds would be reused without growth
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         function()
         return (torch.cuda.max_memory_allocated(device) - before) / MIB
-    with suppress(AttributeError, OSError):  # another C library than glibc has nothing to trim
-        # Freed memory that the process still holds would be reused without growth.
-        ctypes.CDLL(None).malloc_trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again at VmRSS
     except OSError:
