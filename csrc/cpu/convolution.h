@@ -20,6 +20,8 @@ struct Epilogue {
   const Images<const S>* residual = nullptr;  // added after the scale
   const Images<const S>* positive = nullptr;  // result kept only where this is > 0
   bool relu = false;
+
+  bool only_bias() const { return scale == 1 && !residual && !positive && !relu; }
 };
 
 // Convolution of input with weight, or with its transpose (KernelView), through the epilogue.

@@ -15,15 +15,18 @@ namespace clsd::cpu {
 constexpr int64_t kBand = 8;          // image rows of one task
 constexpr int64_t kDirectChain = 64;  // steps of one summation chain (tile.h)
 
-// Weights as [tiles of K][3 kernel rows][3 kernel columns, C][kTileCols].
+// Weights as [tiles of K][3 kernel rows][3 kernel columns, C][kTileCols], with `extra` steps of
+// zeros after each tile.
 template <class S>
-Accumulator<S>* direct_weight(Workspace& workspace, const KernelView<S>& kernels) {
-  const int64_t size = round_up(kernels.outputs, kTileCols) * 9 * kernels.inputs;
+Accumulator<S>* direct_weight(Workspace& workspace, const KernelView<S>& kernels,
+                              int64_t extra = 0) {
+  const int64_t steps = 9 * kernels.inputs + extra;
+  const int64_t size = round_up(kernels.outputs, kTileCols) * steps;
   auto* packed = workspace.take<Accumulator<S>>(size);
   std::fill_n(packed, size, 0);
   for (int64_t k = 0; k < kernels.outputs; ++k) {
     for (int64_t tap = 0; tap < 9; ++tap) {
-      auto* target = packed + (k / kTileCols * 9 + tap) * kernels.inputs * kTileCols;
+      auto* target = packed + (k / kTileCols * steps + tap * kernels.inputs) * kTileCols;
       for (int64_t c = 0; c < kernels.inputs; ++c) {
         target[c * kTileCols + k % kTileCols] = kernels.at(k, c, tap);
       }

@@ -26,6 +26,12 @@ inline bool is_narrow(int64_t channels, int64_t others) {
   return channels <= kNarrow && others >= kTileCols;
 }
 
+// Whether whole tiles can work on the rows of an image where it is.
+template <class T, class S>
+bool rows_in_place(const Images<S>& image) {
+  return in_place<T>(image) && image.run == image.channels && image.width % kRowStep == 0;
+}
+
 // One row at a time of an image: where it is, or packed.
 template <class S>
 class RowReader {
@@ -34,9 +40,7 @@ class RowReader {
 
   RowReader(Workspace& workspace, const Images<const S>& image)
       : channels(round_up(image.channels, kTileCols)), image_(image) {
-    // Tiles read whole steps of pixels.
-    const bool here = in_place<T>(image) && image.run == image.channels;
-    if (here && image.width % kRowStep == 0) return;
+    if (rows_in_place<T>(image)) return;
     packed_ = PackedRows<T>(workspace, 1, 0, round_up(image.width, kRowStep), channels);
   }
 
@@ -61,7 +65,8 @@ class RowReader {
   PackedRows<T> packed_;
 };
 
-// The patches of a row of a narrow image, [W][stride] with the numbers (tap, channel) of each.
+// The patches of a row of a narrow image, [W][stride]: the numbers (tap, channel) of each, then a
+// one, to multiply with a bias.
 template <class S>
 class ExpandedRow {
  public:
@@ -86,6 +91,7 @@ class ExpandedRow {
       for (int64_t ky = 0; ky < 3; ++ky) {
         copy_fours(rows_.pixel(ky, x), run, values_ + x * stride + ky * run);
       }
+      values_[x * stride + depth] = 1;
     }
     return values_;
   }
@@ -109,10 +115,18 @@ void expand_convolve(const Convolution<S>& convolution) {
   constexpr int64_t kPixels = 4 * kTileRows;  // of one product
   const auto& kernels = tile_kernels<T>();
   const Images<const S>& input = convolution.input;
-  const int64_t outputs = round_up(convolution.output.channels, kTileCols);
+  const Images<S>& output = convolution.output;
+  const int64_t depth = 9 * input.channels, panel = (depth + 1) * kTileCols;
+  const int64_t outputs = round_up(output.channels, kTileCols);
   const int64_t bands = ceil_div(input.height, kNarrowBand);
+  // With nothing but a bias to add, products are made where the output is.
+  const std::vector<T>* bias = convolution.epilogue.bias;
+  const bool here = convolution.epilogue.only_bias() && rows_in_place<T>(output);
   Workspace workspace;
-  const T* weight = direct_weight(workspace, convolution.kernels());
+  T* weight = direct_weight(workspace, convolution.kernels(), 1);
+  for (int64_t k = 0; bias && k < outputs; k += kTileCols) {
+    std::copy_n(bias->data() + k, kTileCols, weight + k / kTileCols * panel + depth * kTileCols);
+  }
   torch::stable::parallel_for(0, input.batch * bands, 1, [&](int64_t begin, int64_t end) {
     Workspace scratch;
     const ExpandedRow<S> expanded(scratch, input);
@@ -127,11 +141,18 @@ void expand_convolve(const Convolution<S>& convolution) {
         for (int64_t x = 0; x < input.width; x += kPixels) {
           const int64_t pixels = std::min(kPixels, input.width - x);
           TileOperands<T> operands{row + x * expanded.stride, expanded.stride, 1, weight,
-                                   kTileCols, expanded.depth, kNarrowChain, false};
+                                   kTileCols, depth + here, kNarrowChain, false};
           operands.rows = round_up(pixels, kRowStep);
           operands.acc_row = outputs;
           operands.panels = outputs / kTileCols;
-          operands.b_panel = expanded.depth * kTileCols;
+          operands.b_panel = panel;
+          if constexpr (std::is_same_v<S, T>) {
+            if (here) {
+              operands.acc_row = output.stride_w;
+              kernels.multiply(output.pixel(n, first + y, x), operands);
+              continue;
+            }
+          }
           kernels.multiply(sums, operands);
           band.store(sums, outputs, y, x, pixels, 0, outputs);
         }
