@@ -6,8 +6,11 @@ functions with checks, autocast and reductions are in ``clsd_fast.ops``.
 
 Shapes: x [N, C, H, W], weight [K, C, 3, 3], rows [B, N, D] and [B, M, D].
 Gradients that were not asked for come back as empty tensors. Statistics that are saved for the
-backward of a loss (maximum, sum_exp, the distances) are [B, N] in the accumulator's dtype:
+backward of a loss (maximum, sum_exp, spread, the distances) are [B, N] in the accumulator's dtype:
 float32 for 16-bit rows, else the rows' own.
+
+``info_nce`` without negative_keys takes [B, P, D] positive_key with P >= N: row i's positive is key
+i, all others are its negatives. mask is [B, N, number of negatives' keys], labels is [B, P].
 """
 
 from collections.abc import Callable
@@ -34,10 +37,12 @@ SCHEMAS = {
     "pairwise_similarity": "(Tensor query, Tensor key, str metric) -> Tensor",
     "pairwise_similarity_backward": "(Tensor grad_output, Tensor query, Tensor key, str metric) "
     "-> (Tensor, Tensor)",
-    "info_nce": "(Tensor query, Tensor positive_key, Tensor? negative_keys, float temperature) "
-    "-> (Tensor, Tensor, Tensor)",
-    "info_nce_backward": "(Tensor grad_loss, Tensor maximum, Tensor sum_exp, Tensor query, "
-    "Tensor positive_key, Tensor? negative_keys, float temperature) -> (Tensor, Tensor, Tensor)",
+    "info_nce": "(Tensor query, Tensor positive_key, Tensor? negative_keys, Tensor? mask, "
+    "Tensor? labels, Tensor? learned_temperature, float temperature) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    "info_nce_backward": "(Tensor grad_loss, Tensor maximum, Tensor sum_exp, Tensor spread, "
+    "Tensor query, Tensor positive_key, Tensor? negative_keys, Tensor? mask, Tensor? labels, "
+    "Tensor? learned_temperature, float temperature) -> (Tensor, Tensor, Tensor, Tensor)",
     "distance_ratio_loss": "(Tensor anchor, Tensor positive, Tensor? negatives, float eps) "
     "-> (Tensor, Tensor, Tensor)",
     "distance_ratio_loss_backward": "(Tensor grad_loss, Tensor positive_distance, "

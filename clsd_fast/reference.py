@@ -84,29 +84,66 @@ def info_nce(
     query: Tensor,
     positive_key: Tensor,
     negative_keys: Tensor | None = None,
+    mask: Tensor | None = None,
+    labels: Tensor | None = None,
+    learned_temperature: Tensor | None = None,
     temperature: float = 0.07,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, largest logit and sum of exp(logit - largest) of each row, [..., N] each."""
-    positive, logits = info_nce_logits(query, positive_key, negative_keys, temperature)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss, largest logit, sum of exp(logit - largest) and spread of each row, [..., N] each.
+
+    The spread is the mean logit under the softmax less the positive's: the gradient of the loss
+    with respect to the temperature is -spread / temperature.
+    """
+    temperature = temperature if learned_temperature is None else learned_temperature
+    positive, logits = _info_nce_logits(
+        query, positive_key, negative_keys, mask, labels, temperature
+    )
     if logits.shape[-1] == 0:  # no rows: nothing to take a maximum of
-        return positive, accumulated(positive), accumulated(positive)
+        return positive, *(accumulated(positive) for _ in range(3))
     maximum = logits.detach().amax(dim=-1)
-    sum_exp = (logits - maximum.unsqueeze(-1)).exp().sum(dim=-1)
+    shifted = logits - maximum.unsqueeze(-1)
+    sum_exp = shifted.exp().sum(dim=-1)
     # Not log-sum-exp minus logit: both can be 1e4, and their difference 0.
     loss = sum_exp.log() - (positive - maximum)
-    return loss, accumulated(maximum), accumulated(sum_exp)
+    with torch.no_grad():
+        excluded = shifted == -torch.inf  # where exp is 0, and 0 * inf would be nan
+        terms = torch.where(excluded, 0.0, shifted.exp() * shifted)
+        spread = terms.sum(dim=-1) / sum_exp - (positive - maximum)
+    return loss, accumulated(maximum), accumulated(sum_exp.detach()), accumulated(spread)
 
 
-def info_nce_logits(
-    query: Tensor, positive_key: Tensor, negative_keys: Tensor | None, temperature: float
+def _info_nce_logits(
+    query: Tensor,
+    positive_key: Tensor,
+    negative_keys: Tensor | None,
+    mask: Tensor | None,
+    labels: Tensor | None,
+    temperature: float | Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The positive's logit of each row, [..., N], and all its logits, [..., N, N or 1 + M]."""
+    """The positive's logit of each row, [..., N], and all its logits, [..., N, P or 1 + M].
+
+    Logits of excluded pairs are -inf.
+    """
     if negative_keys is None:
         logits = pairwise_similarity(query, positive_key) / temperature
-        return logits.diagonal(dim1=-2, dim2=-1), logits
-    positive = (normalize(query) * normalize(positive_key)).sum(dim=-1) / temperature
-    negative = pairwise_similarity(query, negative_keys) / temperature
-    return positive, torch.cat([positive.unsqueeze(-1), negative], dim=-1)
+        positive = logits.diagonal(dim1=-2, dim2=-1)
+    else:
+        positive = (normalize(query) * normalize(positive_key)).sum(dim=-1) / temperature
+        logits = pairwise_similarity(query, negative_keys) / temperature
+    excluded = mask
+    if labels is not None:
+        same = labels[..., : query.shape[-2], None] == labels[..., None, :]
+        excluded = same if mask is None else mask | same
+    if excluded is not None:
+        if negative_keys is None:
+            excluded = excluded & ~torch.eye(
+                *logits.shape[-2:], dtype=torch.bool, device=query.device
+            )
+        logits = torch.where(excluded, -torch.inf, logits)
+    if negative_keys is None:
+        return positive, logits
+    positive = positive.expand(logits.shape[:-1])
+    return positive, torch.cat([positive.unsqueeze(-1), logits], dim=-1)
 
 
 def distance_ratio_loss(
@@ -224,25 +261,37 @@ def info_nce_backward(
     grad_loss: Tensor,
     maximum: Tensor,
     sum_exp: Tensor,
+    spread: Tensor,
     query: Tensor,
     positive_key: Tensor,
     negative_keys: Tensor | None,
+    mask: Tensor | None,
+    labels: Tensor | None,
+    learned_temperature: Tensor | None,
     temperature: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    _, logits = info_nce_logits(query, positive_key, negative_keys, temperature)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_temperature = _empty(query)
+    if learned_temperature is not None:
+        temperature = learned_temperature
+        grad_temperature = -(grad_loss * spread).sum().to(temperature.dtype) / temperature
+    _, logits = _info_nce_logits(query, positive_key, negative_keys, mask, labels, temperature)
     scale = (grad_loss / sum_exp).to(query.dtype).unsqueeze(-1)
     grad_logits = (logits - maximum.to(query.dtype).unsqueeze(-1)).exp() * scale
     if negative_keys is None:
-        grad_logits = (grad_logits - torch.diag_embed(grad_loss)) / temperature
+        keys = positive_key.shape[-2]
+        own = torch.diag_embed(grad_loss)
+        grad_logits = grad_logits - F.pad(own, (0, keys - own.shape[-1]))
+        grad_logits = (grad_logits / temperature).to(query.dtype)
         grads = pairwise_similarity_backward(grad_logits, query, positive_key, "cosine")
-        return *grads, _empty(query)
-    grad_positive = ((grad_logits[..., 0] - grad_loss) / temperature).unsqueeze(-1)
+        return *grads, _empty(query), grad_temperature
+    grad_logits = (grad_logits / temperature).to(query.dtype)
+    grad_positive = grad_logits[..., :1] - (grad_loss / temperature).to(query.dtype).unsqueeze(-1)
     grad_query, grad_negatives = pairwise_similarity_backward(
-        grad_logits[..., 1:] / temperature, query, negative_keys, "cosine"
+        grad_logits[..., 1:], query, negative_keys, "cosine"
     )
     grad_query = grad_query + _normalize_backward(grad_positive * normalize(positive_key), query)
     grad_key = _normalize_backward(grad_positive * normalize(query), positive_key)
-    return grad_query, grad_key, grad_negatives
+    return grad_query, grad_key, grad_negatives, grad_temperature
 
 
 def distance_ratio_loss_backward(

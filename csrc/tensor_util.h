@@ -86,9 +86,11 @@ inline void check_statistic(const char* op, const char* name, const Tensor& rows
                             const Tensor& statistic) {
   check_shape(op, name, statistic, {rows.size(0), rows.size(1)});
   const auto dtype = accumulator_dtype(rows.scalar_type());
-  check(statistic.scalar_type() == dtype && statistic.is_contiguous(), op,
-        std::string(name) + " contiguous and of dtype " + dtype_name(dtype),
-        dtype_name(statistic.scalar_type()));
+  check(statistic.scalar_type() == dtype, op,
+        std::string(name) + " of dtype " + dtype_name(dtype), dtype_name(statistic.scalar_type()));
+  const Shape strides = {statistic.stride(0), statistic.stride(1)};
+  check(statistic.is_contiguous(), op, std::string(name) + " contiguous",
+        "strides " + to_string(strides));
 }
 
 // Sort the channels by offset and find their runs.

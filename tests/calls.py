@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import torch
 from util import rand
 
 import clsd_fast
@@ -32,6 +33,14 @@ ROWS = {
     "info_nce negatives": (
         clsd_fast.info_nce,
         lambda: [rand(2, 7, 9), rand(2, 7, 9, seed=1), rand(2, 5, 9)],
+    ),
+    "info_nce excluding": (
+        lambda q, k: clsd_fast.info_nce(q, k, labels=torch.tensor([0, 0, 1, 2, 1, 3, 4])),
+        lambda: [rand(2, 7, 9), rand(2, 7, 9, seed=1)],
+    ),
+    "info_nce learned temperature": (
+        lambda q, k, t: clsd_fast.info_nce(q, k, temperature=t.abs() + 0.1),
+        lambda: [rand(2, 7, 9), rand(2, 7, 9, seed=1), rand(1)],
     ),
     "distance_ratio_loss": (
         clsd_fast.distance_ratio_loss,
@@ -69,6 +78,16 @@ X, WEIGHT, WEIGHT2 = rand(2, 3, 4, 5), rand(4, 3, 3, 3), rand(3, 4, 3, 3)
 MAP, HIDDEN = rand(2, 4, 4, 5), rand(2, 4, 4, 5, seed=1).relu()
 ROWS_A, ROWS_B, ROWS_C = rand(2, 7, 5), rand(2, 7, 5, seed=1), rand(2, 3, 5)
 STATISTICS = rand(2, 7, seed=1).abs() + 8, rand(2, 7, seed=2).abs() + 1
+MASK, LABELS = rand(2, 7, 7) > 0.5, torch.arange(14).reshape(2, 7) % 3
+INFO_NCE = [
+    (ROWS_A, ROWS_B, None, None, None, None, 0.3),
+    (ROWS_A, ROWS_B, ROWS_C, None, None, None, 0.3),
+    (ROWS_A, ROWS_B, None, MASK, LABELS, torch.tensor(0.2).double(), 1.0),
+    (ROWS_A, ROWS_B, ROWS_C, MASK[..., :3], None, None, 0.3),
+    (ROWS_A[:, :4], ROWS_B, None, MASK[:, :4], LABELS, None, 0.3),
+]
+
+SAVED = rand(2, 7), *STATISTICS, rand(2, 7, seed=3)
 
 # Calls of the operators themselves, (operator, arguments), in float64.
 FORWARDS = [
@@ -77,8 +96,7 @@ FORWARDS = [
     ("residual_block", (X, WEIGHT, rand(4), WEIGHT2, rand(3), 0.5, True)),
     ("pixel_shuffle_upsample", (X, WEIGHT, rand(4), 2)),
     *(("pairwise_similarity", (ROWS_A, ROWS_C, metric)) for metric in ("cosine", "dot", "l1")),
-    ("info_nce", (ROWS_A, ROWS_B, None, 0.3)),
-    ("info_nce", (ROWS_A, ROWS_B, ROWS_C, 0.3)),
+    *(("info_nce", arguments) for arguments in INFO_NCE),
     ("distance_ratio_loss", (ROWS_A, ROWS_B, None, 0.1)),
     ("distance_ratio_loss", (ROWS_A, ROWS_B, ROWS_C, 0.1)),
 ]
@@ -93,8 +111,14 @@ BACKWARDS = [
         for metric in ("cosine", "dot", "l1")
     ),
     *(
-        (f"{op}_backward", (rand(2, 7), *STATISTICS, ROWS_A, ROWS_B, third, 0.3))
-        for op in ("info_nce", "distance_ratio_loss")
+        (
+            "info_nce_backward",
+            (*(t[:, : arguments[0].shape[1]].contiguous() for t in SAVED), *arguments),
+        )
+        for arguments in INFO_NCE
+    ),
+    *(
+        ("distance_ratio_loss_backward", (rand(2, 7), *STATISTICS, ROWS_A, ROWS_B, third, 0.3))
         for third in (None, ROWS_C)
     ),
 ]

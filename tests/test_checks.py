@@ -10,6 +10,8 @@ from clsd_fast import ops
 ops_native = torch.ops.clsd_fast
 X, W, B = rand(2, 4, 5, 6), rand(4, 4, 3, 3), rand(4)
 Q = rand(2, 7, 9)
+MASK, LABELS = torch.zeros(2, 7, 7, dtype=torch.bool), torch.arange(14).reshape(2, 7)
+NO_OPTIONS = (None, None, None, None)  # negative_keys, mask, labels, learned_temperature
 
 BAD_CALLS = [
     (
@@ -87,6 +89,35 @@ BAD_CALLS = [
     ),
     (lambda: ops.info_nce(Q, Q, temperature=0), "info_nce: expected temperature > 0, got 0"),
     (
+        lambda: ops.info_nce(Q, Q, temperature=torch.ones(2)),
+        "info_nce: expected temperature a floating-point tensor of one element on cpu, "
+        "got float32 of shape [2] on cpu",
+    ),
+    (
+        lambda: ops.info_nce(Q, Q, mask=MASK[:, :6]),
+        "info_nce: expected mask of shape [..., 7, 7], got [2, 6, 7]",
+    ),
+    (
+        lambda: ops.info_nce(Q, Q, mask=MASK.float()),
+        "info_nce: expected mask of dtype bool, got float32",
+    ),
+    (
+        lambda: ops.info_nce(Q, Q, Q, labels=LABELS),
+        "info_nce: expected no labels beside negative_keys, got both",
+    ),
+    (
+        lambda: ops.info_nce(Q, Q, labels=LABELS[:, :6]),
+        "info_nce: expected labels of shape [..., 7], got [2, 6]",
+    ),
+    (
+        lambda: ops.info_nce(Q, Q, labels=LABELS.int()),
+        "info_nce: expected labels of dtype int64, got int32",
+    ),
+    (
+        lambda: ops.info_nce(Q, Q, labels=LABELS[0].expand(3, 7)),
+        "info_nce: expected leading dimensions that broadcast, got [2], [3]",
+    ),
+    (
         lambda: ops.info_nce(Q, Q, reduction="max"),
         "info_nce: expected reduction none, mean or sum, got max",
     ),
@@ -154,12 +185,48 @@ BAD_OPERATOR_CALLS = [
         "pairwise_similarity: expected key of shape [2, 7, 9], got [2, 7, 8]",
     ),
     (
-        lambda: ops_native.info_nce(Q, rand(2, 6, 9), None, 0.1),
-        "info_nce: expected positive_key of shape [2, 7, 9], got [2, 6, 9]",
+        lambda: ops_native.info_nce(Q, rand(2, 6, 9), *NO_OPTIONS, 0.1),
+        "info_nce: expected a positive_key for each row of query, got 6 for 7",
     ),
     (
-        lambda: ops_native.info_nce_backward(rand(2, 7), rand(2, 6), rand(2, 7), Q, Q, None, 0.1),
+        lambda: ops_native.info_nce(Q, rand(2, 8, 9), Q, *NO_OPTIONS[1:], 0.1),
+        "info_nce: expected positive_key of shape [2, 7, 9], got [2, 8, 9]",
+    ),
+    (
+        lambda: ops_native.info_nce(Q, Q, None, MASK[:, :6], None, None, 0.1),
+        "info_nce: expected mask of shape [2, 7, 7], got [2, 6, 7]",
+    ),
+    (
+        lambda: ops_native.info_nce(Q, Q, None, MASK.float(), None, None, 0.1),
+        "info_nce: expected mask of dtype bool, got float32",
+    ),
+    (
+        lambda: ops_native.info_nce(Q, Q, Q, None, LABELS, None, 0.1),
+        "info_nce: expected no labels beside negative_keys, got both",
+    ),
+    (
+        lambda: ops_native.info_nce(Q, Q, None, None, LABELS[:, :6], None, 0.1),
+        "info_nce: expected labels of shape [2, 7], got [2, 6]",
+    ),
+    (
+        lambda: ops_native.info_nce(Q, Q, None, None, LABELS.int(), None, 0.1),
+        "info_nce: expected labels of dtype int64, got Int",
+    ),
+    (
+        lambda: ops_native.info_nce(Q, Q, None, None, None, torch.tensor(0.1), 1.0),
+        "info_nce: expected learned_temperature of dtype float64, got float32",
+    ),
+    (
+        lambda: ops_native.info_nce_backward(
+            rand(2, 7), rand(2, 6), rand(2, 7), rand(2, 7), Q, Q, *NO_OPTIONS, 0.1
+        ),
         "info_nce_backward: expected maximum of shape [2, 7], got [2, 6]",
+    ),
+    (
+        lambda: ops_native.info_nce_backward(
+            rand(2, 7), rand(2, 14)[:, ::2], rand(2, 7), rand(2, 7), Q, Q, *NO_OPTIONS, 0.1
+        ),
+        "info_nce_backward: expected maximum contiguous, got strides [14, 2]",
     ),
     (
         lambda: ops_native.distance_ratio_loss(Q, Q, rand(2, 0, 9), 0.1),

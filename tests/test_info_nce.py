@@ -1,32 +1,45 @@
+import itertools
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tolerance import assert_draws_close, largest
 from torch.library import opcheck
-from util import DTYPES, compare, contiguous, rand, sliced
+from util import DTYPES, compare, compare_draws, contiguous, rand, run_all, sliced
 
 from clsd_fast import info_nce
 from clsd_fast.nn import InfoNCELoss
 
 
-def plain(query, positive, negative=None, temperature=0.07, reduction="none"):
+def plain(
+    query, positive, negative=None, temperature=0.07, reduction="none", mask=None, labels=None
+):
     q, p = F.normalize(query, dim=-1), F.normalize(positive, dim=-1)
     if negative is None:
         logits = q @ p.mT / temperature
         target = torch.arange(q.shape[-2]).expand(logits.shape[:-1])
+        own = torch.eye(q.shape[-2], dtype=torch.bool)
+        mask = None if mask is None else mask & ~own
+        if labels is not None:
+            same = (labels.unsqueeze(-1) == labels.unsqueeze(-2)) & ~own
+            mask = same if mask is None else mask | same
     else:
         own = (q * p).sum(-1, keepdim=True)
         logits = torch.cat([own, q @ F.normalize(negative, dim=-1).mT], dim=-1) / temperature
         target = torch.zeros(logits.shape[:-1], dtype=torch.long)
+        mask = None if mask is None else F.pad(mask, (1, 0))
+    if mask is not None:
+        logits = logits.masked_fill(mask, -math.inf)
     loss = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
     loss = loss.unflatten(0, logits.shape[:-1])
     return {"none": loss, "mean": loss.mean(), "sum": loss.sum()}[reduction]
 
 
-def rows(batch, count, features, negatives=None):
-    tensors = [rand(*batch, count, features), rand(*batch, count, features, seed=1)]
-    return [*tensors, None if negatives is None else rand(*batch, negatives, features, seed=2)]
+def rows(batch, count, features, negatives=None, seed=0):
+    shapes = [(*batch, count, features)] * 2
+    shapes.append(None if negatives is None else (*batch, negatives, features))
+    return [s if s is None else rand(*s, seed=3 * seed + i) for i, s in enumerate(shapes)]
 
 
 def check(inputs, dtype=torch.float32, layout=contiguous, **options):
@@ -46,16 +59,78 @@ def test_dtypes_and_layouts(backend, dtype, layout, negatives):
     check(rows((3,), 17, 33, negatives), dtype, layout)
 
 
-@pytest.mark.parametrize("count", [1, 2, 16, 50])
-@pytest.mark.parametrize("negatives", [None, 1, 33])
-@pytest.mark.parametrize("features", [1, 8, 129])
-def test_sizes(backend, count, negatives, features):
-    tensors = rows((8,), count, features, negatives)
-    if features == 1:
-        # The cosine of numbers has no gradient: what is left is rounding error over |x|. Keep
-        # |x| >= 1, or one small x decides the comparison.
-        tensors = [t if t is None else t + t.sign() for t in tensors]
-    check(tensors)
+COUNTS = (1, 2, 16, 63, 64, 1000)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 1.0])
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("negatives", [None, *COUNTS])
+@pytest.mark.parametrize("features", [8, 128, 200])
+@pytest.mark.parametrize("heads", [1, 3])
+def test_sizes(backend, temperature, count, negatives, features, heads):
+    keys = count if negatives is None else negatives
+    number = max(2, min(64, 512 // (heads * count)) // (1 + keys // 200))
+    draws = [rows((heads,), count, features, negatives, seed) for seed in range(number)]
+    options = {"temperature": temperature, "reduction": "none"}
+    compare_draws(
+        lambda *t: info_nce(*t, **options), lambda *t: plain(*t, **options), draws, torch.float32
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.01, 1.0])
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("negatives", [None, 1, 63, 1000])
+def test_one_feature(backend, temperature, count, negatives):
+    """The cosine of numbers is 1 or -1: its gradient is 0 up to rounding over |x|."""
+    draws = [rows((3,), count, 1, negatives, seed) for seed in range(10)]
+    draws = [[t + t.sign() for t in tensors if t is not None] for tensors in draws]
+    options = {"temperature": temperature, "reduction": "none"}
+    results = [
+        run_all(
+            lambda *t: info_nce(*t, **options),
+            lambda *t: plain(*t, **options),
+            tensors,
+            torch.float32,
+        )
+        for tensors in draws
+    ]
+    assert_draws_close([[r[0] for r in draw] for draw in results], "output")
+    ours, _, theirs = (
+        torch.cat([t.flatten() for d in draws for t in d[1:]])
+        for draws in zip(*results, strict=True)
+    )
+    rounding = torch.finfo(torch.float32).eps / temperature
+    assert largest(ours) <= 2 * max(largest(theirs), 4 * rounding)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.07, 1.0])
+@pytest.mark.parametrize("features", [1, 8, 128, 200])
+@pytest.mark.parametrize("negatives", [False, True])
+def test_gradient_of_the_temperature(backend, temperature, features, negatives):
+    """One number a call, so that errors of all sizes are pooled; each grows with its rows' root."""
+    scaled = []
+    for count, other, heads in itertools.product(COUNTS, COUNTS if negatives else [None], [1, 3]):
+        for seed in range(2 if negatives else 8):
+            tensors = rows((heads,), count, features, other, seed)
+            values = gradients_of_temperature(tensors, temperature)
+            scaled.append([value / math.sqrt(heads * count) for value in values])
+    assert_draws_close(scaled, "gradient of the temperature")
+
+
+def gradients_of_temperature(tensors, temperature):
+    """Ours, the reference and plain PyTorch's, of the sum of the losses."""
+
+    def gradient(function, dtype):
+        leaf = torch.tensor(temperature, dtype=torch.float32).to(dtype).requires_grad_()
+        given = [t if t is None else t.float().to(dtype) for t in tensors]
+        (grad,) = torch.autograd.grad(function(*given, temperature=leaf, reduction="sum"), leaf)
+        return grad
+
+    return [
+        gradient(info_nce, torch.float32),
+        gradient(plain, torch.float64),
+        gradient(plain, torch.float32),
+    ]
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.07, 0.5, 1.0])
@@ -63,6 +138,71 @@ def test_sizes(backend, count, negatives, features):
 @pytest.mark.parametrize("negatives", [None, 9])
 def test_temperatures(backend, temperature, dtype, negatives):
     check(rows((2,), 16, 32, negatives), dtype, temperature=temperature)
+
+
+def random_mask(*shape):
+    return rand(*shape, seed=9) > 0
+
+
+@pytest.mark.parametrize("count", [2, 17, 130])
+@pytest.mark.parametrize("negatives", [None, 3, 200])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_mask(backend, count, negatives, dtype, transposed):
+    keys = count if negatives is None else negatives
+    mask = random_mask(12, keys, count).mT if transposed else random_mask(12, count, keys)
+    check(rows((12,), count, 16, negatives), dtype, mask=mask)
+
+
+@pytest.mark.parametrize("count", [2, 17, 130])
+@pytest.mark.parametrize("kinds", [1, 4, 200])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_labels(backend, count, kinds, dtype):
+    labels = (rand(12, count, seed=5) * 1000).long() % kinds
+    check(rows((12,), count, 16), dtype, labels=labels)
+
+
+def test_mask_and_labels_broadcast_over_heads(backend):
+    mask, labels = random_mask(1, 6, 6), torch.tensor([0, 0, 1, 2, 1, 3])
+    check(rows((3,), 6, 8), mask=mask.expand(3, 6, 6), labels=labels.expand(3, 6))
+    query, positive, _ = rows((3,), 6, 8)
+    options = {"reduction": "none", "mask": mask, "labels": labels}
+    torch.testing.assert_close(
+        info_nce(query, positive, **options), plain(query, positive, **options)
+    )
+    # A mask with more heads than the rows.
+    torch.testing.assert_close(
+        info_nce(query[0], positive[0], reduction="none", mask=random_mask(3, 6, 6)),
+        plain(*(t[:1].expand(3, 6, 8) for t in (query, positive)), mask=random_mask(3, 6, 6)),
+    )
+
+
+@pytest.mark.parametrize("negatives", [None, 5])
+def test_all_negatives_excluded_lose_nothing(backend, negatives):
+    tensors = [t.requires_grad_() for t in rows((2,), 5, 8, negatives) if t is not None]
+    loss = info_nce(*tensors, mask=torch.ones(5, 5, dtype=torch.bool), reduction="none")
+    assert (loss == 0).all()
+    for grad in torch.autograd.grad(loss.sum(), tensors):
+        assert (grad == 0).all()
+
+
+def test_an_excluded_key_has_no_influence(backend):
+    query, positive, negatives = rows((), 4, 8, 6)
+    mask = torch.zeros(4, 6, dtype=torch.bool)
+    mask[:, 2] = True
+    without = info_nce(query, positive, negatives[[0, 1, 3, 4, 5]])
+    torch.testing.assert_close(info_nce(query, positive, negatives, mask=mask), without)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_learned_temperature_keeps_its_dtype_and_shape(backend, dtype, shape):
+    query, positive, _ = (t if t is None else t.float() for t in rows((2,), 6, 8))
+    temperature = torch.full(shape, 0.25, dtype=dtype, requires_grad=True)
+    loss = info_nce(query, positive, temperature=temperature)
+    torch.testing.assert_close(loss, info_nce(query, positive, temperature=0.25))
+    (grad,) = torch.autograd.grad(loss, temperature)
+    assert grad.shape == shape and grad.dtype == dtype
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -153,8 +293,9 @@ def test_gradcheck(backend, negatives):
 @pytest.mark.parametrize("negatives", [None, 3])
 def test_opcheck(negatives, dtype):
     tensors = [t if t is None else t.to(dtype) for t in rows((2,), 4, 5, negatives)]
-    _, maximum, sum_exp = torch.ops.clsd_fast.info_nce(*tensors, 0.3)
+    options = (None, None, None, 0.3)
+    _, *statistics = torch.ops.clsd_fast.info_nce(*tensors, *options)
     backward = torch.ops.clsd_fast.info_nce_backward
-    opcheck(backward, (rand(2, 4).to(dtype), maximum, sum_exp, *tensors, 0.3))
+    opcheck(backward, (rand(2, 4).to(dtype), *statistics, *tensors, *options))
     leaves = [t if t is None else t.requires_grad_() for t in tensors]
-    opcheck(torch.ops.clsd_fast.info_nce, (*leaves, 0.3))
+    opcheck(torch.ops.clsd_fast.info_nce, (*leaves, *options))

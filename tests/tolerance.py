@@ -1,6 +1,7 @@
 """The one bound that every result is held to."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +14,11 @@ FLOAT64_SHARE = 1e-13
 #: of error to bound over 1000 random float32 convolutions was 4.2, for the gradient of the input
 #: (benchmarks/winograd_accuracy.py); PyTorch's own direct convolution is at 0.5.
 WINOGRAD_FACTOR = 5.0
+
+#: How far the largest error of several draws may lie above the bound that PyTorch's largest gives.
+#: Errors of a softmax at temperature 0.01 have a heavy tail: the one row with two nearly equal
+#: logits makes the maximum. A wrong kernel is off by orders of magnitude.
+DRAWS_FACTOR = 8.0
 
 
 def rounding(reference: Tensor, dtype: torch.dtype) -> float:
@@ -35,14 +41,48 @@ def assert_close(
         name: for the message.
         factor: 1, or a named exception of this file.
     """
-    assert ours.shape == reference.shape, f"{name}: shape {ours.shape}, not {reference.shape}"
-    assert ours.dtype == torch_result.dtype, f"{name}: dtype {ours.dtype}"
+    _assert_alike(ours, reference, torch_result, name)
     if reference.numel() == 0:
         return
-    error = (ours.double() - reference).abs().max().item()
-    theirs = (torch_result.double() - reference).abs().max().item()
+    error, theirs = largest(ours.double() - reference), largest(torch_result.double() - reference)
     bound = factor * (2 * theirs + 2 * rounding(reference, ours.dtype))
     if ours.dtype == torch.float64:
         bound = FLOAT64_SHARE * reference.abs().max().item()
     assert math.isfinite(bound), f"{name}: PyTorch's own result is not finite"
     assert error <= bound, f"{name}: error {error:.3g}, bound {bound:.3g} (PyTorch's {theirs:.3g})"
+
+
+def assert_draws_close(draws: Sequence[tuple[Tensor, Tensor, Tensor]], name: str) -> None:
+    """The rule for results of so few elements that PyTorch's largest error may be 0 by chance.
+
+    It is held by the root mean squares over all elements of several draws, in place of the maxima,
+    and DRAWS_FACTOR times it by the maxima.
+
+    Args:
+        draws: ours, the reference and plain PyTorch's of each.
+        name: for the message.
+    """
+    for draw in draws:
+        _assert_alike(*draw, name)
+    ours, reference, theirs = (
+        torch.cat([t.flatten() for t in r]) for r in zip(*draws, strict=True)
+    )
+    assert theirs.isfinite().all(), f"{name}: PyTorch's own result is not finite"
+    for norm, factor in ((root_mean_square, 1.0), (largest, DRAWS_FACTOR)):
+        error = norm(ours.double() - reference)
+        bound = 2 * norm(theirs.double() - reference) + 2 * rounding(reference, ours.dtype)
+        what = f"{name}: {norm.__name__} of {len(draws)} draws' errors"
+        assert error <= factor * bound, f"{what} {error:.3g}, bound {factor * bound:.3g}"
+
+
+def root_mean_square(errors: Tensor) -> float:
+    return errors.square().mean().sqrt().item()
+
+
+def largest(errors: Tensor) -> float:
+    return errors.abs().max().item()
+
+
+def _assert_alike(ours: Tensor, reference: Tensor, torch_result: Tensor, name: str) -> None:
+    assert ours.shape == reference.shape, f"{name}: shape {ours.shape}, not {reference.shape}"
+    assert ours.dtype == torch_result.dtype, f"{name}: dtype {ours.dtype}"

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from tolerance import WINOGRAD_FACTOR, assert_close
+from tolerance import WINOGRAD_FACTOR, assert_close, assert_draws_close
 from torch import Tensor
 
 from clsd_fast.backend import current_backend
@@ -68,6 +68,33 @@ def compare(
         layout: of the inputs and of the output's gradient.
         expanded_grad: the output's gradient is one element with strides 0.
     """
+    results = run_all(function, plain, inputs, dtype, layout, expanded_grad)
+    factor = tolerance_factor(inputs[0], dtype)
+    for result in zip(*results, result_names(inputs), strict=True):
+        assert_close(*result, factor)
+
+
+def compare_draws(
+    function: Callable,
+    plain: Callable,
+    draws: Sequence[Sequence[Tensor | None]],
+    dtype: torch.dtype,
+) -> None:
+    """`compare` by `tolerance.assert_draws_close`, for inputs that differ in values alone."""
+    results = [run_all(function, plain, inputs, dtype) for inputs in draws]
+    for index, name in enumerate(result_names(draws[0])):
+        assert_draws_close([[r[index] for r in draw] for draw in results], name)
+
+
+def run_all(
+    function: Callable,
+    plain: Callable,
+    inputs: Sequence[Tensor | None],
+    dtype: torch.dtype,
+    layout: Callable = contiguous,
+    expanded_grad: bool = False,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """`run` of the function, of plain in float64 and of plain in dtype, on unchanged inputs."""
     rounded = [None if t is None else t.to(dtype).double() for t in inputs]
     tested = leaves(rounded, dtype, layout)
     double = leaves(rounded, torch.float64, contiguous)
@@ -79,12 +106,13 @@ def compare(
     ours = run(function, tested, tested_grad)
     reference = run(plain, double, exact_grad)
     theirs = run(plain, leaves(rounded, dtype, layout), tested_grad)
-    factor = tolerance_factor(inputs[0], dtype)
-    names = ["output"] + [f"gradient {i}" for i, t in enumerate(inputs) if t is not None]
-    for result in zip(ours, reference, theirs, names, strict=True):
-        assert_close(*result, factor)
     for tensor, original in zip((*tested, tested_grad), before, strict=True):
         assert tensor is None or torch.equal(tensor, original), "an input was written to"
+    return ours, reference, theirs
+
+
+def result_names(inputs: Sequence[Tensor | None]) -> list[str]:
+    return ["output"] + [f"gradient {i}" for i, t in enumerate(inputs) if t is not None]
 
 
 def tolerance_factor(x: Tensor, dtype: torch.dtype) -> float:

@@ -110,10 +110,10 @@ std::tuple<Tensor, Tensor> pairwise_similarity_backward(Tensor grad_output, Tens
       }
       const bool normalize = metric == "cosine";
       const auto q = pack_rows<S>(queries, b, normalize), k = pack_rows<S>(keys, b, normalize);
-      RowGradient<S>{q, &k}.write(rows<S>(grad_query), b, [&](int64_t i, int64_t j, T* tile) {
+      RowGradient<S>{q, k}.write(rows<S>(grad_query), b, [&](int64_t i, int64_t j, T* tile) {
         read_tile(grad, b, false, i, j, tile);
       });
-      RowGradient<S>{k, &q}.write(rows<S>(grad_key), b, [&](int64_t i, int64_t j, T* tile) {
+      RowGradient<S>{k, q}.write(rows<S>(grad_key), b, [&](int64_t i, int64_t j, T* tile) {
         read_tile(grad, b, true, i, j, tile);
       });
     }

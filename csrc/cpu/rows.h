@@ -30,6 +30,18 @@ struct PackedMatrix {
   const T* row(int64_t i) const { return values.data() + i * stride; }
 };
 
+// 1 / norm of `count` elements, 0 if they count as zero. Four sums, which do not wait for each other.
+template <class S>
+double inverse_norm(const S* row, int64_t count, int64_t stride) {
+  double sums[4] = {};
+  for (int64_t d = 0; d < count; ++d) {
+    const auto value = static_cast<double>(row[d * stride]);
+    sums[d % 4] += value * value;
+  }
+  const double norm = std::sqrt(sums[0] + sums[1] + sums[2] + sums[3]);
+  return norm <= kNormEps ? 0 : 1 / norm;
+}
+
 template <class S, class T = Accumulator<S>>
 PackedMatrix<T> pack_rows(const Rows<const S>& source, int64_t b, bool normalize) {
   PackedMatrix<T> packed{source.count, source.features, round_up(source.features, kTileCols),
@@ -42,16 +54,11 @@ PackedMatrix<T> pack_rows(const Rows<const S>& source, int64_t b, bool normalize
     for (int64_t i = begin; i < end; ++i) {
       const S* from = source.row(b, i);
       T* to = packed.values.data() + i * packed.stride;
-      double squared = 0;
+      const double scale = normalize ? inverse_norm(from, source.features, source.stride_d) : 1;
+      if (normalize) packed.inverse[i] = static_cast<T>(scale);
       for (int64_t d = 0; d < source.features; ++d) {
-        to[d] = static_cast<T>(from[d * source.stride_d]);
-        squared += static_cast<double>(to[d]) * static_cast<double>(to[d]);
+        to[d] = static_cast<T>(static_cast<double>(from[d * source.stride_d]) * scale);
       }
-      if (!normalize) continue;
-      const double norm = std::sqrt(squared);
-      const double inverse = norm <= kNormEps ? 0 : 1 / norm;
-      packed.inverse[i] = static_cast<T>(inverse);
-      for (int64_t d = 0; d < source.features; ++d) to[d] = static_cast<T>(to[d] * inverse);
     }
   });
   return packed;
@@ -75,7 +82,7 @@ std::vector<T> transpose_tiles(const PackedMatrix<T>& matrix) {
 }
 
 // Gradient with respect to the rows that a table was made from, for one batch entry:
-//   sum over j of G[i, j] * others[j] + paired_weight[i] * paired[i],
+//   sum over j of G[i, j] * others[j],
 // taken back through the normalisation if `rows` are normalized.
 //
 // `coefficients(i, j, tile)` writes the tile of G whose corner is (i, j), with zeros outside of
@@ -84,9 +91,7 @@ template <class S>
 struct RowGradient {
   using T = Accumulator<S>;
   const PackedMatrix<T>& rows;
-  const PackedMatrix<T>* others = nullptr;
-  const PackedMatrix<T>* paired = nullptr;
-  const T* paired_weight = nullptr;
+  const PackedMatrix<T>& others;
 
   template <class Coefficients>
   void write(const Rows<S>& target, int64_t b, const Coefficients& coefficients) const {
@@ -98,11 +103,11 @@ struct RowGradient {
       for (int64_t block = begin; block < end; ++block) {
         const int64_t i = block * kTileRows;
         std::fill(sums.begin(), sums.end(), T(0));
-        for (int64_t j = 0; others && j < others->count; j += kTileCols) {
+        for (int64_t j = 0; j < others.count; j += kTileCols) {
           coefficients(i, j, table);
           for (int64_t d = 0; d < rows.stride; d += kTileCols) {
-            tile.multiply(sums.data() + d * kTileRows, {table, kTileCols, 1, others->row(j) + d,
-                                                        others->stride, kTileCols, kChain, true});
+            tile.multiply(sums.data() + d * kTileRows, {table, kTileCols, 1, others.row(j) + d,
+                                                        others.stride, kTileCols, kChain, true});
           }
         }
         for (int64_t r = 0; r < kTileRows && i + r < rows.count; ++r) {
@@ -119,7 +124,6 @@ struct RowGradient {
     const T* row = rows.row(i);
     double along = 0;
     for (int64_t d = 0; d < rows.features; ++d) {
-      if (paired) sums[at(d)] += paired_weight[i] * paired->row(i)[d];
       along += static_cast<double>(sums[at(d)]) * static_cast<double>(row[d]);
     }
     const bool normalized = !rows.inverse.empty();

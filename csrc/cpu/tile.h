@@ -44,6 +44,21 @@ struct TileEpilogue {
   int64_t positive_stride;
 };
 
+// Running softmax statistics of queries, for the keys scanned so far: largest logit, sum of
+// exp(logit - largest), and sum of exp(logit - largest) * (logit - largest). They start as -inf, 0, 0.
+template <class T>
+struct SoftmaxStatistics {
+  T *maximum, *sum_exp, *weighted;
+};
+
+// A table [keys][queries] of logits, `stride` from row to row, -inf for excluded pairs. Queries are
+// whole groups of kTileCols.
+template <class T>
+struct LogitTable {
+  T* logits;
+  int64_t stride, keys, queries;
+};
+
 // A 2-d transform of `channels` channels (whole tiles): rows and columns of `source` are strided,
 // the 36 results of a Winograd tile lie target_stride apart.
 template <class T>
@@ -59,6 +74,10 @@ struct TileKernels {
   // For s = coefficient * sign(a - b): grad_a += s, grad_b -= s
   void (*distance_backward)(T* grad_a, T* grad_b, const T* a, const T* b, T coefficient,
                             int64_t count);
+  // Add the table's keys to its queries' statistics.
+  void (*softmax_scan)(const SoftmaxStatistics<T>& statistics, const LogitTable<T>& table);
+  // logit = exp(logit - maximum[query]) * scale[query]
+  void (*softmax_grad)(const LogitTable<T>& table, const T* maximum, const T* scale);
   // output[p * output_stride + v] = epilogue(sums[p * sums_stride + v]) for `pixels` pixels of
   // `channels` channels (whole tiles)
   void (*finish)(T* output, int64_t output_stride, const T* sums, int64_t sums_stride,
