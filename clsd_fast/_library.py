@@ -6,16 +6,19 @@ functions with checks, autocast and reductions are in ``clsd_fast.ops``.
 
 Shapes: x [N, C, H, W], weight [K, C, 3, 3], rows [B, N, D] and [B, M, D].
 Gradients that were not asked for come back as empty tensors. Statistics that are saved for the
-backward of a loss (maximum, sum_exp, spread, the distances) are [B, N] in the accumulator's dtype:
-float32 for 16-bit rows, else the rows' own.
+backward of a loss are in the accumulator's dtype: float32 for 16-bit rows, else the rows' own. They
+are two distances [B, N], and for ``info_nce`` [3, B, N]: maximum, sum_exp and spread.
 
 ``info_nce`` without negative_keys takes [B, P, D] positive_key with P >= N: row i's positive is key
 i, all others are its negatives. mask is [B, N, number of negatives' keys], labels is [B, P].
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
+from torch import Tensor
+from torch._C import _AutoDispatchBelowAutograd as _below_autograd
 
 NAMESPACE = "clsd_fast"
 
@@ -38,11 +41,12 @@ SCHEMAS = {
     "pairwise_similarity_backward": "(Tensor grad_output, Tensor query, Tensor key, str metric) "
     "-> (Tensor, Tensor)",
     "info_nce": "(Tensor query, Tensor positive_key, Tensor? negative_keys, Tensor? mask, "
-    "Tensor? labels, Tensor? learned_temperature, float temperature) "
+    "Tensor? labels, Tensor? learned_temperature, float temperature, str reduction) "
+    "-> (Tensor, Tensor)",
+    "info_nce_backward": "(Tensor grad_loss, Tensor statistics, Tensor query, "
+    "Tensor positive_key, Tensor? negative_keys, Tensor? mask, Tensor? labels, "
+    "Tensor? learned_temperature, float temperature, str reduction) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
-    "info_nce_backward": "(Tensor grad_loss, Tensor maximum, Tensor sum_exp, Tensor spread, "
-    "Tensor query, Tensor positive_key, Tensor? negative_keys, Tensor? mask, Tensor? labels, "
-    "Tensor? learned_temperature, float temperature) -> (Tensor, Tensor, Tensor, Tensor)",
     "distance_ratio_loss": "(Tensor anchor, Tensor positive, Tensor? negatives, float eps) "
     "-> (Tensor, Tensor, Tensor)",
     "distance_ratio_loss_backward": "(Tensor grad_loss, Tensor positive_distance, "
@@ -62,18 +66,54 @@ def register(
     fake: Callable,
     backward: Callable | None = None,
     setup_context: Callable | None = None,
-) -> None:
-    """Register the device-independent parts of one operator.
+) -> Callable:
+    """Register the device-independent parts of one operator; return what eager code calls.
 
     An operator without ``backward`` is itself a backward: differentiating it raises, because
     PyTorch would otherwise only warn and return a wrong number.
+
+    The returned function is the operator with the same gradient, less the layers that
+    ``torch.library`` puts around it: they take 20 us a call, as long as a small loss. Compilers
+    and function transforms still see the operator itself.
     """
     qualified = f"{NAMESPACE}::{name}"
     _library.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, fake, lib=_library)
+    operator = getattr(torch.ops.clsd_fast, name).default
     if backward is None:
-        backward = _refuse_double_backward(name.removesuffix("_backward"))
-    torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
+        refuse = _refuse_double_backward(name.removesuffix("_backward"))
+        torch.library.register_autograd(qualified, refuse, lib=_library)
+        differentiable = operator
+    else:
+        torch.library.register_autograd(
+            qualified, backward, setup_context=setup_context, lib=_library
+        )
+        function = _function(name, operator, backward, setup_context)
+        # Function.apply but for its look at function transforms, which `_call` has made.
+        differentiable = super(torch.autograd.Function, function).apply
+    return partial(_call, operator, differentiable)
+
+
+def _function(
+    name: str, operator: Callable, backward: Callable, setup_context: Callable
+) -> type[torch.autograd.Function]:
+    def forward(ctx, *args):
+        with _below_autograd():
+            output = operator(*args)
+        setup_context(ctx, args, output)
+        return output
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    return type(f"{NAMESPACE}_{name}", (torch.autograd.Function,), methods)
+
+
+def _call(operator: Callable, differentiable: Callable, *args: object) -> Tensor | tuple:
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return operator(*args)
+    if torch.is_grad_enabled():
+        return differentiable(*args)
+    with _below_autograd():
+        return operator(*args)
 
 
 def _refuse_double_backward(op: str) -> Callable:

@@ -88,18 +88,19 @@ def info_nce(
     labels: Tensor | None = None,
     learned_temperature: Tensor | None = None,
     temperature: float = 0.07,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss, largest logit, sum of exp(logit - largest) and spread of each row, [..., N] each.
+    reduction: str = "mean",
+) -> tuple[Tensor, Tensor]:
+    """Reduced loss, and of each row its largest logit, sum of exp(logit - largest) and spread.
 
-    The spread is the mean logit under the softmax less the positive's: the gradient of the loss
-    with respect to the temperature is -spread / temperature.
+    The latter are [3, ..., N]. The spread is the mean logit under the softmax less the positive's:
+    the gradient of the loss with respect to the temperature is -spread / temperature.
     """
     temperature = temperature if learned_temperature is None else learned_temperature
     positive, logits = _info_nce_logits(
         query, positive_key, negative_keys, mask, labels, temperature
     )
     if logits.shape[-1] == 0:  # no rows: nothing to take a maximum of
-        return positive, *(accumulated(positive) for _ in range(3))
+        return reduce(positive, reduction), accumulated(torch.stack([positive.detach()] * 3))
     maximum = logits.detach().amax(dim=-1)
     shifted = logits - maximum.unsqueeze(-1)
     sum_exp = shifted.exp().sum(dim=-1)
@@ -109,7 +110,14 @@ def info_nce(
         excluded = shifted == -torch.inf  # where exp is 0, and 0 * inf would be nan
         terms = torch.where(excluded, 0.0, shifted.exp() * shifted)
         spread = terms.sum(dim=-1) / sum_exp - (positive - maximum)
-    return loss, accumulated(maximum), accumulated(sum_exp.detach()), accumulated(spread)
+        statistics = accumulated(torch.stack([maximum, sum_exp, spread]))
+    return reduce(loss, reduction), statistics
+
+
+def reduce(loss: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return loss
+    return loss.mean() if reduction == "mean" else loss.sum()
 
 
 def _info_nce_logits(
@@ -259,9 +267,7 @@ def pairwise_similarity_backward(
 
 def info_nce_backward(
     grad_loss: Tensor,
-    maximum: Tensor,
-    sum_exp: Tensor,
-    spread: Tensor,
+    statistics: Tensor,
     query: Tensor,
     positive_key: Tensor,
     negative_keys: Tensor | None,
@@ -269,7 +275,12 @@ def info_nce_backward(
     labels: Tensor | None,
     learned_temperature: Tensor | None,
     temperature: float,
+    reduction: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    maximum, sum_exp, spread = statistics
+    grad_loss = grad_loss.expand_as(maximum)
+    if reduction == "mean":
+        grad_loss = grad_loss / grad_loss.numel()
     grad_temperature = _empty(query)
     if learned_temperature is not None:
         temperature = learned_temperature

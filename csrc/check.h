@@ -17,11 +17,16 @@ namespace clsd {
 using torch::stable::Tensor;
 using Shape = std::vector<int64_t>;
 
+[[noreturn]] inline void fail(const char* op, const std::string& expected,
+                              const std::string& got) {
+  throw std::runtime_error(std::string(op) + ": expected " + expected + ", got " + got);
+}
+
+// What composes a sentence from more than literals tests first and calls `fail`: that takes longer
+// than a small operator.
 inline void check(bool condition, const char* op, const std::string& expected,
                   const std::string& got) {
-  if (!condition) {
-    throw std::runtime_error(std::string(op) + ": expected " + expected + ", got " + got);
-  }
+  if (!condition) fail(op, expected, got);
 }
 
 inline std::string to_string(const Shape& shape) {
@@ -38,13 +43,21 @@ inline Shape shape_of(const Tensor& tensor) {
   return shape;
 }
 
-inline void check_shape(const char* op, const char* name, const Tensor& tensor,
-                        const Shape& shape) {
-  check(shape_of(tensor) == shape, op, std::string(name) + " of shape " + to_string(shape),
-        to_string(shape_of(tensor)));
+inline bool has_shape(const Tensor& tensor, const Shape& shape) {
+  bool same = tensor.dim() == static_cast<int64_t>(shape.size());
+  for (size_t i = 0; same && i < shape.size(); ++i) {
+    same = tensor.size(static_cast<int64_t>(i)) == shape[i];
+  }
+  return same;
 }
 
-inline std::string dtype_name(torch::headeronly::ScalarType dtype) {
+inline void check_shape(const char* op, const char* name, const Tensor& tensor,
+                        const Shape& shape) {
+  if (has_shape(tensor, shape)) return;
+  fail(op, std::string(name) + " of shape " + to_string(shape), to_string(shape_of(tensor)));
+}
+
+inline const char* dtype_name(torch::headeronly::ScalarType dtype) {
   using torch::headeronly::ScalarType;
   switch (dtype) {
     case ScalarType::Float: return "float32";
@@ -55,20 +68,25 @@ inline std::string dtype_name(torch::headeronly::ScalarType dtype) {
   }
 }
 
+inline void check_dtype(const char* op, const char* name, const Tensor& tensor,
+                        torch::headeronly::ScalarType dtype, const char* expected) {
+  if (tensor.scalar_type() == dtype) return;
+  fail(op, std::string(name) + " of dtype " + expected, dtype_name(tensor.scalar_type()));
+}
+
 // The dtype and device of x are those of the call.
 inline void check_like(const char* op, const char* name, const Tensor& x, const Tensor& other) {
-  check(other.scalar_type() == x.scalar_type(), op,
-        std::string(name) + " of dtype " + dtype_name(x.scalar_type()),
-        dtype_name(other.scalar_type()));
-  check(other.is_cpu() == x.is_cpu() && other.get_device() == x.get_device(), op,
-        std::string(name) + " on x's device", "another");
+  check_dtype(op, name, other, x.scalar_type(), dtype_name(x.scalar_type()));
+  if (other.is_cpu() != x.is_cpu() || other.get_device() != x.get_device()) {
+    fail(op, std::string(name) + " on x's device", "another");
+  }
 }
 
 inline void check_images(const char* op, const char* name, const Tensor& x) {
   bool good = x.dim() == 4;
   for (int64_t i = 1; good && i < 4; ++i) good = x.size(i) >= 1;
-  check(good, op, std::string(name) + " of shape [N, C, H, W] with C, H, W >= 1",
-        to_string(shape_of(x)));
+  if (good) return;
+  fail(op, std::string(name) + " of shape [N, C, H, W] with C, H, W >= 1", to_string(shape_of(x)));
 }
 
 // weight is [K, C, 3, 3] for x's C, bias is [K].
@@ -77,8 +95,10 @@ inline void check_conv(const char* op, const Tensor& x, const Tensor& weight,
   const int64_t channels = x.size(1);
   const bool good = weight.dim() == 4 && weight.size(0) >= 1 && weight.size(1) == channels &&
                     weight.size(2) == 3 && weight.size(3) == 3;
-  check(good, op, "weight" + suffix + " of shape [K, " + std::to_string(channels) + ", 3, 3]",
-        to_string(shape_of(weight)));
+  if (!good) {
+    fail(op, "weight" + suffix + " of shape [K, " + std::to_string(channels) + ", 3, 3]",
+         to_string(shape_of(weight)));
+  }
   check_like(op, ("weight" + suffix).c_str(), x, weight);
   if (bias) {
     check_shape(op, ("bias" + suffix).c_str(), *bias, {weight.size(0)});
@@ -87,8 +107,8 @@ inline void check_conv(const char* op, const Tensor& x, const Tensor& weight,
 }
 
 inline void check_rows(const char* op, const char* name, const Tensor& rows) {
-  check(rows.dim() == 3 && rows.size(2) >= 1, op, std::string(name) + " of shape [B, rows, D]",
-        to_string(shape_of(rows)));
+  if (rows.dim() == 3 && rows.size(2) >= 1) return;
+  fail(op, std::string(name) + " of shape [B, rows, D]", to_string(shape_of(rows)));
 }
 
 }  // namespace clsd

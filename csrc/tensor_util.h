@@ -70,6 +70,8 @@ inline MemoryFormat memory_format(const Tensor& x) {
 
 inline Tensor empty(const Tensor& like, const Shape& shape,
                     MemoryFormat format = MemoryFormat::Contiguous) {
+  // The latter names the operator, which is looked up: for a small result, longer than the work.
+  if (format == MemoryFormat::Contiguous) return torch::stable::new_empty(like, shape);
   return torch::stable::empty(shape, like.scalar_type(), std::nullopt, like.device(),
                               std::nullopt, format);
 }
@@ -77,20 +79,23 @@ inline Tensor empty(const Tensor& like, const Shape& shape,
 // The same shape for an absent gradient everywhere.
 inline Tensor absent(const Tensor& like) { return empty(like, {0}); }
 
-inline Tensor empty_statistic(const Tensor& rows) {
-  return torch::stable::empty({rows.size(0), rows.size(1)}, accumulator_dtype(rows.scalar_type()),
-                              std::nullopt, rows.device());
+// Statistics of rows [B, N, D], in the accumulator's type: by default a number a row.
+inline Tensor empty_statistic(const Tensor& rows, const Shape& leading = {}) {
+  Shape shape = leading;
+  shape.insert(shape.end(), {rows.size(0), rows.size(1)});
+  return torch::stable::new_empty(rows, shape, accumulator_dtype(rows.scalar_type()));
 }
 
 inline void check_statistic(const char* op, const char* name, const Tensor& rows,
-                            const Tensor& statistic) {
-  check_shape(op, name, statistic, {rows.size(0), rows.size(1)});
+                            const Tensor& statistic, const Shape& leading = {}) {
+  Shape shape = leading;
+  shape.insert(shape.end(), {rows.size(0), rows.size(1)});
+  check_shape(op, name, statistic, shape);
   const auto dtype = accumulator_dtype(rows.scalar_type());
-  check(statistic.scalar_type() == dtype, op,
-        std::string(name) + " of dtype " + dtype_name(dtype), dtype_name(statistic.scalar_type()));
-  const Shape strides = {statistic.stride(0), statistic.stride(1)};
-  check(statistic.is_contiguous(), op, std::string(name) + " contiguous",
-        "strides " + to_string(strides));
+  check_dtype(op, name, statistic, dtype, dtype_name(dtype));
+  if (statistic.is_contiguous()) return;
+  for (size_t i = 0; i < shape.size(); ++i) shape[i] = statistic.stride(i);
+  fail(op, std::string(name) + " contiguous", "strides " + to_string(shape));
 }
 
 // Sort the channels by offset and find their runs.

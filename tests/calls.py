@@ -80,14 +80,20 @@ ROWS_A, ROWS_B, ROWS_C = rand(2, 7, 5), rand(2, 7, 5, seed=1), rand(2, 3, 5)
 STATISTICS = rand(2, 7, seed=1).abs() + 8, rand(2, 7, seed=2).abs() + 1
 MASK, LABELS = rand(2, 7, 7) > 0.5, torch.arange(14).reshape(2, 7) % 3
 INFO_NCE = [
-    (ROWS_A, ROWS_B, None, None, None, None, 0.3),
-    (ROWS_A, ROWS_B, ROWS_C, None, None, None, 0.3),
-    (ROWS_A, ROWS_B, None, MASK, LABELS, torch.tensor(0.2).double(), 1.0),
-    (ROWS_A, ROWS_B, ROWS_C, MASK[..., :3], None, None, 0.3),
-    (ROWS_A[:, :4], ROWS_B, None, MASK[:, :4], LABELS, None, 0.3),
+    (ROWS_A, ROWS_B, None, None, None, None, 0.3, "mean"),
+    (ROWS_A, ROWS_B, ROWS_C, None, None, None, 0.3, "none"),
+    (ROWS_A, ROWS_B, None, MASK, LABELS, torch.tensor(0.2).double(), 1.0, "sum"),
+    (ROWS_A, ROWS_B, ROWS_C, MASK[..., :3], None, None, 0.3, "mean"),
+    (ROWS_A[:, :4], ROWS_B, None, MASK[:, :4], LABELS, None, 0.3, "none"),
 ]
 
-SAVED = rand(2, 7), *STATISTICS, rand(2, 7, seed=3)
+
+def info_nce_saved(query, *options):
+    """A gradient of the loss, and statistics, for a call of these arguments."""
+    rows = query.shape[1]
+    grad_loss = rand(2, 7)[:, :rows] if options[-1] == "none" else rand()
+    return grad_loss, torch.stack([*STATISTICS, rand(2, 7, seed=3)])[..., :rows].contiguous()
+
 
 # Calls of the operators themselves, (operator, arguments), in float64.
 FORWARDS = [
@@ -110,13 +116,7 @@ BACKWARDS = [
         ("pairwise_similarity_backward", (rand(2, 7, 3), ROWS_A, ROWS_C, metric))
         for metric in ("cosine", "dot", "l1")
     ),
-    *(
-        (
-            "info_nce_backward",
-            (*(t[:, : arguments[0].shape[1]].contiguous() for t in SAVED), *arguments),
-        )
-        for arguments in INFO_NCE
-    ),
+    *(("info_nce_backward", info_nce_saved(*arguments) + arguments) for arguments in INFO_NCE),
     *(
         ("distance_ratio_loss_backward", (rand(2, 7), *STATISTICS, ROWS_A, ROWS_B, third, 0.3))
         for third in (None, ROWS_C)

@@ -69,11 +69,12 @@ def test_schemas_are_what_saved_programs_call():
         "pairwise_similarity_backward": "(Tensor grad_output, Tensor query, Tensor key, "
         "str metric) -> (Tensor, Tensor)",
         "info_nce": "(Tensor query, Tensor positive_key, Tensor? negative_keys, Tensor? mask, "
-        "Tensor? labels, Tensor? learned_temperature, float temperature) "
+        "Tensor? labels, Tensor? learned_temperature, float temperature, str reduction) "
+        "-> (Tensor, Tensor)",
+        "info_nce_backward": "(Tensor grad_loss, Tensor statistics, Tensor query, "
+        "Tensor positive_key, Tensor? negative_keys, Tensor? mask, Tensor? labels, "
+        "Tensor? learned_temperature, float temperature, str reduction) "
         "-> (Tensor, Tensor, Tensor, Tensor)",
-        "info_nce_backward": "(Tensor grad_loss, Tensor maximum, Tensor sum_exp, Tensor spread, "
-        "Tensor query, Tensor positive_key, Tensor? negative_keys, Tensor? mask, Tensor? labels, "
-        "Tensor? learned_temperature, float temperature) -> (Tensor, Tensor, Tensor, Tensor)",
         "distance_ratio_loss": "(Tensor anchor, Tensor positive, Tensor? negatives, float eps) "
         "-> (Tensor, Tensor, Tensor)",
         "distance_ratio_loss_backward": "(Tensor grad_loss, Tensor positive_distance, "

@@ -1,6 +1,7 @@
 """What the public functions share: argument checks, autocast, reductions."""
 
 from contextlib import nullcontext
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -8,67 +9,64 @@ from torch import Tensor
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def check(condition: bool, op: str, expected: str, got: object) -> None:
-    """Raise ``ValueError("<op>: expected <expected>, got <got>")`` unless condition."""
-    if not condition:
-        raise ValueError(f"{op}: expected {expected}, got {got}")
+def fail(op: str, expected: str, got: object) -> NoReturn:
+    """Raise ``ValueError("<op>: expected <expected>, got <got>")``.
+
+    Callers test first: composing the sentence takes longer than a small operator.
+    """
+    raise ValueError(f"{op}: expected {expected}, got {got}")
 
 
 def check_images(op: str, name: str, x: Tensor) -> None:
     """x is a floating-point batch [N, C, H, W]; N may be 0."""
-    check(
-        x.dim() == 4 and all(size >= 1 for size in x.shape[1:]),
-        op,
-        f"{name} of shape [N, C, H, W] with C, H, W >= 1",
-        list(x.shape),
-    )
+    if x.dim() != 4 or min(x.shape[1:]) < 1:
+        fail(op, f"{name} of shape [N, C, H, W] with C, H, W >= 1", list(x.shape))
     _check_dtype(op, name, x)
 
 
 def check_rows(op: str, name: str, rows: Tensor, features: int | None = None) -> None:
     """rows is a floating-point [..., N, D] with D >= 1, or D == features if given."""
-    good = rows.dim() >= 2 and rows.shape[-1] >= 1
-    last = "D" if features is None else str(features)
-    check(
-        good and features in (None, rows.shape[-1]),
-        op,
-        f"{name} of shape [..., rows, {last}]",
-        list(rows.shape),
-    )
+    shape = rows.shape
+    if len(shape) < 2 or shape[-1] < 1 or features not in (None, shape[-1]):
+        last = "D" if features is None else str(features)
+        fail(op, f"{name} of shape [..., rows, {last}]", list(shape))
     _check_dtype(op, name, rows)
 
 
 def _check_dtype(op: str, name: str, x: Tensor) -> None:
-    names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-    dtype = str(x.dtype).removeprefix("torch.")
-    check(x.dtype in DTYPES, op, f"{name} of dtype {names}", dtype)
+    if x.dtype not in DTYPES:
+        names = ", ".join(map(dtype_name, DTYPES))
+        fail(op, f"{name} of dtype {names}", dtype_name(x.dtype))
 
 
-def check_like(op: str, x: Tensor, **others: Tensor | None) -> None:
-    """The others have x's dtype and device."""
-    dtype = str(x.dtype).removeprefix("torch.")
+def check_like(
+    op: str, x: Tensor, *, dtype: torch.dtype | None = None, **others: Tensor | None
+) -> None:
+    """The others have x's device, and its dtype or the given one."""
+    dtype, device = dtype or x.dtype, x.device
     for name, other in others.items():
         if other is not None:
-            got = str(other.dtype).removeprefix("torch.")
-            check(other.dtype == x.dtype, op, f"{name} of dtype {dtype}", got)
-            check(other.device == x.device, op, f"{name} on {x.device}", other.device)
+            if other.dtype != dtype:
+                fail(op, f"{name} of dtype {dtype_name(dtype)}", dtype_name(other.dtype))
+            if other.device != device:
+                fail(op, f"{name} on {device}", other.device)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def check_shape(op: str, name: str, tensor: Tensor | None, shape: list[int]) -> None:
-    if tensor is not None:
-        check(list(tensor.shape) == shape, op, f"{name} of shape {shape}", list(tensor.shape))
+    if tensor is not None and list(tensor.shape) != shape:
+        fail(op, f"{name} of shape {shape}", list(tensor.shape))
 
 
 def check_conv(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, suffix: str = "") -> None:
     """weight is [K, C, 3, 3] for x's C, bias is [K]."""
-    channels = x.shape[1]
-    check(
-        weight.dim() == 4 and weight.shape[0] >= 1 and list(weight.shape[1:]) == [channels, 3, 3],
-        op,
-        f"weight{suffix} of shape [K, {channels}, 3, 3]",
-        list(weight.shape),
-    )
-    check_shape(op, f"bias{suffix}", bias, [weight.shape[0]])
+    channels, shape = x.shape[1], weight.shape
+    if len(shape) != 4 or shape[0] < 1 or shape[1:] != (channels, 3, 3):
+        fail(op, f"weight{suffix} of shape [K, {channels}, 3, 3]", list(shape))
+    check_shape(op, f"bias{suffix}", bias, [shape[0]])
     check_like(op, x, **{f"weight{suffix}": weight, f"bias{suffix}": bias})
 
 
@@ -98,29 +96,28 @@ def _autocasts(x: Tensor) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
-def batch_rows(lead: torch.Size, rows: Tensor) -> Tensor:
+def batch_rows(lead: torch.Size, rows: Tensor | None) -> Tensor | None:
     """rows [..., N, D] broadcast to [*lead, N, D] and flattened to [B, N, D]."""
+    if rows is None or (len(lead) == 1 and rows.shape[:-2] == lead):
+        return rows
     return rows.expand(*lead, *rows.shape[-2:]).reshape(lead.numel(), *rows.shape[-2:])
 
 
-def broadcast_lead(op: str, **tensors: Tensor | None) -> torch.Size:
-    """The common leading (batch) dimensions of [..., N, D] tensors."""
-    shapes = {name: rows.shape[:-2] for name, rows in tensors.items() if rows is not None}
+def broadcast_lead(op: str, **shapes: torch.Size) -> torch.Size:
+    """The common leading (batch) dimensions."""
+    first, *others = shapes.values()
+    if all(shape == first for shape in others):  # broadcast_shapes takes longer than a small loss
+        return first
     try:
-        return torch.broadcast_shapes(*shapes.values())
+        return torch.broadcast_shapes(first, *others)
     except RuntimeError:
         got = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
         raise ValueError(f"{op}: expected leading dimensions that broadcast, got {got}") from None
 
 
 def check_reduction(op: str, reduction: str) -> None:
-    check(reduction in ("none", "mean", "sum"), op, "reduction none, mean or sum", reduction)
-
-
-def reduce(loss: Tensor, reduction: str) -> Tensor:
-    if reduction == "none":
-        return loss
-    return loss.mean() if reduction == "mean" else loss.sum()
+    if reduction not in ("none", "mean", "sum"):
+        fail(op, "reduction none, mean or sum", reduction)
 
 
 def given(grads: tuple[Tensor, ...], needed: tuple[bool, ...]) -> list[Tensor | None]:

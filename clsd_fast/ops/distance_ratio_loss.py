@@ -7,7 +7,7 @@ from .. import reference
 from .._library import register
 from ..backend import runs_native
 from . import _common
-from .info_nce import check_contrast, fake_contrast_grads, fake_row_outputs
+from .info_nce import check_contrast, fake_contrast_grads, fake_statistic
 
 
 def distance_ratio_loss(
@@ -52,26 +52,28 @@ def distance_ratio_loss(
     """
     op = "distance_ratio_loss"
     _common.check_reduction(op, reduction)
-    _common.check(eps >= 0, op, "eps >= 0", eps)
+    if not eps >= 0:  # so that nan is refused too
+        _common.fail(op, "eps >= 0", eps)
     tensors = _common.cast(anchor, positive, negatives, dtype=torch.float32)
-    lead = check_contrast(op, ("anchor", "positive", "negatives"), tensors)
+    lead = check_contrast(op, ("anchor", "positive", "negatives"), *tensors)
     anchor, positive, negatives = tensors
     rows = anchor.shape[-2]
-    if negatives is None:
-        _common.check(rows != 1, op, "two rows or given negatives", "1 row")
-    else:
-        _common.check(negatives.shape[-2] > 0, op, "at least 1 row of negatives", 0)
+    if negatives is None and rows == 1:
+        _common.fail(op, "two rows or given negatives", "1 row")
+    if negatives is not None and negatives.shape[-2] == 0:
+        _common.fail(op, "at least 1 row of negatives", 0)
     if runs_native(op, anchor):
-        batched = [None if t is None else _common.batch_rows(lead, t) for t in tensors]
-        loss, _, _ = torch.ops.clsd_fast.distance_ratio_loss(*batched, eps)
-        return _common.reduce(loss.reshape(*lead, rows), reduction)
+        batched = [_common.batch_rows(lead, t) for t in tensors]
+        loss, _, _ = _distance_ratio_loss(*batched, eps)
+        return reference.reduce(loss.reshape(*lead, rows), reduction)
     with _common.without_autocast(anchor):
         loss, _, _ = reference.distance_ratio_loss(*tensors, eps)
-        return _common.reduce(loss.expand(*lead, rows), reduction)
+        return reference.reduce(loss.expand(*lead, rows), reduction)
 
 
 def _fake(anchor, positive, negatives, eps):
-    return fake_row_outputs(anchor)
+    loss = anchor.new_empty(anchor.shape[:2])
+    return loss, fake_statistic(anchor), fake_statistic(anchor)
 
 
 def _fake_backward(
@@ -87,18 +89,18 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_loss, *_):
-    grads = torch.ops.clsd_fast.distance_ratio_loss_backward(grad_loss, *ctx.saved_tensors, ctx.eps)
+    grads = _distance_ratio_loss_backward(grad_loss, *ctx.saved_tensors, ctx.eps)
     return *_common.given(grads, ctx.needs_input_grad[:3]), None
 
 
-register(
+_distance_ratio_loss = register(
     "distance_ratio_loss",
     reference=reference.distance_ratio_loss,
     fake=_fake,
     backward=_backward,
     setup_context=_setup_context,
 )
-register(
+_distance_ratio_loss_backward = register(
     "distance_ratio_loss_backward",
     reference=reference.distance_ratio_loss_backward,
     fake=_fake_backward,

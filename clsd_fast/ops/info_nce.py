@@ -9,6 +9,8 @@ from ..backend import runs_native
 from . import _common
 from ._distributed import gather_rows, roll_columns
 
+ROWS = ("query", "positive_key", "negative_keys")
+
 
 def info_nce(
     query: Tensor,
@@ -74,25 +76,33 @@ def info_nce(
     query, positive_key, negative_keys = _common.cast(
         query, positive_key, negative_keys, dtype=torch.float32
     )
-    names = ("query", "positive_key", "negative_keys")
-    lead = check_contrast(op, names, (query, positive_key, negative_keys))
+    lead = check_contrast(op, ROWS, query, positive_key, negative_keys)
     learned, number = _check_temperature(op, query, temperature)
-    ranks = 1 if group is None else group.size()
-    keys = ranks * (positive_key if negative_keys is None else negative_keys).shape[-2]
-    lead = _check_excluded(op, lead, query, keys, negative_keys is None, mask, labels)
+    in_batch = negative_keys is None
+    keys = (positive_key if in_batch else negative_keys).shape[-2]
+    if group is not None:
+        keys *= group.size()
+    if mask is not None or labels is not None:
+        lead = _check_excluded(op, lead, query, keys, in_batch, mask, labels)
     if group is not None:
         positive_key, negative_keys, mask, labels = _gather(
             op, group, positive_key, negative_keys, mask, labels
         )
-    rows, options = (query, positive_key, negative_keys), (learned, number)
     if runs_native(op, query):
-        rows = (None if t is None else _common.batch_rows(lead, t) for t in rows)
-        excluded = (_batch(lead, mask, 2), _batch(lead, labels, 1))
-        loss = torch.ops.clsd_fast.info_nce(*rows, *excluded, *options)[0]
-        return _common.reduce(loss.reshape(*lead, query.shape[-2]), reduction)
+        loss, _ = _info_nce(
+            _common.batch_rows(lead, query),
+            _common.batch_rows(lead, positive_key),
+            _common.batch_rows(lead, negative_keys),
+            _common.batch_rows(lead, mask),
+            None if labels is None else labels.expand(*lead, keys).reshape(-1, keys),
+            learned,
+            number,
+            reduction,
+        )
+        return loss.reshape(*lead, query.shape[-2]) if reduction == "none" else loss
     with _common.without_autocast(query):
-        loss = reference.info_nce(*rows, mask, labels, *options)[0]
-        return _common.reduce(loss.expand(*lead, query.shape[-2]), reduction)
+        rows = query, positive_key, negative_keys
+        return reference.info_nce(*rows, mask, labels, learned, number, reduction)[0]
 
 
 def _check_temperature(
@@ -100,15 +110,17 @@ def _check_temperature(
 ) -> tuple[Tensor | None, float]:
     """The temperature as a 0-dim tensor, or None, and as a number."""
     if not isinstance(temperature, Tensor):
-        _common.check(temperature > 0, op, "temperature > 0", temperature)
+        if not temperature > 0:  # so that nan is refused too
+            _common.fail(op, "temperature > 0", temperature)
         return None, temperature
-    expected = f"temperature a floating-point tensor of one element on {query.device}"
-    good = temperature.numel() == 1 and temperature.is_floating_point()
-    got = f"{_name(temperature.dtype)} of shape {list(temperature.shape)} on {temperature.device}"
-    _common.check(good and temperature.device == query.device, op, expected, got)
+    if temperature.numel() != 1 or not temperature.is_floating_point():
+        got = f"{_common.dtype_name(temperature.dtype)} of shape {list(temperature.shape)}"
+        _common.fail(op, "temperature a number or a floating-point tensor of one element", got)
     # In the dtype of the statistics, so that every kernel reads one type.
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    return temperature.reshape(()).to(dtype), 1.0
+    learned = temperature.reshape(()).to(dtype)
+    _common.check_like(op, query, dtype=dtype, temperature=learned)
+    return learned, 1.0
 
 
 def _check_excluded(
@@ -121,38 +133,20 @@ def _check_excluded(
     labels: Tensor | None,
 ) -> torch.Size:
     """Check mask and labels; return the leading dimensions with theirs."""
-    rows = query.shape[-2]
-    shapes = [lead]
+    rows, shapes = query.shape[-2], {"rows": lead}
     if mask is not None:
-        good = mask.dim() >= 2 and list(mask.shape[-2:]) == [rows, keys]
-        _common.check(good, op, f"mask of shape [..., {rows}, {keys}]", list(mask.shape))
-        _common.check(mask.dtype == torch.bool, op, "mask of dtype bool", _name(mask.dtype))
-        _common.check(mask.device == query.device, op, f"mask on {query.device}", mask.device)
-        shapes.append(mask.shape[:-2])
+        if mask.shape[-2:] != (rows, keys):
+            _common.fail(op, f"mask of shape [..., {rows}, {keys}]", list(mask.shape))
+        _common.check_like(op, query, dtype=torch.bool, mask=mask)
+        shapes["mask"] = mask.shape[:-2]
     if labels is not None:
-        _common.check(in_batch, op, "no labels beside negative_keys", "both")
-        good = labels.dim() >= 1 and labels.shape[-1] == rows
-        _common.check(good, op, f"labels of shape [..., {rows}]", list(labels.shape))
-        _common.check(labels.dtype == torch.int64, op, "labels of dtype int64", _name(labels.dtype))
-        _common.check(labels.device == query.device, op, f"labels on {query.device}", labels.device)
-        shapes.append(labels.shape[:-1])
-    try:
-        return torch.broadcast_shapes(*shapes)
-    except RuntimeError:
-        got = ", ".join(str(list(shape)) for shape in shapes)
-        raise ValueError(f"{op}: expected leading dimensions that broadcast, got {got}") from None
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _batch(lead: torch.Size, tensor: Tensor | None, dims: int) -> Tensor | None:
-    """The last dims dimensions of a tensor, broadcast to lead and with that flattened."""
-    if tensor is None:
-        return None
-    tail = tensor.shape[tensor.dim() - dims :]
-    return tensor.expand(*lead, *tail).reshape(lead.numel(), *tail)
+        if not in_batch:
+            _common.fail(op, "no labels beside negative_keys", "both")
+        if labels.shape[-1:] != (rows,):
+            _common.fail(op, f"labels of shape [..., {rows}]", list(labels.shape))
+        _common.check_like(op, query, dtype=torch.int64, labels=labels)
+        shapes["labels"] = labels.shape[:-1]
+    return _common.broadcast_lead(op, **shapes)
 
 
 def _gather(
@@ -176,38 +170,35 @@ def _gather(
 
 
 def check_contrast(
-    op: str, names: tuple[str, str, str], tensors: tuple[Tensor, Tensor, Tensor | None]
+    op: str,
+    names: tuple[str, str, str],
+    anchor: Tensor,
+    positive: Tensor,
+    negatives: Tensor | None,
 ) -> torch.Size:
     """Check an anchor, its positives and given negatives; return the leading dimensions."""
-    anchor, positive, negatives = tensors
     _common.check_rows(op, names[0], anchor)
-    features = anchor.shape[-1]
+    count, features = anchor.shape[-2:]
     _common.check_rows(op, names[1], positive, features)
-    _common.check(
-        positive.shape[-2] == anchor.shape[-2],
-        op,
-        f"{names[1]} of shape [..., {anchor.shape[-2]}, {features}]",
-        list(positive.shape),
-    )
+    if positive.shape[-2] != count:
+        _common.fail(op, f"{names[1]} of shape [..., {count}, {features}]", list(positive.shape))
+    given = {names[0]: anchor, names[1]: positive}
     if negatives is not None:
         _common.check_rows(op, names[2], negatives, features)
-    given = dict(zip(names, tensors, strict=True))
+        given[names[2]] = negatives
     _common.check_like(op, anchor, **given)
-    return _common.broadcast_lead(op, **given)
+    return _common.broadcast_lead(op, **{name: t.shape[:-2] for name, t in given.items()})
 
 
-def _fake(query, *_):
-    return *fake_row_outputs(query), query.new_empty(query.shape[:2], dtype=_statistic(query))
+def _fake(query, *options):
+    loss = query.new_empty(query.shape[:2] if options[-1] == "none" else ())
+    return loss, fake_statistic(query, 3)
 
 
-def _statistic(rows):
-    return torch.float32 if rows.element_size() == 2 else rows.dtype
-
-
-def fake_row_outputs(rows):
-    """A loss and two statistics of each row."""
-    loss = rows.new_empty(rows.shape[:2])
-    return loss, *(loss.new_empty(loss.shape, dtype=_statistic(rows)) for _ in range(2))
+def fake_statistic(rows, *leading):
+    """A number of each row in the accumulator's dtype."""
+    dtype = torch.float32 if rows.element_size() == 2 else rows.dtype
+    return rows.new_empty((*leading, *rows.shape[:2]), dtype=dtype)
 
 
 def fake_contrast_grads(anchor, positive, negatives):
@@ -216,32 +207,33 @@ def fake_contrast_grads(anchor, positive, negatives):
     return anchor.new_empty(anchor.shape), positive.new_empty(positive.shape), grad_negatives
 
 
-def _fake_backward(grad_loss, maximum, sum_exp, spread, query, *options):
-    *_, learned_temperature, _ = options
+def _fake_backward(grad_loss, statistics, query, positive_key, negative_keys, *options):
+    _, _, learned_temperature, _, _ = options
     empty = learned_temperature is None
     grad_temperature = query.new_empty(0) if empty else torch.empty_like(learned_temperature)
-    return *fake_contrast_grads(query, *options[:2]), grad_temperature
+    return *fake_contrast_grads(query, positive_key, negative_keys), grad_temperature
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, ctx.temperature = inputs
-    _, maximum, sum_exp, spread = output
-    ctx.mark_non_differentiable(maximum, sum_exp, spread)
-    ctx.save_for_backward(maximum, sum_exp, spread, *tensors)
+    *tensors, ctx.temperature, ctx.reduction = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1], *tensors)
 
 
-def _backward(ctx, grad_loss, *_):
-    grads = torch.ops.clsd_fast.info_nce_backward(grad_loss, *ctx.saved_tensors, ctx.temperature)
+def _backward(ctx, grad_loss, _):
+    grads = _info_nce_backward(grad_loss, *ctx.saved_tensors, ctx.temperature, ctx.reduction)
     needed = (*ctx.needs_input_grad[:3], ctx.needs_input_grad[5])
     *grads, grad_temperature = _common.given(grads, needed)
-    return *grads, None, None, grad_temperature, None
+    return *grads, None, None, grad_temperature, None, None
 
 
-register(
+_info_nce = register(
     "info_nce",
     reference=reference.info_nce,
     fake=_fake,
     backward=_backward,
     setup_context=_setup_context,
 )
-register("info_nce_backward", reference=reference.info_nce_backward, fake=_fake_backward)
+_info_nce_backward = register(
+    "info_nce_backward", reference=reference.info_nce_backward, fake=_fake_backward
+)

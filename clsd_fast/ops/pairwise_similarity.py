@@ -37,15 +37,16 @@ def pairwise_similarity(query: Tensor, key: Tensor, metric: str = "cosine") -> T
     Saved for backward: query and key.
     """
     op = "pairwise_similarity"
-    _common.check(metric in METRICS, op, "metric cosine, dot or l1", metric)
+    if metric not in METRICS:
+        _common.fail(op, "metric cosine, dot or l1", metric)
     query, key = _common.cast(query, key, dtype=torch.float32)
     _common.check_rows(op, "query", query)
     _common.check_rows(op, "key", key, query.shape[-1])
     _common.check_like(op, query, key=key)
-    lead = _common.broadcast_lead(op, query=query, key=key)
+    lead = _common.broadcast_lead(op, query=query.shape[:-2], key=key.shape[:-2])
     if runs_native(op, query):
         rows = _common.batch_rows(lead, query), _common.batch_rows(lead, key)
-        table = torch.ops.clsd_fast.pairwise_similarity(*rows, metric)
+        table = _pairwise_similarity(*rows, metric)
         return table.reshape(*lead, query.shape[-2], key.shape[-2])
     with _common.without_autocast(query):
         return reference.pairwise_similarity(query, key, metric)
@@ -65,20 +66,18 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_output):
-    grads = torch.ops.clsd_fast.pairwise_similarity_backward(
-        grad_output, *ctx.saved_tensors, ctx.metric
-    )
+    grads = _pairwise_similarity_backward(grad_output, *ctx.saved_tensors, ctx.metric)
     return *_common.given(grads, ctx.needs_input_grad[:2]), None
 
 
-register(
+_pairwise_similarity = register(
     "pairwise_similarity",
     reference=reference.pairwise_similarity,
     fake=_fake,
     backward=_backward,
     setup_context=_setup_context,
 )
-register(
+_pairwise_similarity_backward = register(
     "pairwise_similarity_backward",
     reference=reference.pairwise_similarity_backward,
     fake=_fake_backward,

@@ -1,6 +1,5 @@
 """Sub-pixel convolution: one stage of EDSR's upsampler."""
 
-import torch
 from torch import Tensor
 
 from .. import reference
@@ -39,17 +38,15 @@ def pixel_shuffle_upsample(
     op = "pixel_shuffle_upsample"
     x, weight, bias = _common.cast(x, weight, bias)
     _common.check_images(op, "x", x)
-    _common.check(upscale_factor >= 1, op, "upscale_factor >= 1", upscale_factor)
+    if upscale_factor < 1:
+        _common.fail(op, "upscale_factor >= 1", upscale_factor)
     _common.check_conv(op, x, weight, bias)
     square = upscale_factor**2
-    _common.check(
-        weight.shape[0] % square == 0,
-        op,
-        f"weight of shape [{square} K, {x.shape[1]}, 3, 3]",
-        list(weight.shape),
-    )
+    if weight.shape[0] % square:
+        expected = f"weight of shape [{square} K, {x.shape[1]}, 3, 3]"
+        _common.fail(op, expected, list(weight.shape))
     if runs_native(op, x):
-        return torch.ops.clsd_fast.pixel_shuffle_upsample(x, weight, bias, upscale_factor)
+        return _pixel_shuffle_upsample(x, weight, bias, upscale_factor)
     with _common.without_autocast(x):
         return reference.pixel_shuffle_upsample(x, weight, bias, upscale_factor)
 
@@ -70,20 +67,20 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad_output):
     needs = ctx.needs_input_grad[:3]
-    grads = torch.ops.clsd_fast.pixel_shuffle_upsample_backward(
+    grads = _pixel_shuffle_upsample_backward(
         grad_output, *ctx.saved_tensors, ctx.upscale_factor, *needs
     )
     return *_common.given(grads, needs), None
 
 
-register(
+_pixel_shuffle_upsample = register(
     "pixel_shuffle_upsample",
     reference=reference.pixel_shuffle_upsample,
     fake=_fake,
     backward=_backward,
     setup_context=_setup_context,
 )
-register(
+_pixel_shuffle_upsample_backward = register(
     "pixel_shuffle_upsample_backward",
     reference=reference.pixel_shuffle_upsample_backward,
     fake=_fake_backward,

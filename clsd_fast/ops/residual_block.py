@@ -59,7 +59,7 @@ def residual_block(
         save_hidden = torch.is_grad_enabled() and any(
             tensor is not None and tensor.requires_grad for tensor in tensors
         )
-        return torch.ops.clsd_fast.residual_block(*tensors, res_scale, save_hidden)[0]
+        return _residual_block(*tensors, res_scale, save_hidden)[0]
     with _common.without_autocast(x):
         return reference.residual_block(x, weight1, bias1, weight2, bias2, res_scale)
 
@@ -108,19 +108,19 @@ def _backward(ctx, grad_output, _):
     if grad_output is None:
         return (None,) * 7
     needs = ctx.needs_input_grad[:5]
-    grads = torch.ops.clsd_fast.residual_block_backward(
+    grads = _residual_block_backward(
         grad_output, *ctx.saved_tensors, ctx.res_scale, needs[0], any(needs[1:])
     )
     return *_common.given(grads, needs), None, None
 
 
-register(
+_residual_block = register(
     "residual_block",
     reference=_reference,
     fake=_fake,
     backward=_backward,
     setup_context=_setup_context,
 )
-register(
+_residual_block_backward = register(
     "residual_block_backward", reference=reference.residual_block_backward, fake=_fake_backward
 )

@@ -1,332 +1,11 @@
-// The logits [N, M] are never stored. A round takes some hundred queries; its tasks scan one chunk of
-// keys each, with a table of logits that stays in the cache. Forward keeps running statistics of each
-// query, backward computes the tables again, once for both gradients.
-//
-// Rounds and chunks are cut by the shape alone and added up in order: no result depends on the number
-// of threads.
-#include <limits>
+#include <numeric>
 
+#include "contrast.h"
 #include "ops.h"
-#include "rows.h"
-#include "workspace.h"
 
 namespace clsd::cpu {
 
 namespace {
-
-// A table of logits has kKeyBlock x kQueryBlock elements: whole register tiles both ways.
-constexpr int64_t kKeyBlock = 5 * kTileRows;
-constexpr int64_t kQueryBlock = 6 * kTileCols;
-// Gradients are summed up table by table, which keeps chains short (tile.h) as it is.
-constexpr int64_t kGradChain = 64;
-
-struct Inputs {
-  Tensor query, positive_key;
-  std::optional<Tensor> negative_keys, mask, labels, learned_temperature;
-  double temperature;
-
-  bool in_batch() const { return !negative_keys; }
-  const Tensor& keys() const { return negative_keys ? *negative_keys : positive_key; }
-
-  void check_all(const char* op) const {
-    const int64_t batch = query.dim() > 0 ? query.size(0) : 0;
-    check_rows(op, "query", query);
-    check_rows(op, "positive_key", positive_key);
-    const int64_t rows = in_batch() ? positive_key.size(1) : query.size(1);
-    check(rows >= query.size(1), op, "a positive_key for each row of query",
-          std::to_string(rows) + " for " + std::to_string(query.size(1)));
-    check_shape(op, "positive_key", positive_key, {batch, rows, query.size(2)});
-    check_like(op, "positive_key", query, positive_key);
-    if (negative_keys) {
-      check_rows(op, "negative_keys", *negative_keys);
-      check_shape(op, "negative_keys", *negative_keys,
-                  {batch, negative_keys->size(1), query.size(2)});
-      check_like(op, "negative_keys", query, *negative_keys);
-    }
-    if (mask) {
-      check_shape(op, "mask", *mask, {batch, query.size(1), keys().size(1)});
-      check_dtype(op, "mask", *mask, ScalarType::Bool, "bool");
-    }
-    if (labels) {
-      check(in_batch(), op, "no labels beside negative_keys", "both");
-      check_shape(op, "labels", *labels, {batch, keys().size(1)});
-      check_dtype(op, "labels", *labels, ScalarType::Long, "int64");
-    }
-    if (learned_temperature) {
-      check_shape(op, "learned_temperature", *learned_temperature, {});
-      const auto dtype = accumulator_dtype(query.scalar_type());
-      check_dtype(op, "learned_temperature", *learned_temperature, dtype, dtype_name(dtype));
-    } else {
-      check(temperature > 0, op, "temperature > 0", std::to_string(temperature));
-    }
-  }
-
-  template <class T>
-  double inverse_temperature() const {
-    return 1 / (learned_temperature ? *const_data<T>(*learned_temperature) : temperature);
-  }
-
- private:
-  static void check_dtype(const char* op, const char* name, const Tensor& tensor, ScalarType dtype,
-                          const std::string& expected) {
-    check(tensor.scalar_type() == dtype, op, std::string(name) + " of dtype " + expected,
-          dtype_name(tensor.scalar_type()));
-    check(tensor.is_cpu(), op, std::string(name) + " on query's device", "another");
-  }
-};
-
-// How a call is cut. Rounds cover `queries` rows of `entries` batch entries, chunks `keys` rows.
-struct Plan {
-  int64_t entries, queries, keys, chunks;
-
-  Plan(const Inputs& inputs) {
-    constexpr int64_t kRoundElements = 5 * kQueryBlock * 128;  // of an entry, 240 KiB of float
-    constexpr int64_t kRoundBlocks = 16;  // about as many tasks; their partial sums are kept
-    const int64_t stride = round_up(inputs.query.size(2), kTileCols);
-    const int64_t whole = kRoundElements / stride / kQueryBlock * kQueryBlock;
-    queries = std::min(std::max(whole, kQueryBlock), round_up(inputs.query.size(1), kTileCols));
-    queries = std::min(queries, 5 * kQueryBlock);
-    entries = std::max<int64_t>(1, 8 * kRoundElements / std::max<int64_t>(1, queries * stride));
-    entries = std::min(entries, inputs.query.size(0));
-    const int64_t parts = std::max<int64_t>(1, kRoundBlocks / std::max<int64_t>(1, entries));
-    keys = round_up(std::max<int64_t>(1, ceil_div(inputs.keys().size(1), parts)), kKeyBlock);
-    chunks = std::max<int64_t>(1, ceil_div(inputs.keys().size(1), keys));
-  }
-};
-
-// 1 / norm of each row [B, N], 0 for a zero row.
-template <class S>
-std::vector<double> inverse_norms(const Rows<const S>& rows) {
-  std::vector<double> inverse(static_cast<size_t>(rows.batch * rows.count));
-  torch::stable::parallel_for(0, rows.batch * rows.count, 256, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      inverse[i] = inverse_norm(rows.row(i / rows.count, i % rows.count), rows.features,
-                                rows.stride_d);
-    }
-  });
-  return inverse;
-}
-
-// Rows of one batch entry times scale / norm, [count][stride], with zeros up to the stride.
-template <class S, class T>
-void pack_rows(T* target, int64_t stride, const Rows<const S>& rows,
-               const std::vector<double>& inverse, double scale, int64_t b, int64_t first,
-               int64_t count) {
-  for (int64_t i = 0; i < count; ++i, target += stride) {
-    const S* source = rows.row(b, first + i);
-    const double factor = inverse[b * rows.count + first + i] * scale;
-    const auto pack = [&](int64_t step) {
-      for (int64_t d = 0; d < rows.features; ++d) {
-        target[d] = static_cast<T>(static_cast<double>(source[d * step]) * factor);
-      }
-    };
-    rows.stride_d == 1 ? pack(1) : pack(rows.stride_d);  // the former becomes vectors
-    std::fill(target + rows.features, target + stride, T(0));
-  }
-}
-
-// The gradient of a row from that of its unit row.
-template <class S, class T>
-void write_row_grad(const Rows<S>& target, int64_t b, int64_t i, const T* grad, const T* unit,
-                    double inverse) {
-  double along = 0;
-  for (int64_t d = 0; d < target.features; ++d) {
-    along += static_cast<double>(grad[d]) * static_cast<double>(unit[d]);
-  }
-  S* row = target.row(b, i);
-  for (int64_t d = 0; d < target.features; ++d) {
-    row[d * target.stride_d] =
-        static_cast<S>((grad[d] - static_cast<T>(along) * unit[d]) * static_cast<T>(inverse));
-  }
-}
-
-// A call's inputs as views, and what all its rounds share.
-template <class S>
-struct Contrast {
-  using T = Accumulator<S>;
-  Plan plan;
-  Rows<const S> query, positive, keys;
-  std::vector<double> inverse_query, inverse_positive, inverse_negative;
-  bool in_batch;
-  double inverse_temperature;
-  std::optional<Rows<const bool>> mask;
-  const int64_t* labels = nullptr;
-  int64_t label_stride_b = 0, label_stride = 0;
-  int64_t stride;
-  int64_t chain;  // of the logits, which are divided by small temperatures
-
-  explicit Contrast(const Inputs& inputs)
-      : plan(inputs),
-        query(rows<const S>(inputs.query)),
-        positive(rows<const S>(inputs.positive_key)),
-        keys(rows<const S>(inputs.keys())),
-        inverse_query(inverse_norms<S>(query)),
-        inverse_positive(inverse_norms<S>(positive)),
-        in_batch(inputs.in_batch()),
-        inverse_temperature(inputs.inverse_temperature<T>()),
-        stride(round_up(query.features, kTileCols)),
-        chain(std::clamp<int64_t>(query.features / 4, kChain, kGradChain)) {
-    if (!in_batch) inverse_negative = inverse_norms<S>(keys);
-    if (inputs.mask) mask = rows<const bool>(*inputs.mask);
-    if (inputs.labels) {
-      labels = const_data<int64_t>(*inputs.labels);
-      label_stride_b = inputs.labels->stride(0);
-      label_stride = inputs.labels->stride(1);
-    }
-  }
-
-  const std::vector<double>& inverse_keys() const {
-    return in_batch ? inverse_positive : inverse_negative;
-  }
-
-  bool excludes(int64_t b, int64_t i, int64_t j) const {
-    if (in_batch && i == j) return false;
-    if (mask && mask->row(b, i)[j * mask->stride_d]) return true;
-    const int64_t* entry = labels + b * label_stride_b;
-    return labels && entry[i * label_stride] == entry[j * label_stride];
-  }
-
-  // Run round(b, first, entries, queries) over all queries.
-  template <class F>
-  void for_rounds(const F& round) const {
-    for (int64_t b = 0; b < query.batch; b += plan.entries) {
-      for (int64_t first = 0; first < query.count; first += plan.queries) {
-        round(b, first, std::min(plan.entries, query.batch - b),
-              std::min(plan.queries, query.count - first));
-      }
-    }
-  }
-
-  // Tasks worth a thread of their own.
-  int64_t grain(int64_t task_queries, int64_t task_keys) const {
-    constexpr int64_t kThreadProducts = 1 << 18;
-    return std::max<int64_t>(1, kThreadProducts / (1 + task_queries * task_keys * stride));
-  }
-};
-
-// The queries of a round: entries [b, b + entries), rows [first, first + count), at unit length
-// as rows, and over the temperature as columns of the tables: [groups][features][kTileCols].
-template <class S>
-struct Round {
-  using T = Accumulator<S>;
-  const Contrast<S>& contrast;
-  int64_t b, first, entries, count;
-  int64_t width;  // count, rounded up to whole groups
-  T *rows, *columns;
-
-  Round(Workspace& workspace, const Contrast<S>& contrast, int64_t b, int64_t first,
-        int64_t entries, int64_t count)
-      : contrast(contrast),
-        b(b),
-        first(first),
-        entries(entries),
-        count(count),
-        width(round_up(count, kTileCols)),
-        rows(workspace.take<T>(entries * width * contrast.stride)),
-        columns(workspace.take<T>(entries * width * contrast.query.features)) {
-    const int64_t groups = width / kTileCols;
-    const int64_t grain = contrast.grain(kTileCols, 16);
-    torch::stable::parallel_for(0, entries * groups, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task) pack(task / groups, task % groups);
-    });
-  }
-
-  // Of given negatives, which are in no table.
-  T positive_logit(int64_t entry, int64_t i) const {
-    const T* row = entry_rows(entry) + i * contrast.stride;
-    const S* key = contrast.positive.row(b + entry, first + i);
-    double sum = 0;
-    for (int64_t d = 0; d < contrast.query.features; ++d) {
-      sum += static_cast<double>(row[d]) * static_cast<double>(key[d * contrast.positive.stride_d]);
-    }
-    const int64_t index = (b + entry) * contrast.positive.count + first + i;
-    return static_cast<T>(sum * contrast.inverse_positive[index] * contrast.inverse_temperature);
-  }
-
-  const T* entry_rows(int64_t entry) const { return rows + entry * width * contrast.stride; }
-  const T* entry_columns(int64_t entry) const {
-    return columns + entry * width * contrast.query.features;
-  }
-
- private:
-  void pack(int64_t entry, int64_t group) const {
-    const int64_t features = contrast.query.features;
-    const int64_t begin = group * kTileCols, filled = std::min(kTileCols, count - begin);
-    T* target = rows + (entry * width + begin) * contrast.stride;
-    const auto pack = [&](double scale) {
-      pack_rows<S>(target, contrast.stride, contrast.query, contrast.inverse_query, scale,
-                   b + entry, first + begin, filled);
-    };
-    std::fill(target + filled * contrast.stride, target + kTileCols * contrast.stride, T(0));
-    pack(contrast.inverse_temperature);
-    T* column = columns + (entry * width + begin) * features;
-    for (int64_t d = 0; d < features; ++d) {
-      for (int64_t v = 0; v < kTileCols; ++v) {
-        column[d * kTileCols + v] = target[v * contrast.stride + d];
-      }
-    }
-    pack(1);
-  }
-};
-
-// Some keys of one batch entry against the queries of a round, table by table.
-template <class S>
-struct TableScan {
-  using T = Accumulator<S>;
-  const Contrast<S>& contrast;
-  const Round<S>& round;
-  int64_t entry;
-  T *keys, *logits;  // unit rows of kKeyBlock keys; a table
-  int64_t first_key = 0, key_count = 0;
-
-  TableScan(Workspace& workspace, const Round<S>& round, int64_t entry)
-      : contrast(round.contrast),
-        round(round),
-        entry(entry),
-        keys(workspace.take<T>(kKeyBlock * round.contrast.stride)),
-        logits(workspace.take<T>(kKeyBlock * kQueryBlock)) {
-    // Whole tiles are read; what is beyond the last key is not used.
-    std::fill_n(keys, kKeyBlock * contrast.stride, T(0));
-  }
-
-  void take_keys(int64_t first, int64_t count) {
-    first_key = first;
-    key_count = count;
-    pack_rows<S>(keys, contrast.stride, contrast.keys, contrast.inverse_keys(), 1,
-                 round.b + entry, first, count);
-  }
-
-  // The table of these keys and of the round's queries [q, q + kQueryBlock).
-  LogitTable<T> table(int64_t q) const {
-    const int64_t width = std::min(kQueryBlock, round.width - q);
-    const int64_t features = contrast.query.features;
-    tile_kernels<T>().multiply(
-        logits, {keys, contrast.stride, 1, round.entry_columns(entry) + q * features, kTileCols,
-               features, contrast.chain, false, round_up(key_count, kRowStep), kQueryBlock,
-               width / kTileCols, features * kTileCols});
-    exclude(q, std::min(width, round.count - q));
-    return {logits, kQueryBlock, key_count, width};
-  }
-
-  // The element of query `i` (of the batch entry) and its positive, if that is in the table.
-  T* positive(int64_t q, int64_t i) const {
-    const int64_t k = i - first_key;
-    const bool inside = contrast.in_batch && k >= 0 && k < key_count;
-    return inside ? logits + k * kQueryBlock + i - round.first - q : nullptr;
-  }
-
- private:
-  void exclude(int64_t q, int64_t width) const {
-    if (!contrast.mask && !contrast.labels) return;
-    for (int64_t k = 0; k < key_count; ++k) {
-      for (int64_t v = 0; v < width; ++v) {
-        if (contrast.excludes(round.b + entry, round.first + q + v, first_key + k)) {
-          logits[k * kQueryBlock + v] = -std::numeric_limits<T>::infinity();
-        }
-      }
-    }
-  }
-};
 
 // Statistics [width] of the queries of a round, and their positives' logits.
 template <class T>
@@ -367,12 +46,22 @@ struct Softmax {
   }
 };
 
+// What a call saves of each query, [B, N] each, one after the other: largest logit, sum of
+// exp(logit - largest), and spread (clsd_fast/reference.py).
+template <class T>
+struct SavedStatistics {
+  T *maximum, *sum_exp, *spread;
+
+  SavedStatistics(T* memory, int64_t rows)
+      : maximum(memory), sum_exp(memory + rows), spread(memory + 2 * rows) {}
+};
+
 template <class S>
 struct Forward {
   using T = Accumulator<S>;
   const Contrast<S>& contrast;
-  S* loss;
-  T *maximum, *sum_exp, *spread;
+  T* loss;
+  SavedStatistics<T> saved;
 
   void operator()(int64_t b, int64_t first, int64_t entries, int64_t count) const {
     Workspace workspace;
@@ -431,10 +120,10 @@ struct Forward {
     const int64_t row = (round.b + entry) * contrast.query.count + round.first + i;
     const T behind = positive - softmax.maximum;
     // Not log-sum-exp minus the positive's logit: both can be 1e4, and their difference 0.
-    loss[row] = static_cast<S>(std::log(softmax.sum_exp) - behind);
-    maximum[row] = softmax.maximum;
-    sum_exp[row] = softmax.sum_exp;
-    spread[row] = softmax.weighted / softmax.sum_exp - behind;
+    loss[row] = std::log(softmax.sum_exp) - behind;
+    saved.maximum[row] = softmax.maximum;
+    saved.sum_exp[row] = softmax.sum_exp;
+    saved.spread[row] = softmax.weighted / softmax.sum_exp - behind;
   }
 };
 
@@ -444,9 +133,10 @@ struct KeyGradients {
   using T = Accumulator<S>;
   std::vector<T> sums;
   T* values;
-  int64_t count, features;
+  int64_t batch, count, features;
 
-  explicit KeyGradients(const Rows<S>& output) : count(output.count), features(output.features) {
+  explicit KeyGradients(const Rows<S>& output)
+      : batch(output.batch), count(output.count), features(output.features) {
     if constexpr (std::is_same_v<S, T>) {
       values = output.data;
     } else {
@@ -456,6 +146,28 @@ struct KeyGradients {
   }
 
   T* row(int64_t b, int64_t j) const { return values + (b * count + j) * features; }
+  void clear() const { std::fill_n(values, batch * count * features, T(0)); }
+};
+
+// The gradient of each row's loss, given that of their reduction.
+template <class S>
+struct LossGradient {
+  const S* data;
+  int64_t stride_b = 0, stride_n = 0;
+  double share = 1;  // of a row in the reduction
+
+  LossGradient(const Tensor& grad, const std::string& reduction, int64_t rows)
+      : data(const_data<S>(grad)) {
+    if (reduction == "none") {
+      stride_b = grad.stride(0);
+      stride_n = grad.stride(1);
+    }
+    if (reduction == "mean") share = 1 / static_cast<double>(rows);
+  }
+
+  double of(int64_t b, int64_t i) const {
+    return share * static_cast<double>(data[b * stride_b + i * stride_n]);
+  }
 };
 
 template <class S>
@@ -463,8 +175,8 @@ struct Backward {
   using T = Accumulator<S>;
   const Contrast<S>& contrast;
   const KeyGradients<S>& key_grads;
-  Rows<const S> grad_loss;  // [1, B, N]
-  const T *maximum, *sum_exp;
+  const LossGradient<S>& grad_loss;
+  SavedStatistics<const T> saved;
   Rows<S> grad_query, grad_positive;  // the latter without negatives: the keys'
 
   // One round: its queries' gradients whole, and its share of the keys'.
@@ -472,7 +184,7 @@ struct Backward {
     Workspace workspace;
     const Round<S> round(workspace, contrast, b, first, entries, count);
     const int64_t chunks = contrast.plan.chunks, size = round_up(round.width, kRowStep) * contrast.stride;
-    // Per query: maximum, and the gradient of the logit over the softmax and of the positive's.
+    // Per query: maximum, and the gradients of a logit, over its exponential, and of the positive's.
     T* weights = workspace.take<T>(entries * 3 * round.width);
     for (int64_t entry = 0; entry < entries; ++entry) weigh(round, entry, weights);
     T* partials = workspace.take<T>(entries * chunks * size);
@@ -499,10 +211,14 @@ struct Backward {
     torch::stable::parallel_for(0, rows, contrast.grain(1, 4), [&](int64_t begin, int64_t end) {
       Workspace workspace;
       T* unit = workspace.take<T>(contrast.stride);
+      T* grad = workspace.take<T>(contrast.stride);
+      std::fill_n(grad, contrast.stride, T(0));
       for (int64_t row = begin; row < end; ++row) {
         const int64_t b = row / contrast.keys.count, j = row % contrast.keys.count;
         pack_rows<S>(unit, contrast.stride, contrast.keys, contrast.inverse_keys(), 1, b, j, 1);
-        write_row_grad(output, b, j, key_grads.row(b, j), unit, contrast.inverse_keys()[row]);
+        std::copy_n(key_grads.row(b, j), key_grads.features, grad);
+        write_row_grad(output, b, j, grad, unit,
+                       contrast.inverse_keys()[row] * contrast.inverse_temperature);
       }
     });
   }
@@ -513,11 +229,9 @@ struct Backward {
     std::fill_n(weights, 3 * round.width, T(0));
     for (int64_t i = 0; i < round.count; ++i) {
       const int64_t n = round.first + i, row = (round.b + entry) * contrast.query.count + n;
-      const T grad = static_cast<T>(
-          static_cast<double>(grad_loss.row(0, round.b + entry)[n * grad_loss.stride_d]) *
-          contrast.inverse_temperature);
-      weights[i] = maximum[row];
-      weights[round.width + i] = grad / sum_exp[row];
+      const T grad = static_cast<T>(grad_loss.of(round.b + entry, n));
+      weights[i] = saved.maximum[row];
+      weights[round.width + i] = grad / saved.sum_exp[row];
       weights[2 * round.width + i] = grad;
     }
   }
@@ -586,64 +300,86 @@ struct Backward {
     pack_rows<S>(positive, stride, contrast.positive, contrast.inverse_positive, 1, b, n, 1);
     const T share = weights[round.width + i] * std::exp(round.positive_logit(entry, i) - weights[i]);
     const T coefficient = share - weights[2 * round.width + i];
+    const T query_coefficient = coefficient * static_cast<T>(contrast.inverse_temperature);
     for (int64_t d = 0; d < stride; ++d) {
-      sums[d] += coefficient * positive[d];
+      sums[d] += query_coefficient * positive[d];
       grad[d] = coefficient * unit[d];
     }
-    write_row_grad(grad_positive, b, n, grad, positive,
-                   contrast.inverse_positive[b * contrast.positive.count + n]);
+    const double inverse = contrast.inverse_positive[b * contrast.positive.count + n];
+    write_row_grad(grad_positive, b, n, grad, positive, inverse * contrast.inverse_temperature);
   }
 };
 
 // -sum(grad_loss * spread) / temperature
-template <class T, class S>
-void write_temperature_grad(T* target, const Rows<const S>& grad_loss, const T* spread,
-                            double inverse_temperature) {
+template <class S, class T>
+T temperature_grad(const Contrast<S>& contrast, const LossGradient<S>& grad_loss,
+                   const T* spread) {
   double sum = 0;
-  for (int64_t b = 0; b < grad_loss.count; ++b) {
-    for (int64_t i = 0; i < grad_loss.features; ++i) {
-      sum += static_cast<double>(grad_loss.row(0, b)[i * grad_loss.stride_d]) *
-             static_cast<double>(spread[b * grad_loss.features + i]);
+  for (int64_t b = 0; b < contrast.query.batch; ++b) {
+    for (int64_t i = 0; i < contrast.query.count; ++i) {
+      sum += grad_loss.of(b, i) * static_cast<double>(spread[b * contrast.query.count + i]);
     }
   }
-  *target = static_cast<T>(-sum * inverse_temperature);
+  return static_cast<T>(-sum * contrast.inverse_temperature);
+}
+
+Shape loss_shape(const Tensor& query, const std::string& reduction) {
+  return reduction == "none" ? Shape{query.size(0), query.size(1)} : Shape{};
+}
+
+template <class S, class T>
+void reduce(S* target, const std::vector<T>& losses, const std::string& reduction) {
+  if (reduction == "none") {
+    std::transform(losses.begin(), losses.end(), target, [](T loss) { return static_cast<S>(loss); });
+    return;
+  }
+  const double sum = std::accumulate(losses.begin(), losses.end(), 0.0);
+  *target = static_cast<S>(reduction == "mean" ? sum / static_cast<double>(losses.size()) : sum);
+}
+
+void check_reduction(const char* op, const std::string& reduction) {
+  check(reduction == "none" || reduction == "mean" || reduction == "sum", op,
+        "reduction none, mean or sum", reduction);
 }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce(
-    Tensor query, Tensor positive_key, std::optional<Tensor> negative_keys,
-    std::optional<Tensor> mask, std::optional<Tensor> labels,
-    std::optional<Tensor> learned_temperature, double temperature) {
+std::tuple<Tensor, Tensor> info_nce(Tensor query, Tensor positive_key,
+                                    std::optional<Tensor> negative_keys,
+                                    std::optional<Tensor> mask, std::optional<Tensor> labels,
+                                    std::optional<Tensor> learned_temperature, double temperature,
+                                    std::string reduction) {
+  const char* op = "info_nce";
   const Inputs inputs{query, positive_key, negative_keys, mask, labels, learned_temperature,
                       temperature};
-  inputs.check_all("info_nce");
-  Tensor loss = empty(query, {query.size(0), query.size(1)});
-  Tensor maximum = empty_statistic(query), sum_exp = empty_statistic(query);
-  Tensor spread = empty_statistic(query);
-  dispatch("info_nce", query.scalar_type(), [&](auto zero) {
+  inputs.check_all(op);
+  check_reduction(op, reduction);
+  const int64_t rows = query.size(0) * query.size(1);
+  Tensor loss = empty(query, loss_shape(query, reduction));
+  Tensor statistics = empty_statistic(query, {3});
+  dispatch(op, query.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     using T = Accumulator<S>;
     const Contrast<S> contrast(inputs);
-    contrast.for_rounds(Forward<S>{contrast, data<S>(loss), data<T>(maximum), data<T>(sum_exp),
-                                   data<T>(spread)});
+    std::vector<T> losses(static_cast<size_t>(rows));
+    contrast.for_rounds(Forward<S>{contrast, losses.data(), {data<T>(statistics), rows}});
+    reduce(data<S>(loss), losses, reduction);
   });
-  return {loss, maximum, sum_exp, spread};
+  return {loss, statistics};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_backward(
-    Tensor grad_loss, Tensor maximum, Tensor sum_exp, Tensor spread, Tensor query,
-    Tensor positive_key, std::optional<Tensor> negative_keys, std::optional<Tensor> mask,
-    std::optional<Tensor> labels, std::optional<Tensor> learned_temperature, double temperature) {
+    Tensor grad_loss, Tensor statistics, Tensor query, Tensor positive_key,
+    std::optional<Tensor> negative_keys, std::optional<Tensor> mask, std::optional<Tensor> labels,
+    std::optional<Tensor> learned_temperature, double temperature, std::string reduction) {
   const char* op = "info_nce_backward";
   const Inputs inputs{query, positive_key, negative_keys, mask, labels, learned_temperature,
                       temperature};
   inputs.check_all(op);
-  check_shape(op, "grad_loss", grad_loss, {query.size(0), query.size(1)});
+  check_reduction(op, reduction);
+  check_shape(op, "grad_loss", grad_loss, loss_shape(query, reduction));
   check_like(op, "grad_loss", query, grad_loss);
-  check_statistic(op, "maximum", query, maximum);
-  check_statistic(op, "sum_exp", query, sum_exp);
-  check_statistic(op, "spread", query, spread);
+  check_statistic(op, "statistics", query, statistics, {3});
   Tensor grad_query = empty(query, shape_of(query));
   Tensor grad_positive = empty(query, shape_of(positive_key));
   Tensor grad_negatives = negative_keys ? empty(query, shape_of(*negative_keys)) : absent(query);
@@ -653,25 +389,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_backward(
     using S = decltype(zero);
     using T = Accumulator<S>;
     const Contrast<S> contrast(inputs);
-    const Rows<const S> grads{const_data<S>(grad_loss), 1, grad_loss.size(0), grad_loss.size(1), 0,
-                              grad_loss.stride(0), grad_loss.stride(1)};
+    const int64_t count = query.size(0) * query.size(1);
+    const LossGradient<S> grads(grad_loss, reduction, count);
+    const SavedStatistics<const T> saved(const_data<T>(statistics), count);
     const auto key_output = rows<S>(negative_keys ? grad_negatives : grad_positive);
     const KeyGradients<S> key_grads(key_output);
-    const Backward<S> backward{contrast,
-                               key_grads,
-                               grads,
-                               const_data<T>(maximum),
-                               const_data<T>(sum_exp),
-                               rows<S>(grad_query),
-                               rows<S>(grad_positive)};
-    if (query.size(1) == 0 && key_output.count > 0) {  // no round writes the keys' gradients
-      std::fill_n(key_grads.values, key_output.batch * key_output.count * key_output.features, T(0));
-    }
+    const Backward<S> backward{contrast, key_grads,       grads,
+                               saved,    rows<S>(grad_query), rows<S>(grad_positive)};
+    if (query.size(1) == 0) key_grads.clear();  // no round writes them
     contrast.for_rounds(backward);
     backward.finish_keys(key_output);
     if (learned_temperature) {
-      write_temperature_grad(data<T>(grad_temperature), grads, const_data<T>(spread),
-                             contrast.inverse_temperature);
+      *data<T>(grad_temperature) = temperature_grad(contrast, grads, saved.spread);
     }
   });
   return {grad_query, grad_positive, grad_negatives, grad_temperature};

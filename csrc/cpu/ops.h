@@ -35,14 +35,15 @@ Tensor pairwise_similarity(Tensor query, Tensor key, std::string metric);
 std::tuple<Tensor, Tensor> pairwise_similarity_backward(Tensor grad_output, Tensor query,
                                                         Tensor key, std::string metric);
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce(
-    Tensor query, Tensor positive_key, std::optional<Tensor> negative_keys,
-    std::optional<Tensor> mask, std::optional<Tensor> labels,
-    std::optional<Tensor> learned_temperature, double temperature);
+std::tuple<Tensor, Tensor> info_nce(Tensor query, Tensor positive_key,
+                                    std::optional<Tensor> negative_keys,
+                                    std::optional<Tensor> mask, std::optional<Tensor> labels,
+                                    std::optional<Tensor> learned_temperature, double temperature,
+                                    std::string reduction);
 std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_backward(
-    Tensor grad_loss, Tensor maximum, Tensor sum_exp, Tensor spread, Tensor query,
-    Tensor positive_key, std::optional<Tensor> negative_keys, std::optional<Tensor> mask,
-    std::optional<Tensor> labels, std::optional<Tensor> learned_temperature, double temperature);
+    Tensor grad_loss, Tensor statistics, Tensor query, Tensor positive_key,
+    std::optional<Tensor> negative_keys, std::optional<Tensor> mask, std::optional<Tensor> labels,
+    std::optional<Tensor> learned_temperature, double temperature, std::string reduction);
 
 std::tuple<Tensor, Tensor, Tensor> distance_ratio_loss(Tensor anchor, Tensor positive,
                                                        std::optional<Tensor> negatives,

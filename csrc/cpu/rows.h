@@ -30,15 +30,21 @@ struct PackedMatrix {
   const T* row(int64_t i) const { return values.data() + i * stride; }
 };
 
-// 1 / norm of `count` elements, 0 if they count as zero. Four sums, which do not wait for each other.
-template <class S>
-double inverse_norm(const S* row, int64_t count, int64_t stride) {
-  double sums[4] = {};
-  for (int64_t d = 0; d < count; ++d) {
-    const auto value = static_cast<double>(row[d * stride]);
-    sums[d % 4] += value * value;
+// Row i as consecutive numbers of the accumulator's type: itself if it is that, else in `scratch`.
+template <class T, class S>
+const T* row_values(const Rows<const S>& rows, int64_t b, int64_t i, T* scratch) {
+  const S* row = rows.row(b, i);
+  if constexpr (std::is_same_v<S, T>) {
+    if (rows.stride_d == 1) return row;
   }
-  const double norm = std::sqrt(sums[0] + sums[1] + sums[2] + sums[3]);
+  for (int64_t d = 0; d < rows.features; ++d) scratch[d] = static_cast<T>(row[d * rows.stride_d]);
+  return scratch;
+}
+
+// 1 / norm of a row of `count` elements, 0 if it counts as zero.
+template <class T>
+double inverse_norm(const T* row, int64_t count) {
+  const double norm = std::sqrt(tile_kernels<T>().square_sum(row, count));
   return norm <= kNormEps ? 0 : 1 / norm;
 }
 
@@ -52,13 +58,11 @@ PackedMatrix<T> pack_rows(const Rows<const S>& source, int64_t b, bool normalize
   if (normalize) packed.inverse.resize(static_cast<size_t>(source.count));
   torch::stable::parallel_for(0, source.count, 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const S* from = source.row(b, i);
       T* to = packed.values.data() + i * packed.stride;
-      const double scale = normalize ? inverse_norm(from, source.features, source.stride_d) : 1;
+      const T* from = row_values(source, b, i, to);
+      const double scale = normalize ? inverse_norm(from, source.features) : 1;
       if (normalize) packed.inverse[i] = static_cast<T>(scale);
-      for (int64_t d = 0; d < source.features; ++d) {
-        to[d] = static_cast<T>(static_cast<double>(from[d * source.stride_d]) * scale);
-      }
+      tile_kernels<T>().scale(to, from, scale, source.features);
     }
   });
   return packed;

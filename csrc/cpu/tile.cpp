@@ -167,6 +167,71 @@ void distance_backward(T* __restrict grad_a, T* __restrict grad_b, const T* __re
   }
 }
 
+// As many numbers as fit a vector of double.
+template <class T>
+struct Narrow {
+  typedef T Type __attribute__((vector_size(kLanes<double> * sizeof(T))));
+};
+
+template <class T>
+inline Vec<double> load_wide(const T* source) {
+  typename Narrow<T>::Type narrow;
+  std::memcpy(&narrow, source, sizeof(narrow));
+  return __builtin_convertvector(narrow, Vec<double>);
+}
+
+template <class T>
+inline T sum_lanes(Vec<T> vector) {
+  T sums[2] = {};  // which do not wait for each other
+  for (int v = 0; v < kLanes<T>; ++v) sums[v % 2] += vector[v];
+  return sums[0] + sums[1];
+}
+
+template <class T>
+double square_sum(const T* row, int64_t count) {
+  constexpr int64_t kStep = kLanes<double>;
+  Vec<double> sums[2] = {};
+  int64_t d = 0;
+  for (; d + 2 * kStep <= count; d += 2 * kStep) {
+    const Vec<double> first = load_wide(row + d), second = load_wide(row + d + kStep);
+    sums[0] += first * first;
+    sums[1] += second * second;
+  }
+  double sum = sum_lanes<double>(sums[0] + sums[1]);
+  for (; d < count; ++d) sum += static_cast<double>(row[d]) * static_cast<double>(row[d]);
+  return sum;
+}
+
+// The factor is a sum of two numbers of type T: almost as exact as in double, and in fewer steps.
+template <class T>
+void scale(T* target, const T* source, double factor, int64_t count) {
+  const T high = static_cast<T>(factor), low = static_cast<T>(factor - static_cast<double>(high));
+  int64_t d = 0;
+  for (; d + kLanes<T> <= count; d += kLanes<T>) {
+    const Vec<T> value = load(source + d);
+    store(target + d, value * high + value * low);
+  }
+  for (; d < count; ++d) target[d] = source[d] * high + source[d] * low;
+}
+
+template <class T>
+void normalize_grad(T* grad, const T* unit, double inverse, int64_t count) {
+  constexpr int64_t kVectors = kPanelVectors<T>;
+  Vec<T> sums[kVectors] = {};
+  for (int64_t d = 0; d < count; d += kTileCols) {
+#pragma GCC unroll 8
+    for (int64_t v = 0; v < kVectors; ++v) {
+      sums[v] += load(grad + d + v * kLanes<T>) * load(unit + d + v * kLanes<T>);
+    }
+  }
+  Vec<T> sum = sums[0];
+  for (int64_t v = 1; v < kVectors; ++v) sum += sums[v];
+  const T along = sum_lanes<T>(sum), factor = static_cast<T>(inverse);
+  for (int64_t d = 0; d < count; d += kLanes<T>) {
+    store(grad + d, (load(grad + d) - along * load(unit + d)) * factor);
+  }
+}
+
 template <class T>
 struct Exponential;
 template <>
@@ -461,6 +526,9 @@ template <class T>
 constexpr TileKernels<T> kKernels = {multiply<T>,
                                      distance<T>,
                                      distance_backward<T>,
+                                     square_sum<T>,
+                                     scale<T>,
+                                     normalize_grad<T>,
                                      softmax_scan<T>,
                                      softmax_grad<T>,
                                      finish<T>,

@@ -74,6 +74,13 @@ struct TileKernels {
   // For s = coefficient * sign(a - b): grad_a += s, grad_b -= s
   void (*distance_backward)(T* grad_a, T* grad_b, const T* a, const T* b, T coefficient,
                             int64_t count);
+  // Sum of the squares of a row, in double.
+  double (*square_sum)(const T* row, int64_t count);
+  // target = factor * source, as if rounded once
+  void (*scale)(T* target, const T* source, double factor, int64_t count);
+  // grad = inverse * (grad - (grad . unit) unit): from the gradient of the unit row to the row's.
+  // Both are zero up to `count`, whole groups of kTileCols.
+  void (*normalize_grad)(T* grad, const T* unit, double inverse, int64_t count);
   // Add the table's keys to its queries' statistics.
   void (*softmax_scan)(const SoftmaxStatistics<T>& statistics, const LogitTable<T>& table);
   // logit = exp(logit - maximum[query]) * scale[query]
