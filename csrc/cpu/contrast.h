@@ -132,8 +132,7 @@ template <class S, class T>
 void write_row_grad(const Rows<S>& target, int64_t b, int64_t i, T* grad, const T* unit,
                     double inverse) {
   tile_kernels<T>().normalize_grad(grad, unit, inverse, round_up(target.features, kTileCols));
-  const auto store = [](T value) { return static_cast<S>(value); };
-  std::transform(grad, grad + target.features, target.row(b, i), store);
+  store_row(target.row(b, i), grad, target.features);
 }
 
 // A call's inputs as views, and what all its rounds share.

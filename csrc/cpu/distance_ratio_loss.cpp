@@ -1,5 +1,5 @@
+#include "distances.h"
 #include "ops.h"
-#include "rows.h"
 
 namespace clsd::cpu {
 
@@ -40,7 +40,10 @@ void distances(const Rows<const S>& anchor, const Rows<const S>& positive,
                Accumulator<S>* to_positive, Accumulator<S>* to_negatives) {
   using T = Accumulator<S>;
   const auto& keys = negatives ? *negatives : positive;
-  const auto table = l1_table<S>(anchor, keys, b);
+  std::vector<double> table(static_cast<size_t>(anchor.count * keys.count));
+  DistanceTable<S>(anchor, keys, b).compute([&](int64_t i, int64_t j, double distance) {
+    table[i * keys.count + j] = distance;
+  });
   const int64_t others = negatives ? keys.count : keys.count - 1;
   for (int64_t i = 0; i < anchor.count; ++i) {
     double sum = 0;
@@ -125,12 +128,12 @@ std::tuple<Tensor, Tensor, Tensor> distance_ratio_loss_backward(
             anchors.features, others);
         std::fill_n(table.begin() + i * keys.count, keys.count, weights.negative);
         own[i] = weights.positive;
-        if (!negatives) table[i * keys.count + i] = weights.positive;
+        if (!negatives) table[i * keys.count + i] = own[i];
       }
       std::optional<PairedDistance<S>> paired;
       if (negatives) paired.emplace(PairedDistance<S>{own, positives, rows<S>(grad_positive)});
-      l1_table_backward<S>(table, anchors, keys, b, rows<S>(grad_anchor),
-                           rows<S>(negatives ? grad_negatives : grad_positive), paired);
+      distance_table_backward<S>(table, anchors, keys, b, rows<S>(grad_anchor),
+                                 rows<S>(negatives ? grad_negatives : grad_positive), paired);
     }
   });
   return {grad_anchor, grad_positive, grad_negatives};

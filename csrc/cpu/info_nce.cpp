@@ -330,7 +330,7 @@ Shape loss_shape(const Tensor& query, const std::string& reduction) {
 template <class S, class T>
 void reduce(S* target, const std::vector<T>& losses, const std::string& reduction) {
   if (reduction == "none") {
-    std::transform(losses.begin(), losses.end(), target, [](T loss) { return static_cast<S>(loss); });
+    store_row(target, losses.data(), static_cast<int64_t>(losses.size()));
     return;
   }
   const double sum = std::accumulate(losses.begin(), losses.end(), 0.0);

@@ -32,6 +32,21 @@ struct TileOperands {
   int64_t panels = 1, b_panel = 0;
 };
 
+// Rows of `features` numbers (whole groups of kTileCols), one after the other, their gradients, and
+// the weight of each pair of rows: weights[i * weight_stride + j].
+template <class T>
+struct DistanceGradients {
+  T* grad_a;
+  const T* a;
+  int64_t count_a;
+  T* grad_b;
+  const T* b;
+  int64_t count_b;
+  int64_t features;
+  const T* weights;
+  int64_t weight_stride;
+};
+
 // What a convolution does with its sums before they are stored, in this order.
 template <class T>
 struct TileEpilogue {
@@ -71,9 +86,8 @@ struct TileKernels {
   void (*multiply)(T* acc, const TileOperands<T>& operands);
   // The same with |a - b| in place of a * b.
   void (*distance)(T* acc, const TileOperands<T>& operands);
-  // For s = coefficient * sign(a - b): grad_a += s, grad_b -= s
-  void (*distance_backward)(T* grad_a, T* grad_b, const T* a, const T* b, T coefficient,
-                            int64_t count);
+  // For all pairs of rows and s = weight * sign(a - b): grad_a += s, grad_b -= s
+  void (*distance_backward)(const DistanceGradients<T>& operands);
   // Sum of the squares of a row, in double.
   double (*square_sum)(const T* row, int64_t count);
   // target = factor * source, as if rounded once
