@@ -138,26 +138,29 @@ def timing(times: list[float]) -> Timing:
 
 
 def summary(times: Mapping[str, list[float]]) -> dict[str, Any]:
-    """Medians as ``<name>_ms``, quantiles, and how many times as fast we are.
+    """`compare` with ``ours`` the faster one of ``ours_contiguous`` and ``ours_channels_last``."""
+    medians = {name: timing(values).median for name, values in times.items()}
+    layout = min(LAYOUTS, key=lambda layout: medians[f"ours_{layout}"])
+    return {**compare(with_ours(times, layout)), "ours_layout": layout}
 
-    ``ours`` is the faster one of ``ours_contiguous`` and ``ours_channels_last``; every other name
-    is a baseline.
+
+def compare(times: Mapping[str, list[float]]) -> dict[str, Any]:
+    """Medians as ``<name>_ms``, quantiles, and how many times as fast ``ours`` is.
+
+    Every name that does not start with ``ours`` is a baseline; there may be none.
     """
     timings = {name: timing(values) for name, values in times.items()}
-    layout = min(LAYOUTS, key=lambda layout: timings[f"ours_{layout}"].median)
-    timings = with_ours(timings, layout)
-    ours = timings["ours"].median
     baselines = {n: t.median for n, t in timings.items() if not n.startswith("ours")}
-    best = min(baselines, key=baselines.get)
+    best = min(baselines, key=baselines.get, default=None)
+    ours = timings["ours"].median
     return {
         **{f"{name}_ms": t.median for name, t in timings.items()},
-        "ours_layout": layout,
         "best_baseline": best,
-        "ratio_vs_eager": baselines["eager"] / ours,
-        "ratio_vs_best": baselines[best] / ours,
+        "ratio_vs_eager": baselines["eager"] / ours if "eager" in baselines else None,
+        "ratio_vs_best": baselines[best] / ours if best else None,
         "p20_ms": {name: t.p20 for name, t in timings.items()},
         "p80_ms": {name: t.p80 for name, t in timings.items()},
-        "rounds": len(times["eager"]),
+        "rounds": len(times["ours"]),
     }
 
 

@@ -17,7 +17,6 @@ TEMPERATURE = 0.07
 PROJECTION_DIM = 128
 NUM_PATCHES = 256
 EPS = 1e-7
-CONTRAST_WEIGHT = 0.1
 
 
 def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
@@ -83,7 +82,10 @@ class Head(nn.Module):
 
 
 class CLSD(nn.Module):
-    """The losses of one training step: ``rec``, ``ds``, ``cl`` and ``total``, at value range 1."""
+    """The losses of one training step: ``rec``, ``ds``, ``cl`` and ``total``, at value range 1.
+
+    A weight of 0 leaves its loss out; without ``ds`` there are no heads.
+    """
 
     def __init__(
         self,
@@ -93,13 +95,17 @@ class CLSD(nn.Module):
         taps: Sequence[int],
         head_blocks: int,
         contrast: str,
+        ds_weight: float = 1.0,
+        contrast_weight: float = 0.1,
     ) -> None:
         super().__init__()
         self.student = EDSR(scale, num_blocks, channels)
-        self.taps = tuple(taps)
+        self.taps = tuple(taps) if ds_weight else ()
         self.contrast = contrast
-        projects = contrast in ("info_nce", "patch_nce")
-        heads = {str(tap): Head(scale, channels, head_blocks, projects) for tap in taps}
+        self.ds_weight = ds_weight
+        self.contrast_weight = contrast_weight
+        projects = bool(contrast_weight) and contrast in ("info_nce", "patch_nce")
+        heads = {str(tap): Head(scale, channels, head_blocks, projects) for tap in self.taps}
         if projects:
             heads["target_projection"] = projection(channels)
         self.heads = nn.ModuleDict(heads)
@@ -114,13 +120,17 @@ class CLSD(nn.Module):
         deep = end(x).add_(shallow)
         heads = [self.heads[str(tap)] for tap in self.taps]
         features = [head(tapped[tap], shallow) for tap, head in zip(self.taps, heads, strict=True)]
-        images = [student.add_mean(h.tail(x)) for h, x in zip(heads, features, strict=True)]
-        losses = {
-            "rec": F.l1_loss(student.add_mean(student.tail(deep)), hr) / VALUE_RANGE,
-            "ds": torch.stack([F.l1_loss(y, hr) for y in images]).mean() / VALUE_RANGE,
-            "cl": self.contrastive_loss(features, deep.detach()),
-        }
-        losses["total"] = losses["rec"] + losses["ds"] + CONTRAST_WEIGHT * losses["cl"]
+        sr = student.add_mean(student.tail(deep))
+        losses = {"rec": F.l1_loss(sr, hr) / VALUE_RANGE}
+        total = losses["rec"]
+        if self.ds_weight:
+            images = [student.add_mean(h.tail(x)) for h, x in zip(heads, features, strict=True)]
+            losses["ds"] = torch.stack([F.l1_loss(y, hr) for y in images]).mean() / VALUE_RANGE
+            total = total + self.ds_weight * losses["ds"]
+        if self.contrast_weight:
+            losses["cl"] = self.contrastive_loss(features, deep.detach())
+            total = total + self.contrast_weight * losses["cl"]
+        losses["total"] = total
         return losses
 
     def contrastive_loss(self, features: list[Tensor], target: Tensor) -> Tensor:

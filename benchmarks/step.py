@@ -9,6 +9,10 @@ Before anything is timed, our losses and all parameter gradients are held agains
 in float64: ``correctness`` is `measure.error_over_bound`, and above `measure.LIMIT` the program
 ends with status 1.
 
+``--breakdown`` times three methods instead, each as ours and in plain PyTorch: the student alone,
+with heads under deep supervision (``ds``), and with the contrastive loss (``clsd``). The last two
+differ by the cost of the contrastive term.
+
 ``peak_memory_mib`` is the growth of memory over three steps, gradients and Adam's state included,
 weights not. Each configuration is measured in a process of its own; compilation is not counted,
 nor what the C library keeps of freed memory.
@@ -30,6 +34,8 @@ import clsd_fast
 OURS = ("ours_contiguous", "ours_channels_last")
 EAGER = ("eager", "eager_channels_last")
 COMPILED = ("compile", "compile_channels_last")
+#: Weights of deep supervision and of the contrastive loss.
+METHODS = {"student": (0.0, 0.0), "ds": (1.0, 0.0), "clsd": (1.0, 0.1)}
 NUM_BATCHES = 4
 NUM_MEMORY_STEPS = 3
 TINY_PATCH = 8
@@ -102,7 +108,15 @@ def our_model(options: argparse.Namespace) -> clsd_fast.CLSD:
     """The model that every configuration has its weights from."""
     torch.manual_seed(0)
     student = clsd_fast.EDSR(options.scale, options.blocks, options.channels)
-    return clsd_fast.CLSD(student, taps(options), options.head_blocks, options.contrast)
+    ds_weight, contrast_weight = METHODS[options.method]
+    return clsd_fast.CLSD(
+        student,
+        taps(options),
+        options.head_blocks,
+        options.contrast,
+        ds_weight=ds_weight,
+        contrast_weight=contrast_weight,
+    )
 
 
 def plain_model(options: argparse.Namespace) -> plain.CLSD:
@@ -113,6 +127,7 @@ def plain_model(options: argparse.Namespace) -> plain.CLSD:
         taps(options),
         options.head_blocks,
         options.contrast,
+        *METHODS[options.method],
     )
 
 
@@ -181,7 +196,8 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     result = measure.summary(times)
     memory = {n: measure.in_new_process(peak_memory_mib, n, options) for n in names}
     losses = {name: losses_of(trainer) for name, trainer in trainers.items()}
-    settings = {key: value for key, value in vars(options).items() if key not in ("json", "device")}
+    unsettled = ("json", "device", "breakdown")
+    settings = {key: value for key, value in vars(options).items() if key not in unsettled}
     return {
         **{f"{name}_ms": None for name in COMPILED},  # unless measured
         **result,
@@ -191,6 +207,38 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         "settings": {**settings, "taps": taps(options)},
         **measure.environment(device),
     }
+
+
+def breakdown(options: argparse.Namespace) -> dict[str, Any]:
+    """Median milliseconds of a step of each method, of us and of plain PyTorch.
+
+    Each in the faster of its two memory formats; ``contrastive_share`` is what the contrastive loss
+    adds to a step with deep supervision.
+    """
+    device = torch.device(options.device)
+    trainers = {}
+    for method in METHODS:
+        chosen = argparse.Namespace(**{**vars(options), "method": method})
+        trainers |= {(name, method): Trainer(name, chosen) for name in (*OURS, *EAGER)}
+    calls = {key: trainer.step for key, trainer in trainers.items()}
+    times = measure.interleave(calls, device, options.rounds)
+    medians = {key: measure.timing(values).median for key, values in times.items()}
+    result = {}
+    for side, names in (("ours", OURS), ("eager", EAGER)):
+        name = min(names, key=lambda name: medians[name, "clsd"])
+        steps = {method: medians[name, method] for method in METHODS}
+        share = steps["clsd"] / steps["ds"] - 1
+        result[side] = {"configuration": name, "ms": steps, "contrastive_share": share}
+    return {**result, "contrast": options.contrast, **measure.environment(device)}
+
+
+def print_breakdown(result: dict[str, Any]) -> None:
+    print(f"{result['device']}, {result['threads']} threads, torch {result['torch']}")
+    print("".join(f"{method:>10}" for method in METHODS) + f" ms, {result['contrast']} adds")
+    for side in ("ours", "eager"):
+        row = result[side]
+        steps = "".join(f"{row['ms'][method]:10.2f}" for method in METHODS)
+        print(f"{steps}    {100 * row['contrastive_share']:+.1f} % to ds   {row['configuration']}")
 
 
 def print_table(result: dict[str, Any]) -> None:
@@ -227,6 +275,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--contrast", default="info_nce", choices=clsd_fast.distill.CONTRASTS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=20, help="timed steps of a configuration")
+    parser.add_argument("--breakdown", action="store_true", help="time the parts of the method")
+    parser.set_defaults(method="clsd")
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     parser.add_argument("--json", type=Path, help="file to write")
     options = parser.parse_args(argv)
@@ -239,9 +289,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     torch.set_num_threads(options.threads)
     measure.keep_freed_memory()
-    result = benchmark(options)
+    result = (breakdown if options.breakdown else benchmark)(options)
     measure.write_json(options.json, result)
-    print_table(result)
+    (print_breakdown if options.breakdown else print_table)(result)
 
 
 if __name__ == "__main__":

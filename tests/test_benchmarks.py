@@ -134,6 +134,62 @@ def test_onednn_computes_the_same(ops):
             torch.testing.assert_close(calls[name](1), calls["eager"](1), rtol=1e-4, atol=1e-4)
 
 
+@pytest.fixture
+def contrastive(load, monkeypatch):
+    """benchmarks/contrastive.py with a table of tiny shapes, in this process."""
+    monkeypatch.setattr(load("measure"), "in_new_process", lambda function, *args: function(*args))
+    module = load("contrastive")
+    metrics = ("cosine", "dot", "l1")
+    table = [
+        module.Case("info_nce", 3, 5, 8),
+        module.Case("info_nce", 1, 9, 8),
+        module.Case("distance_ratio_loss", 1, 4, 70),
+        *(module.Case("pairwise_similarity", 1, 6, 8, metric) for metric in metrics),
+    ]
+    monkeypatch.setattr(module, "table", lambda: table)
+    return module
+
+
+TINY_CONTRASTIVE = "--no-compile --threads 1 --rounds 2"
+
+
+def test_contrastive_writes_a_row_for_each_case(contrastive, tmp_path):
+    files = tmp_path / "rows.json", tmp_path / "plot.png"
+    arguments = ["--json", str(files[0]), "--plot", str(files[1])]
+    contrastive.main([*TINY_CONTRASTIVE.split(), *arguments])
+    rows = json.loads(files[0].read_text())
+    assert [contrastive.Case(*list(row.values())[:5]) for row in rows] == contrastive.table()
+    for row in rows:
+        cdist = {"cdist"} if row["op"] == "distance_ratio_loss" else set()
+        assert set(row["memory_mib"]) == {"ours", "eager"} | cdist
+        assert row["ratio_vs_eager"] == row["eager_ms"] / row["ours_ms"]
+        assert set(row) > ENVIRONMENT
+    assert files[1].read_bytes().startswith(b"\x89PNG")
+
+
+def test_contrastive_leaves_out_baselines_that_do_not_fit(contrastive, tmp_path):
+    path = tmp_path / "rows.json"
+    contrastive.main([*TINY_CONTRASTIVE.split(), "--largest-table", "0", "--json", str(path)])
+    for row in json.loads(path.read_text()):
+        assert row["ours_ms"] > 0 and row["eager_ms"] is None and row["ratio_vs_best"] is None
+
+
+def test_contrastive_refuses_a_wrong_result(contrastive, monkeypatch):
+    monkeypatch.setattr(clsd_fast, "info_nce", scaled(clsd_fast.info_nce))
+    with pytest.raises(SystemExit, match="info_nce 3 x 5 x 8: expected errors of at most 5 times"):
+        contrastive.main(TINY_CONTRASTIVE.split())
+
+
+def test_breakdown_times_every_method(load, tmp_path):
+    path = tmp_path / "breakdown.json"
+    load("step").main([*TINY_STEP.split(), "--rounds", "2", "--breakdown", "--json", str(path)])
+    result = json.loads(path.read_text())
+    for side in ("ours", "eager"):
+        steps = result[side]["ms"]
+        assert set(steps) == {"student", "ds", "clsd"}
+        assert result[side]["contrastive_share"] == steps["clsd"] / steps["ds"] - 1
+
+
 @pytest.mark.parametrize("ops_table", ["quick", "full"])
 def test_tables_fit_their_modules(load, ops_table):
     module = load("ops")
