@@ -10,7 +10,8 @@ backward of a loss are in the accumulator's dtype: float32 for 16-bit rows, else
 are two distances [B, N], and for ``info_nce`` [3, B, N]: maximum, sum_exp and spread.
 
 ``info_nce`` without negative_keys takes [B, P, D] positive_key with P >= N: row i's positive is key
-i, all others are its negatives. mask is [B, N, number of negatives' keys], labels is [B, P].
+i, all others are its negatives. With save_gradients it returns no statistics, but what its backward
+would for a gradient of 1. mask is [B, N, number of negatives' keys], labels is [B, P].
 """
 
 from collections.abc import Callable
@@ -41,8 +42,8 @@ SCHEMAS = {
     "pairwise_similarity_backward": "(Tensor grad_output, Tensor query, Tensor key, str metric) "
     "-> (Tensor, Tensor)",
     "info_nce": "(Tensor query, Tensor positive_key, Tensor? negative_keys, Tensor? mask, "
-    "Tensor? labels, Tensor? learned_temperature, float temperature, str reduction) "
-    "-> (Tensor, Tensor)",
+    "Tensor? labels, Tensor? learned_temperature, float temperature, str reduction, "
+    "bool save_gradients) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "info_nce_backward": "(Tensor grad_loss, Tensor statistics, Tensor query, "
     "Tensor positive_key, Tensor? negative_keys, Tensor? mask, Tensor? labels, "
     "Tensor? learned_temperature, float temperature, str reduction) "

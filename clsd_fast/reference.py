@@ -83,24 +83,47 @@ def pairwise_similarity(query: Tensor, key: Tensor, metric: str = "cosine") -> T
 def info_nce(
     query: Tensor,
     positive_key: Tensor,
-    negative_keys: Tensor | None = None,
-    mask: Tensor | None = None,
-    labels: Tensor | None = None,
-    learned_temperature: Tensor | None = None,
-    temperature: float = 0.07,
-    reduction: str = "mean",
-) -> tuple[Tensor, Tensor]:
-    """Reduced loss, and of each row its largest logit, sum of exp(logit - largest) and spread.
+    negative_keys: Tensor | None,
+    mask: Tensor | None,
+    labels: Tensor | None,
+    learned_temperature: Tensor | None,
+    temperature: float,
+    reduction: str,
+    save_gradients: bool = False,
+) -> tuple[Tensor, ...]:
+    """Loss, statistics, and the gradients of query, keys and temperature, as in ``SCHEMAS``."""
+    loss, *statistics = info_nce_rows(
+        query, positive_key, negative_keys, mask, labels, learned_temperature, temperature
+    )
+    options = (query, positive_key, negative_keys, mask, labels, learned_temperature, temperature)
+    statistics = accumulated(torch.stack(statistics))
+    loss = reduce(loss, reduction)
+    if not save_gradients:
+        return loss, statistics, *(_empty(query) for _ in range(4))
+    grads = info_nce_backward(torch.ones_like(loss), statistics, *options, reduction)
+    return loss, _empty(query), *grads
 
-    The latter are [3, ..., N]. The spread is the mean logit under the softmax less the positive's:
-    the gradient of the loss with respect to the temperature is -spread / temperature.
+
+def info_nce_rows(
+    query: Tensor,
+    positive_key: Tensor,
+    negative_keys: Tensor | None,
+    mask: Tensor | None,
+    labels: Tensor | None,
+    learned_temperature: Tensor | None,
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss of each row, [..., N], and its largest logit, sum of exp(logit - largest) and spread.
+
+    The spread is the mean logit under the softmax less the positive's: the gradient of the loss
+    with respect to the temperature is -spread / temperature.
     """
     temperature = temperature if learned_temperature is None else learned_temperature
     positive, logits = _info_nce_logits(
         query, positive_key, negative_keys, mask, labels, temperature
     )
     if logits.shape[-1] == 0:  # no rows: nothing to take a maximum of
-        return reduce(positive, reduction), accumulated(torch.stack([positive.detach()] * 3))
+        return positive, *(positive.detach() for _ in range(3))
     maximum = logits.detach().amax(dim=-1)
     shifted = logits - maximum.unsqueeze(-1)
     sum_exp = shifted.exp().sum(dim=-1)
@@ -110,8 +133,7 @@ def info_nce(
         excluded = shifted == -torch.inf  # where exp is 0, and 0 * inf would be nan
         terms = torch.where(excluded, 0.0, shifted.exp() * shifted)
         spread = terms.sum(dim=-1) / sum_exp - (positive - maximum)
-        statistics = accumulated(torch.stack([maximum, sum_exp, spread]))
-    return reduce(loss, reduction), statistics
+    return loss, maximum, sum_exp.detach(), spread
 
 
 def reduce(loss: Tensor, reduction: str) -> Tensor:

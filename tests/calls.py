@@ -86,6 +86,11 @@ INFO_NCE = [
     (ROWS_A, ROWS_B, ROWS_C, MASK[..., :3], None, None, 0.3, "mean"),
     (ROWS_A[:, :4], ROWS_B, None, MASK[:, :4], LABELS, None, 0.3, "none"),
 ]
+INFO_NCE_FORWARD = [
+    (*arguments, save_gradients)
+    for arguments in INFO_NCE
+    for save_gradients in ([False] if arguments[-1] == "none" else [False, True])
+]
 
 
 def info_nce_saved(query, *options):
@@ -102,7 +107,7 @@ FORWARDS = [
     ("residual_block", (X, WEIGHT, rand(4), WEIGHT2, rand(3), 0.5, True)),
     ("pixel_shuffle_upsample", (X, WEIGHT, rand(4), 2)),
     *(("pairwise_similarity", (ROWS_A, ROWS_C, metric)) for metric in ("cosine", "dot", "l1")),
-    *(("info_nce", arguments) for arguments in INFO_NCE),
+    *(("info_nce", arguments) for arguments in INFO_NCE_FORWARD),
     ("distance_ratio_loss", (ROWS_A, ROWS_B, None, 0.1)),
     ("distance_ratio_loss", (ROWS_A, ROWS_B, ROWS_C, 0.1)),
 ]

@@ -185,39 +185,39 @@ BAD_OPERATOR_CALLS = [
         "pairwise_similarity: expected key of shape [2, 7, 9], got [2, 7, 8]",
     ),
     (
-        lambda: ops_native.info_nce(Q, rand(2, 6, 9), *NO_OPTIONS, 0.1, "mean"),
+        lambda: ops_native.info_nce(Q, rand(2, 6, 9), *NO_OPTIONS, 0.1, "mean", False),
         "info_nce: expected a positive_key for each row of query, got 6 for 7",
     ),
     (
-        lambda: ops_native.info_nce(Q, rand(2, 8, 9), Q, *NO_OPTIONS[1:], 0.1, "mean"),
+        lambda: ops_native.info_nce(Q, rand(2, 8, 9), Q, *NO_OPTIONS[1:], 0.1, "mean", False),
         "info_nce: expected positive_key of shape [2, 7, 9], got [2, 8, 9]",
     ),
     (
-        lambda: ops_native.info_nce(Q, Q, None, MASK[:, :6], None, None, 0.1, "mean"),
+        lambda: ops_native.info_nce(Q, Q, None, MASK[:, :6], None, None, 0.1, "mean", False),
         "info_nce: expected mask of shape [2, 7, 7], got [2, 6, 7]",
     ),
     (
-        lambda: ops_native.info_nce(Q, Q, None, MASK.float(), None, None, 0.1, "mean"),
+        lambda: ops_native.info_nce(Q, Q, None, MASK.float(), None, None, 0.1, "mean", False),
         "info_nce: expected mask of dtype bool, got float32",
     ),
     (
-        lambda: ops_native.info_nce(Q, Q, Q, None, LABELS, None, 0.1, "mean"),
+        lambda: ops_native.info_nce(Q, Q, Q, None, LABELS, None, 0.1, "mean", False),
         "info_nce: expected no labels beside negative_keys, got both",
     ),
     (
-        lambda: ops_native.info_nce(Q, Q, None, None, LABELS[:, :6], None, 0.1, "mean"),
+        lambda: ops_native.info_nce(Q, Q, None, None, LABELS[:, :6], None, 0.1, "mean", False),
         "info_nce: expected labels of shape [2, 7], got [2, 6]",
     ),
     (
-        lambda: ops_native.info_nce(Q, Q, None, None, LABELS.int(), None, 0.1, "mean"),
+        lambda: ops_native.info_nce(Q, Q, None, None, LABELS.int(), None, 0.1, "mean", False),
         "info_nce: expected labels of dtype int64, got Int",
     ),
     (
-        lambda: ops_native.info_nce(Q, Q, None, None, None, torch.tensor(0.1), 1.0, "mean"),
+        lambda: ops_native.info_nce(Q, Q, None, None, None, torch.tensor(0.1), 1.0, "mean", False),
         "info_nce: expected learned_temperature of dtype float64, got float32",
     ),
     (
-        lambda: ops_native.info_nce(Q, Q, *NO_OPTIONS, 0.1, "max"),
+        lambda: ops_native.info_nce(Q, Q, *NO_OPTIONS, 0.1, "max", False),
         "info_nce: expected reduction none, mean or sum, got max",
     ),
     (

@@ -1,5 +1,6 @@
 import itertools
 import math
+import sys
 
 import pytest
 import torch
@@ -75,6 +76,39 @@ def test_sizes(backend, temperature, count, negatives, features, heads):
     compare_draws(
         lambda *t: info_nce(*t, **options), lambda *t: plain(*t, **options), draws, torch.float32
     )
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("negatives", [None, 1, 64, 1000])
+@pytest.mark.parametrize("features", [8, 128])
+@pytest.mark.parametrize("heads", [1, 3])
+def test_sizes_reduced(backend, reduction, count, negatives, features, heads):
+    """Whose gradients the native forward computes."""
+    options = {"temperature": 0.07, "reduction": reduction}
+    number = max(2, min(16, 128 // (heads * count)))
+    compare_draws(
+        lambda *t: info_nce(*t, **options),
+        lambda *t: plain(*t, **options),
+        [rows((heads,), count, features, negatives, seed) for seed in range(number)],
+        torch.float32,
+    )
+
+
+def test_more_keys_than_the_forward_stores_logits_of(native, monkeypatch):
+    """Both ways to the same gradients, for rows, keys, temperature and excluded pairs."""
+    module = sys.modules[info_nce.__module__]
+    for negatives in (None, 70):
+        *tensors, temperature = (*rows((2,), 210, 8, negatives), torch.tensor(0.3))
+        leaves = [t.float().requires_grad_() for t in (*tensors, temperature) if t is not None]
+        mask = random_mask(210, negatives or 210)
+        results = []
+        for most in (10**6, 1):
+            monkeypatch.setattr(module, "_MOST_CACHED_KEYS", most)
+            loss = info_nce(*leaves[:-1], temperature=leaves[-1], mask=mask)
+            results.append([loss, *torch.autograd.grad(3 * loss, leaves)])
+        for saved, recomputed in zip(*results, strict=True):
+            torch.testing.assert_close(saved, recomputed)
 
 
 @pytest.mark.parametrize("temperature", [0.01, 1.0])
@@ -295,8 +329,9 @@ def test_gradcheck(backend, negatives):
 def test_opcheck(negatives, dtype, reduction):
     tensors = [t if t is None else t.to(dtype) for t in rows((2,), 4, 5, negatives)]
     options = (None, None, None, 0.3, reduction)
-    loss, statistics = torch.ops.clsd_fast.info_nce(*tensors, *options)
+    loss, statistics, *_ = torch.ops.clsd_fast.info_nce(*tensors, *options, False)
     grad_loss = rand(*loss.shape).to(dtype)
     opcheck(torch.ops.clsd_fast.info_nce_backward, (grad_loss, statistics, *tensors, *options))
     leaves = [t if t is None else t.requires_grad_() for t in tensors]
-    opcheck(torch.ops.clsd_fast.info_nce, (*leaves, *options))
+    for save_gradients in (False, True) if reduction == "mean" else (False,):
+        opcheck(torch.ops.clsd_fast.info_nce, (*leaves, *options, save_gradients))

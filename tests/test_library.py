@@ -69,8 +69,8 @@ def test_schemas_are_what_saved_programs_call():
         "pairwise_similarity_backward": "(Tensor grad_output, Tensor query, Tensor key, "
         "str metric) -> (Tensor, Tensor)",
         "info_nce": "(Tensor query, Tensor positive_key, Tensor? negative_keys, Tensor? mask, "
-        "Tensor? labels, Tensor? learned_temperature, float temperature, str reduction) "
-        "-> (Tensor, Tensor)",
+        "Tensor? labels, Tensor? learned_temperature, float temperature, str reduction, "
+        "bool save_gradients) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         "info_nce_backward": "(Tensor grad_loss, Tensor statistics, Tensor query, "
         "Tensor positive_key, Tensor? negative_keys, Tensor? mask, Tensor? labels, "
         "Tensor? learned_temperature, float temperature, str reduction) "

@@ -9,6 +9,8 @@ from ..backend import runs_native
 from . import _common
 from ._distributed import gather_rows, roll_columns
 
+#: Of the forward that also computes gradients.
+_MOST_CACHED_KEYS = 16_384
 ROWS = ("query", "positive_key", "negative_keys")
 
 
@@ -63,10 +65,12 @@ def info_nce(
             if the ranks of group have different shapes.
         RuntimeError: if the chosen backend cannot serve the tensors' device.
 
-    The native kernel never stores the logits: the forward keeps a running maximum and sum, the
-    backward recomputes. With one row and no ``negative_keys`` the loss is 0. A row whose norm
+    The native kernel never stores the logits of more than some hundred rows. With up to 16,384
+    keys, the forward of a reduced loss also computes the gradients (of float32 and float64 rows),
+    and they are what is saved. Otherwise it keeps a running maximum and sum, and the backward
+    recomputes. With one row and no ``negative_keys`` the loss is 0. A row whose norm
     is below 1e-12 has similarity 0 to everything and gradient 0. Under autocast the rows are
-    cast to float32. Saved for backward: the inputs and three numbers a row.
+    cast to float32. Saved for backward: the inputs, and the gradients or three numbers a row.
 
     Source: van den Oord et al., contrastive predictive coding (arXiv 1807.03748), with the
     cosine similarity and temperature of SimCLR (arXiv 2002.05709).
@@ -89,7 +93,7 @@ def info_nce(
             op, group, positive_key, negative_keys, mask, labels
         )
     if runs_native(op, query):
-        loss, _ = _info_nce(
+        loss, *_ = _info_nce(
             _common.batch_rows(lead, query),
             _common.batch_rows(lead, positive_key),
             _common.batch_rows(lead, negative_keys),
@@ -98,11 +102,26 @@ def info_nce(
             learned,
             number,
             reduction,
+            reduction != "none" and _saves_gradients(keys, query, positive_key, negative_keys),
         )
         return loss.reshape(*lead, query.shape[-2]) if reduction == "none" else loss
     with _common.without_autocast(query):
         rows = query, positive_key, negative_keys
-        return reference.info_nce(*rows, mask, labels, learned, number, reduction)[0]
+        loss, *_ = reference.info_nce_rows(*rows, mask, labels, learned, number)
+        return reference.reduce(loss, reduction)
+
+
+def _saves_gradients(keys: int, query: Tensor, *others: Tensor | None) -> bool:
+    """Whether the forward computes the gradients, which the backward then scales.
+
+    It saves a quarter of the arithmetic while the logits of a few hundred queries stay in the
+    cache. 16-bit gradients would underflow before a loss scale can multiply them.
+    """
+    if query.device.type != "cpu" or query.element_size() == 2 or keys > _MOST_CACHED_KEYS:
+        return False
+    return torch.is_grad_enabled() and any(
+        rows is not None and rows.requires_grad for rows in (query, *others)
+    )
 
 
 def _check_temperature(
@@ -190,9 +209,12 @@ def check_contrast(
     return _common.broadcast_lead(op, **{name: t.shape[:-2] for name, t in given.items()})
 
 
-def _fake(query, *options):
-    loss = query.new_empty(query.shape[:2] if options[-1] == "none" else ())
-    return loss, fake_statistic(query, 3)
+def _fake(query, positive_key, negative_keys, mask, labels, learned, *options):
+    _, reduction, save_gradients = options
+    loss = query.new_empty(query.shape[:2] if reduction == "none" else ())
+    if not save_gradients:
+        return loss, fake_statistic(query, 3), *(query.new_empty(0) for _ in range(4))
+    return loss, query.new_empty(0), *_fake_grads(query, positive_key, negative_keys, learned)
 
 
 def fake_statistic(rows, *leading):
@@ -207,24 +229,43 @@ def fake_contrast_grads(anchor, positive, negatives):
     return anchor.new_empty(anchor.shape), positive.new_empty(positive.shape), grad_negatives
 
 
-def _fake_backward(grad_loss, statistics, query, positive_key, negative_keys, *options):
-    _, _, learned_temperature, _, _ = options
+def _fake_grads(query, positive_key, negative_keys, learned_temperature):
     empty = learned_temperature is None
     grad_temperature = query.new_empty(0) if empty else torch.empty_like(learned_temperature)
     return *fake_contrast_grads(query, positive_key, negative_keys), grad_temperature
 
 
+def _fake_backward(grad_loss, statistics, query, positive_key, negative_keys, *options):
+    return _fake_grads(query, positive_key, negative_keys, options[2])
+
+
 def _setup_context(ctx, inputs, output):
-    *tensors, ctx.temperature, ctx.reduction = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(output[1], *tensors)
+    *tensors, ctx.temperature, ctx.reduction, ctx.save_gradients = inputs
+    _, statistics, *grads = output
+    ctx.mark_non_differentiable(statistics, *grads)
+    ctx.save_for_backward(statistics, *grads, *tensors)
 
 
-def _backward(ctx, grad_loss, _):
-    grads = _info_nce_backward(grad_loss, *ctx.saved_tensors, ctx.temperature, ctx.reduction)
+def _backward(ctx, grad_loss, *_):
+    statistics, *saved = ctx.saved_tensors
+    grads, tensors = saved[:4], saved[4:]
     needed = (*ctx.needs_input_grad[:3], ctx.needs_input_grad[5])
+    if ctx.save_gradients and not torch.is_grad_enabled():
+        grads = [
+            grad * grad_loss if need else None for grad, need in zip(grads, needed, strict=True)
+        ]
+    else:
+        grads = _recomputed_grads(ctx, grad_loss, statistics, tensors)
     *grads, grad_temperature = _common.given(grads, needed)
-    return *grads, None, None, grad_temperature, None, None
+    return *grads, None, None, grad_temperature, None, None, None
+
+
+def _recomputed_grads(ctx, grad_loss, statistics, tensors):
+    options = ctx.temperature, ctx.reduction
+    if ctx.save_gradients:  # and yet these may be differentiated, which the operator below refuses
+        with torch.no_grad():
+            _, statistics, *_ = _info_nce(*tensors, *options, False)
+    return _info_nce_backward(grad_loss, statistics, *tensors, *options)
 
 
 _info_nce = register(

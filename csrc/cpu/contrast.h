@@ -83,15 +83,21 @@ struct Inputs {
 struct Plan {
   int64_t entries, queries, keys, chunks;
 
-  Plan(const Inputs& inputs) {
+  // With stored tables, a round has fewer queries: its tables should stay in the cache.
+  Plan(const Inputs& inputs, bool stores_tables) {
     constexpr int64_t kRoundElements = 5 * kQueryBlock * 128;  // of an entry, 240 KiB of float
     constexpr int64_t kRoundBlocks = 16;  // about as many tasks; their partial sums are kept
     const int64_t stride = round_up(inputs.query.size(2), kTileCols);
     const int64_t whole = kRoundElements / stride / kQueryBlock * kQueryBlock;
     queries = std::min(std::max(whole, kQueryBlock), round_up(inputs.query.size(1), kTileCols));
-    queries = std::min(queries, 5 * kQueryBlock);
+    queries = std::min(queries, (stores_tables ? 2 : 5) * kQueryBlock);
     entries = std::max<int64_t>(1, 8 * kRoundElements / std::max<int64_t>(1, queries * stride));
     entries = std::min(entries, inputs.query.size(0));
+    if (stores_tables) {
+      constexpr int64_t kStored = 4 << 20;  // elements, 16 MiB of float
+      const int64_t table = std::max<int64_t>(1, queries * inputs.keys().size(1));
+      entries = std::min(entries, std::max<int64_t>(1, kStored / table));
+    }
     const int64_t parts = std::max<int64_t>(1, kRoundBlocks / std::max<int64_t>(1, entries));
     keys = round_up(std::max<int64_t>(1, ceil_div(inputs.keys().size(1), parts)), kKeyBlock);
     chunks = std::max<int64_t>(1, ceil_div(inputs.keys().size(1), keys));
@@ -150,8 +156,8 @@ struct Contrast {
   int64_t stride;
   int64_t chain;  // of the logits, which are divided by small temperatures
 
-  explicit Contrast(const Inputs& inputs)
-      : plan(inputs),
+  explicit Contrast(const Inputs& inputs, bool stores_tables = false)
+      : plan(inputs, stores_tables),
         query(rows<const S>(inputs.query)),
         positive(rows<const S>(inputs.positive_key)),
         keys(rows<const S>(inputs.keys())),
@@ -181,16 +187,9 @@ struct Contrast {
     return labels && entry[i * label_stride] == entry[j * label_stride];
   }
 
-  // Run round(b, first, entries, queries) over all queries.
+  // Call run(round) for rounds over all queries.
   template <class F>
-  void for_rounds(const F& round) const {
-    for (int64_t b = 0; b < query.batch; b += plan.entries) {
-      for (int64_t first = 0; first < query.count; first += plan.queries) {
-        round(b, first, std::min(plan.entries, query.batch - b),
-              std::min(plan.queries, query.count - first));
-      }
-    }
-  }
+  void for_rounds(const F& run) const;
 
   // Tasks worth a thread of their own.
   int64_t grain(int64_t task_queries, int64_t task_keys) const {
@@ -260,22 +259,56 @@ struct Round {
   }
 };
 
-// Some keys of one batch entry against the queries of a round, table by table.
+template <class S>
+template <class F>
+void Contrast<S>::for_rounds(const F& run) const {
+  for (int64_t b = 0; b < query.batch; b += plan.entries) {
+    for (int64_t first = 0; first < query.count; first += plan.queries) {
+      Workspace workspace;
+      run(Round<S>(workspace, *this, b, first, std::min(plan.entries, query.batch - b),
+                   std::min(plan.queries, query.count - first)));
+    }
+  }
+}
+
+// The tables of all tasks of a round, kept from the forward for the backward.
+template <class T>
+struct StoredTables {
+  T* memory = nullptr;  // or null: each task has one table at a time
+  bool filled = false;
+
+  // Of one task (entry, chunk).
+  static int64_t size(const Plan& plan, int64_t width) {
+    return ceil_div(width, kQueryBlock) * kQueryBlock * plan.keys;
+  }
+};
+
+// A chunk of the keys of one batch entry against the queries of a round, table by table.
 template <class S>
 struct TableScan {
   using T = Accumulator<S>;
   const Contrast<S>& contrast;
   const Round<S>& round;
-  int64_t entry;
+  int64_t entry, first, last;  // keys of the chunk
+  StoredTables<T> stored;
   T *keys, *logits;  // kKeyBlock unit rows over the temperature; a table
   int64_t first_key = 0, key_count = 0;
 
-  TableScan(Workspace& workspace, const Round<S>& round, int64_t entry)
+  TableScan(Workspace& workspace, const Round<S>& round, int64_t entry, int64_t chunk,
+            StoredTables<T> stored)
       : contrast(round.contrast),
         round(round),
         entry(entry),
+        first(chunk * contrast.plan.keys),
+        last(std::min(first + contrast.plan.keys, contrast.keys.count)),
+        stored(stored),
         keys(workspace.take<T>(kKeyBlock * round.contrast.stride)),
-        logits(workspace.take<T>(kKeyBlock * kQueryBlock)) {}
+        logits(stored.memory ? nullptr : workspace.take<T>(kKeyBlock * kQueryBlock)) {
+    const int64_t task = entry * contrast.plan.chunks + chunk;
+    if (stored.memory) {
+      this->stored.memory += task * StoredTables<T>::size(contrast.plan, round.width);
+    }
+  }
 
   void take_keys(int64_t first, int64_t count) {
     first_key = first;
@@ -288,9 +321,14 @@ struct TableScan {
   }
 
   // The table of these keys and of the round's queries [q, q + kQueryBlock).
-  LogitTable<T> table(int64_t q) const {
+  LogitTable<T> table(int64_t q) {
     const int64_t width = std::min(kQueryBlock, round.width - q);
     const int64_t features = contrast.query.features;
+    if (stored.memory) {
+      const int64_t across = ceil_div(round.width, kQueryBlock) * kQueryBlock;
+      logits = stored.memory + (first_key - first) * across + q * kKeyBlock;
+    }
+    if (stored.filled) return {logits, kQueryBlock, key_count, width};
     tile_kernels<T>().multiply(
         logits, {keys, contrast.stride, 1, round.entry_columns(entry) + q * features, kTileCols,
                features, contrast.chain, false, round_up(key_count, kRowStep), kQueryBlock,

@@ -63,15 +63,15 @@ struct Forward {
   T* loss;
   SavedStatistics<T> saved;
 
-  void operator()(int64_t b, int64_t first, int64_t entries, int64_t count) const {
+  void operator()(const Round<S>& round, const StoredTables<T>& stored = {}) const {
     Workspace workspace;
-    const Round<S> round(workspace, contrast, b, first, entries, count);
+    const int64_t entries = round.entries, count = round.count;
     const int64_t chunks = contrast.plan.chunks, size = RowStatistics<T>::size(round.width);
     T* partials = workspace.take<T>(entries * chunks * size);
     const int64_t grain = contrast.grain(count, std::min(contrast.plan.keys, contrast.keys.count));
     torch::stable::parallel_for(0, entries * chunks, grain, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
-        scan(round, task / chunks, task % chunks, {partials + task * size, round.width});
+        scan(round, stored, task / chunks, task % chunks, {partials + task * size, round.width});
       }
     });
     const int64_t row_grain = contrast.grain(1, 4 * chunks);
@@ -83,14 +83,13 @@ struct Forward {
   }
 
  private:
-  void scan(const Round<S>& round, int64_t entry, int64_t chunk,
+  void scan(const Round<S>& round, const StoredTables<T>& stored, int64_t entry, int64_t chunk,
             const RowStatistics<T>& statistics) const {
     statistics.clear(round.width);
     Workspace workspace;
-    TableScan<S> tables(workspace, round, entry);
-    const int64_t end = std::min((chunk + 1) * contrast.plan.keys, contrast.keys.count);
-    for (int64_t key = chunk * contrast.plan.keys; key < end; key += kKeyBlock) {
-      tables.take_keys(key, std::min(kKeyBlock, end - key));
+    TableScan<S> tables(workspace, round, entry, chunk, stored);
+    for (int64_t key = tables.first; key < tables.last; key += kKeyBlock) {
+      tables.take_keys(key, std::min(kKeyBlock, tables.last - key));
       for (int64_t q = 0; q < round.width; q += kQueryBlock) {
         const auto table = tables.table(q);
         const auto& all = statistics.softmax;
@@ -149,24 +148,24 @@ struct KeyGradients {
   void clear() const { std::fill_n(values, batch * count * features, T(0)); }
 };
 
-// The gradient of each row's loss, given that of their reduction.
+// The gradient of each row's loss, given that of their reduction, or null for 1.
 template <class S>
 struct LossGradient {
-  const S* data;
+  const S* data = nullptr;
   int64_t stride_b = 0, stride_n = 0;
   double share = 1;  // of a row in the reduction
 
-  LossGradient(const Tensor& grad, const std::string& reduction, int64_t rows)
-      : data(const_data<S>(grad)) {
-    if (reduction == "none") {
-      stride_b = grad.stride(0);
-      stride_n = grad.stride(1);
+  LossGradient(const Tensor* grad, const std::string& reduction, int64_t rows) {
+    if (grad) data = const_data<S>(*grad);
+    if (grad && reduction == "none") {
+      stride_b = grad->stride(0);
+      stride_n = grad->stride(1);
     }
     if (reduction == "mean") share = 1 / static_cast<double>(rows);
   }
 
   double of(int64_t b, int64_t i) const {
-    return share * static_cast<double>(data[b * stride_b + i * stride_n]);
+    return data ? share * static_cast<double>(data[b * stride_b + i * stride_n]) : share;
   }
 };
 
@@ -180,9 +179,9 @@ struct Backward {
   Rows<S> grad_query, grad_positive;  // the latter without negatives: the keys'
 
   // One round: its queries' gradients whole, and its share of the keys'.
-  void operator()(int64_t b, int64_t first, int64_t entries, int64_t count) const {
+  void operator()(const Round<S>& round, const StoredTables<T>& stored = {}) const {
     Workspace workspace;
-    const Round<S> round(workspace, contrast, b, first, entries, count);
+    const int64_t entries = round.entries, count = round.count;
     const int64_t chunks = contrast.plan.chunks, size = round_up(round.width, kRowStep) * contrast.stride;
     // Per query: maximum, and the gradients of a logit, over its exponential, and of the positive's.
     T* weights = workspace.take<T>(entries * 3 * round.width);
@@ -192,7 +191,7 @@ struct Backward {
     torch::stable::parallel_for(0, entries * chunks, grain, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t entry = task / chunks;
-        scan(round, entry, task % chunks, weights + entry * 3 * round.width,
+        scan(round, stored, entry, task % chunks, weights + entry * 3 * round.width,
              partials + task * size);
       }
     });
@@ -236,18 +235,16 @@ struct Backward {
     }
   }
 
-  void scan(const Round<S>& round, int64_t entry, int64_t chunk, const T* weights,
-            T* query_sums) const {
+  void scan(const Round<S>& round, const StoredTables<T>& stored, int64_t entry, int64_t chunk,
+            const T* weights, T* query_sums) const {
     const auto& tile = tile_kernels<T>();
     const int64_t stride = contrast.stride, panels = stride / kTileCols;
     Workspace workspace;
-    TableScan<S> tables(workspace, round, entry);
+    TableScan<S> tables(workspace, round, entry, chunk, stored);
     T* key_sums = workspace.take<T>(kKeyBlock * stride);
-    const int64_t begin = chunk * contrast.plan.keys;
-    const int64_t end = std::min(begin + contrast.plan.keys, contrast.keys.count);
-    if (begin >= end) std::fill_n(query_sums, round.width * stride, T(0));
-    for (int64_t key = begin; key < end; key += kKeyBlock) {
-      const int64_t keys = std::min(kKeyBlock, end - key);
+    if (tables.first >= tables.last) std::fill_n(query_sums, round.width * stride, T(0));
+    for (int64_t key = tables.first; key < tables.last; key += kKeyBlock) {
+      const int64_t keys = std::min(kKeyBlock, tables.last - key);
       tables.take_keys(key, keys);
       for (int64_t q = 0; q < round.width; q += kQueryBlock) {
         const auto table = tables.table(q);
@@ -257,7 +254,7 @@ struct Backward {
           if (own) *own -= weights[2 * round.width + q + v];
         }
         tile.multiply(query_sums + q * stride, {table.logits, 1, kQueryBlock, tables.keys, stride,
-                                                keys, kGradChain, key > begin, table.queries, stride,
+                                                keys, kGradChain, key > tables.first, table.queries, stride,
                                                 panels, kTileCols});
         tile.multiply(key_sums, {table.logits, kQueryBlock, 1,
                                  round.entry_rows(entry) + q * stride, stride, table.queries,
@@ -342,30 +339,87 @@ void check_reduction(const char* op, const std::string& reduction) {
         "reduction none, mean or sum", reduction);
 }
 
+// The gradients of a call, empty where there is no input.
+struct Gradients {
+  Tensor query, positive, negatives, temperature;
+
+  explicit Gradients(const Inputs& inputs)
+      : query(empty(inputs.query, shape_of(inputs.query))),
+        positive(empty(inputs.query, shape_of(inputs.positive_key))),
+        negatives(like(inputs, inputs.negative_keys)),
+        temperature(like(inputs, inputs.learned_temperature)) {}
+
+  // Compute them: with `run`, called with each round and with what differentiates it.
+  template <class S, class Run>
+  void compute(const Contrast<S>& contrast, const LossGradient<S>& grad_loss,
+               const SavedStatistics<const Accumulator<S>>& saved, const Run& run) const {
+    using T = Accumulator<S>;
+    const auto key_output = rows<S>(contrast.in_batch ? positive : negatives);
+    const KeyGradients<S> key_grads(key_output);
+    const Backward<S> backward{contrast, key_grads,      grad_loss,
+                               saved,    rows<S>(query), rows<S>(positive)};
+    if (contrast.query.count == 0) key_grads.clear();  // no round writes them
+    contrast.for_rounds([&](const Round<S>& round) { run(round, backward); });
+    backward.finish_keys(key_output);
+    if (temperature.dim() == 0) {
+      *data<T>(temperature) = temperature_grad(contrast, grad_loss, saved.spread);
+    }
+  }
+
+ private:
+  static Tensor like(const Inputs& inputs, const std::optional<Tensor>& input) {
+    return input ? empty(*input, shape_of(*input)) : absent(inputs.query);
+  }
+};
+
 }  // namespace
 
-std::tuple<Tensor, Tensor> info_nce(Tensor query, Tensor positive_key,
-                                    std::optional<Tensor> negative_keys,
-                                    std::optional<Tensor> mask, std::optional<Tensor> labels,
-                                    std::optional<Tensor> learned_temperature, double temperature,
-                                    std::string reduction) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> info_nce(
+    Tensor query, Tensor positive_key, std::optional<Tensor> negative_keys,
+    std::optional<Tensor> mask, std::optional<Tensor> labels,
+    std::optional<Tensor> learned_temperature, double temperature, std::string reduction,
+    bool save_gradients) {
   const char* op = "info_nce";
   const Inputs inputs{query, positive_key, negative_keys, mask, labels, learned_temperature,
                       temperature};
   inputs.check_all(op);
   check_reduction(op, reduction);
-  const int64_t rows = query.size(0) * query.size(1);
+  check(!save_gradients || reduction != "none", op, "a reduction to save gradients of", "none");
+  const int64_t count = query.size(0) * query.size(1);
   Tensor loss = empty(query, loss_shape(query, reduction));
-  Tensor statistics = empty_statistic(query, {3});
+  std::optional<Gradients> grads;
+  if (save_gradients) grads.emplace(inputs);
+  Tensor statistics = grads ? absent(query) : empty_statistic(query, {3});
   dispatch(op, query.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     using T = Accumulator<S>;
-    const Contrast<S> contrast(inputs);
-    std::vector<T> losses(static_cast<size_t>(rows));
-    contrast.for_rounds(Forward<S>{contrast, losses.data(), {data<T>(statistics), rows}});
+    std::vector<T> losses(static_cast<size_t>(count)), scratch;
+    if (grads) scratch.resize(static_cast<size_t>(3 * count));
+    const SavedStatistics<T> saved(grads ? scratch.data() : data<T>(statistics), count);
+    const Contrast<S> contrast(inputs, save_gradients);
+    const Forward<S> forward{contrast, losses.data(), saved};
+    if (grads) {
+      const LossGradient<S> grad_loss(nullptr, reduction, count);
+      grads->compute(contrast, grad_loss, {scratch.data(), count},
+                     [&](const Round<S>& round, const Backward<S>& backward) {
+                       Workspace workspace;
+                       const int64_t tasks = round.entries * contrast.plan.chunks;
+                       StoredTables<T> stored;
+                       stored.memory = workspace.take<T>(
+                           tasks * StoredTables<T>::size(contrast.plan, round.width));
+                       forward(round, stored);
+                       stored.filled = true;
+                       backward(round, stored);
+                     });
+    } else {
+      contrast.for_rounds([&](const Round<S>& round) { forward(round); });
+    }
     reduce(data<S>(loss), losses, reduction);
   });
-  return {loss, statistics};
+  if (grads) {
+    return {loss, statistics, grads->query, grads->positive, grads->negatives, grads->temperature};
+  }
+  return {loss, statistics, absent(query), absent(query), absent(query), absent(query)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_backward(
@@ -380,30 +434,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_backward(
   check_shape(op, "grad_loss", grad_loss, loss_shape(query, reduction));
   check_like(op, "grad_loss", query, grad_loss);
   check_statistic(op, "statistics", query, statistics, {3});
-  Tensor grad_query = empty(query, shape_of(query));
-  Tensor grad_positive = empty(query, shape_of(positive_key));
-  Tensor grad_negatives = negative_keys ? empty(query, shape_of(*negative_keys)) : absent(query);
-  Tensor grad_temperature =
-      learned_temperature ? empty(*learned_temperature, {}) : absent(query);
+  const Gradients grads(inputs);
   dispatch(op, query.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     using T = Accumulator<S>;
-    const Contrast<S> contrast(inputs);
     const int64_t count = query.size(0) * query.size(1);
-    const LossGradient<S> grads(grad_loss, reduction, count);
-    const SavedStatistics<const T> saved(const_data<T>(statistics), count);
-    const auto key_output = rows<S>(negative_keys ? grad_negatives : grad_positive);
-    const KeyGradients<S> key_grads(key_output);
-    const Backward<S> backward{contrast, key_grads,       grads,
-                               saved,    rows<S>(grad_query), rows<S>(grad_positive)};
-    if (query.size(1) == 0) key_grads.clear();  // no round writes them
-    contrast.for_rounds(backward);
-    backward.finish_keys(key_output);
-    if (learned_temperature) {
-      *data<T>(grad_temperature) = temperature_grad(contrast, grads, saved.spread);
-    }
+    grads.compute(Contrast<S>(inputs), LossGradient<S>(&grad_loss, reduction, count),
+                  {const_data<T>(statistics), count},
+                  [](const Round<S>& round, const Backward<S>& backward) { backward(round); });
   });
-  return {grad_query, grad_positive, grad_negatives, grad_temperature};
+  return {grads.query, grads.positive, grads.negatives, grads.temperature};
 }
 
 }  // namespace clsd::cpu
