@@ -113,15 +113,29 @@ class InfoNCELoss(nn.Module):
     Args:
         temperature: divisor of the cosine similarities, > 0.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        learn_temperature: make ``temperature`` a parameter, of shape [], that starts at that value.
+            Nothing keeps it positive: give it a small learning rate.
     """
 
-    def __init__(self, temperature: float = 0.07, reduction: str = "mean") -> None:
+    def __init__(
+        self, temperature: float = 0.07, reduction: str = "mean", *, learn_temperature: bool = False
+    ) -> None:
         super().__init__()
-        self.temperature = temperature
+        if learn_temperature:
+            self.temperature = nn.Parameter(torch.tensor(float(temperature)))
+        else:
+            self.temperature = temperature
         self.reduction = reduction
 
     def forward(
-        self, query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None
+        self,
+        query: Tensor,
+        positive_key: Tensor,
+        negative_keys: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        group: "torch.distributed.ProcessGroup | None" = None,
     ) -> Tensor:
         return info_nce(
             query,
@@ -129,6 +143,9 @@ class InfoNCELoss(nn.Module):
             negative_keys,
             temperature=self.temperature,
             reduction=self.reduction,
+            mask=mask,
+            labels=labels,
+            group=group,
         )
 
 

@@ -79,18 +79,17 @@ def test_sizes(backend, temperature, count, negatives, features, heads):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("count", [1, 2, 16, 63, 300])
 @pytest.mark.parametrize("negatives", [None, 1, 64, 1000])
 @pytest.mark.parametrize("features", [8, 128])
 @pytest.mark.parametrize("heads", [1, 3])
 def test_sizes_reduced(backend, reduction, count, negatives, features, heads):
     """Whose gradients the native forward computes."""
     options = {"temperature": 0.07, "reduction": reduction}
-    number = max(2, min(16, 128 // (heads * count)))
     compare_draws(
         lambda *t: info_nce(*t, **options),
         lambda *t: plain(*t, **options),
-        [rows((heads,), count, features, negatives, seed) for seed in range(number)],
+        [rows((heads,), count, features, negatives, seed) for seed in range(24)],
         torch.float32,
     )
 

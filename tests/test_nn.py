@@ -3,6 +3,7 @@ import torch
 from plain_edsr import plain_info_nce
 from util import rand
 
+from clsd_fast import info_nce
 from clsd_fast.nn import (
     Conv3x3,
     DistanceRatioLoss,
@@ -76,6 +77,25 @@ def test_info_nce_loss(backend):
     logits = torch.cat([own, others], dim=-1) / 0.2
     expected = (logits.logsumexp(-1) - logits[..., 0]).mean()
     torch.testing.assert_close(loss(query, key, negatives), expected)
+
+
+def test_info_nce_loss_passes_its_options_on(backend):
+    query, key = rand(3, 5, 6), rand(3, 5, 6, seed=1)
+    options = {"mask": rand(5, 5, seed=2) > 0, "labels": torch.tensor([0, 0, 1, 2, 1])}
+    expected = info_nce(query, key, temperature=0.2, reduction="none", **options)
+    torch.testing.assert_close(InfoNCELoss(0.2, "none")(query, key, **options), expected)
+
+
+def test_info_nce_loss_learns_its_temperature(backend):
+    loss = InfoNCELoss(0.5, learn_temperature=True)
+    assert {name: p.shape for name, p in loss.named_parameters()} == {"temperature": ()}
+    assert not list(InfoNCELoss(0.5).parameters())
+    query, key = rand(5, 6).float(), rand(5, 6, seed=1).float()
+    value = loss(query, key)
+    torch.testing.assert_close(value, info_nce(query, key, temperature=0.5))
+    value.backward()
+    above, below = (info_nce(query, key, temperature=t) for t in (0.501, 0.499))
+    torch.testing.assert_close(loss.temperature.grad, (above - below) / 0.002, rtol=1e-2, atol=0)
 
 
 def test_distance_ratio_loss(backend):
