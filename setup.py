@@ -90,7 +90,7 @@ class CMakeBuild(build_ext):
 native = switch("CLSD_FAST_NATIVE", "on", ("on", "off")) == "on"
 setup(
     version=version(),
-    packages=["clsd_fast", "clsd_fast.ops", "clsd_train"],
+    packages=["clsd_fast", "clsd_fast.ops", "clsd_fast.triton", "clsd_train"],
     package_dir={"clsd_train": "python/clsd_train"},
     package_data={"clsd_fast": ["py.typed"]},
     ext_modules=[Extension(name, []) for name in ("clsd_fast._C", "clsd_train._host")]

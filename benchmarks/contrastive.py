@@ -1,6 +1,6 @@
 """The contrastive operators, forward and backward, against plain PyTorch.
 
-    python benchmarks/contrastive.py [--op info_nce] [--json FILE] [--plot FILE.png]
+    python benchmarks/contrastive.py [--op info_nce | --rows 100000] [--json FILE] [--plot FILE.png]
 
 One row an operator and shape. Before a row is timed its loss and gradients are held against plain
 PyTorch in float64: ``correctness`` is `measure.error_over_bound`, and above `measure.LIMIT` the
@@ -48,7 +48,7 @@ def table() -> list[Case]:
     """In-batch losses of all sizes, feature maps of [64, 48, 48] and tables of similarities."""
     info_nce = [(3, 16), (3, 64), (1, 256), (1, 1024), (1, 4096), (1, 16_384), (1, 32_768)]
     return [
-        *(Case("info_nce", heads, rows, 128) for heads, rows in [*info_nce, (1, 100_000)]),
+        *(Case("info_nce", heads, rows, 128) for heads, rows in info_nce),
         Case("distance_ratio_loss", 1, 16, 64 * 48 * 48),
         *(
             Case("pairwise_similarity", 1, rows, 128, metric)
@@ -227,6 +227,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     operators = sorted({case.op for case in table()})
     parser.add_argument("--op", choices=operators, help="only the rows of this operator")
+    parser.add_argument("--rows", type=int, help="only info_nce of this many rows")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=4.0, help="to time a row for, about")
     parser.add_argument("--rounds", type=int, help="timed calls of a row, instead of --seconds")
@@ -244,7 +245,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.keep_memory:
         measure.keep_freed_memory()
     rows = []
-    for case in table():
+    cases = [Case("info_nce", 1, options.rows, 128)] if options.rows else table()
+    for case in cases:
         if options.op in (None, case.op):
             rows.append(benchmark(case, options))
             print_row(rows[-1])

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import clsd_fast
-from clsd_fast.backend import runs_native
+from clsd_fast.backend import implementation
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -238,11 +238,12 @@ def resident_mib(field: str) -> float:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """What a figure depends on besides the benchmark's own options."""
-    native = runs_native("benchmark", torch.empty(0, device=device))
+    tensor = torch.empty(0, device=device)
+    kernels = {implementation(op, tensor) for op in clsd_fast.ops.__all__}
     return {
         "device": device_name(device),
         "threads": torch.get_num_threads(),
-        "kernels": "native" if native else "reference",
+        "kernels": " and ".join(sorted(kernels)),
         "torch": torch.__version__,
         "clsd_fast": clsd_fast.__version__,
         "commit": commit(),

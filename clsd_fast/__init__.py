@@ -1,6 +1,6 @@
 """Fused kernels, losses and modules for training small super-resolution networks."""
 
-from . import _native, losses, nn, ops  # schemas are defined before the native kernels are loaded
+from . import _native, _triton, losses, nn, ops  # schemas are defined before kernels are loaded
 from .backend import use_backend
 from .distill import CLSD, CLSDOutput
 from .edsr import EDSR
@@ -14,6 +14,7 @@ from .ops import (
 )
 
 _native.load()
+_triton.load()
 
 __version__ = "0.1.0"
 __all__ = [

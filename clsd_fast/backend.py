@@ -4,9 +4,9 @@ import os
 
 from torch import Tensor
 
-from . import _native
+from . import _native, _triton
 
-BACKENDS = ("auto", "native", "reference")
+BACKENDS = ("auto", "native", "triton", "reference")
 
 
 def _validated(name: str, source: str) -> str:
@@ -22,9 +22,10 @@ class use_backend:  # noqa: N801 - used like torch.no_grad
     """Choose the backend of all following calls, or of a ``with`` block.
 
     Args:
-        name: ``"auto"`` takes the native kernels where this installation has them for the
-            tensors' device, else plain PyTorch; ``"native"`` raises where there are none;
-            ``"reference"`` is plain PyTorch, differentiable to any order.
+        name: ``"auto"`` takes native kernels where this installation has them for the tensors'
+            device, else Triton kernels, else plain PyTorch; ``"native"`` and ``"triton"`` raise
+            where there are none of that kind; ``"reference"`` is plain PyTorch, differentiable
+            to any order.
 
     The initial value is that of the environment variable ``CLSD_FAST_BACKEND``, else ``auto``.
     The choice is one for the process, as with ``torch.backends``: it is not thread-local.
@@ -52,19 +53,44 @@ def current_backend() -> str:
     return _current
 
 
-def runs_native(op: str, tensor: Tensor) -> bool:
-    """Whether ``op`` on ``tensor`` goes to a native kernel.
+def uses_kernel(op: str, tensor: Tensor) -> bool:
+    """Whether ``op`` on ``tensor`` goes to a kernel of this package, not to plain PyTorch.
 
     Raises:
-        RuntimeError: if the backend is ``"native"`` and there is no such kernel.
+        RuntimeError: if the chosen backend has no such kernel.
     """
-    if _current == "reference":
-        return False
-    available = tensor.device.type in _native.devices
-    if not available and _current == "native":
-        reason = f" ({_native.missing})" if tensor.device.type == "cpu" else ""
-        raise RuntimeError(
-            f"{op}: expected a native kernel for {tensor.device.type} tensors, "
-            f"got none in this installation{reason}"
-        )
-    return available
+    return implementation(op, tensor) != "reference"
+
+
+def implementation(op: str, tensor: Tensor) -> str:
+    """Which backend serves ``op`` on ``tensor``: native, triton or reference.
+
+    The dispatcher has one kernel for a device, so at most one of the first two can.
+
+    Raises:
+        RuntimeError: if the chosen backend cannot.
+    """
+    device = tensor.device.type
+    reasons = {"native": _why_not_native(device), "triton": _why_not_triton(op, device)}
+    if _current == "auto":
+        return next((name for name, reason in reasons.items() if reason is None), "reference")
+    if reasons.get(_current) is not None:
+        raise RuntimeError(f"{op}: expected {reasons[_current]}")
+    return _current
+
+
+def _why_not_native(device: str) -> str | None:
+    if device in _native.devices:
+        return None
+    reason = f" ({_native.missing})" if device == "cpu" else ""
+    return f"a native kernel for {device} tensors, got none in this installation{reason}"
+
+
+def _why_not_triton(op: str, device: str) -> str | None:
+    if op not in _triton.OPERATORS:
+        return f"an operator with a Triton kernel ({', '.join(_triton.OPERATORS)}), got {op}"
+    if _triton.missing is not None:
+        return f"a Triton kernel for {device} tensors, got none ({_triton.missing})"
+    if device not in _triton.devices:
+        return f"{' or '.join(_triton.devices)} tensors for its Triton kernel, got {device}"
+    return None

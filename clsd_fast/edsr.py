@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .backend import runs_native
+from .backend import uses_kernel
 from .nn import Conv3x3, MeanShift, PixelShuffleUpsampler, ResidualBlock
 from .reference import memory_format
 
@@ -76,7 +76,7 @@ class EDSR(nn.Module):
         """
         if lr.dim() != 4 or lr.shape[1] != 3:
             raise ValueError(f"EDSR: expected images of shape [B, 3, h, w], got {list(lr.shape)}")
-        if runs_native("EDSR", lr):
+        if uses_kernel("EDSR", lr):
             lr = lr.contiguous(memory_format=torch.channels_last)
         return self.head(self.sub_mean(lr))
 

@@ -4,7 +4,7 @@ import platform
 
 import torch
 
-from . import __version__, _native
+from . import __version__, _native, _triton
 from .backend import current_backend
 
 
@@ -13,7 +13,7 @@ def report() -> dict[str, str]:
     if _native.missing is None:
         native = f"loaded from {_native.LIBRARY}"
     else:
-        native = f"missing: {_native.missing}; every call runs on the reference backend"
+        native = f"missing: {_native.missing}; CPU calls run on the reference backend"
     return {
         "clsd_fast": __version__,
         "python": platform.python_version(),
@@ -21,9 +21,20 @@ def report() -> dict[str, str]:
         "processor": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
         "native CPU kernels": native,
+        "Triton kernels": _triton_state(),
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "backend": current_backend(),
     }
+
+
+def _triton_state() -> str:
+    if _triton.missing is not None:
+        return f"missing: {_triton.missing}; GPU calls run on the reference backend"
+    try:
+        import triton
+    except ImportError as error:
+        return f"do not import: {error}"
+    return f"Triton {triton.__version__}, on GPUs, for {', '.join(_triton.OPERATORS)}"
 
 
 def main() -> None:

@@ -1,19 +1,50 @@
 import os
+from importlib import import_module
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 
 import clsd_fast
-from clsd_fast import _native
+from clsd_fast import _native, _triton
 
 # The tensors are tiny: on a busy machine threads would wait for each other most of the time.
 # The tests of threads (test_library.py) choose their own number.
 torch.set_num_threads(1)
 
 
-def pytest_report_header() -> str:
-    return f"native CPU library: {_native.missing or 'loaded'}"
+def import_interpreted() -> str | None:
+    """Import the Triton kernels for its interpreter, or say why they cannot run there.
+
+    This comes before all tests: whatever imports Triton first decides for the process whether
+    kernels are compiled or interpreted.
+    """
+    if _triton.missing is not None:
+        return _triton.missing
+    if torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        return "beside a GPU, the kernels are compiled unless TRITON_INTERPRET=1"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        for op in _triton.OPERATORS:
+            import_module(f"clsd_fast.triton.{op}")
+        version = import_module("triton").__version__
+    if (
+        version.startswith(("3.5.", "3.6."))
+        and numpy.lib.NumpyVersion(numpy.__version__) >= "2.4.0"
+    ):
+        return f"that of Triton {version} needs NumPy < 2.4, got {numpy.__version__}"
+    return None
+
+
+NOT_INTERPRETED = import_interpreted()
+
+
+def pytest_report_header() -> list[str]:
+    return [
+        f"native CPU library: {_native.missing or 'loaded'}",
+        f"Triton's interpreter: {NOT_INTERPRETED or 'ready'}",
+    ]
 
 
 @pytest.fixture(params=["native", "reference"])
@@ -32,6 +63,20 @@ def native():
         pytest.skip(f"needs the native CPU library: {_native.missing}")
     with clsd_fast.use_backend("native"):
         yield
+
+
+@pytest.fixture
+def interpreted_triton(monkeypatch):
+    """The Triton kernels on CPU tensors, interpreted, in use for the test."""
+    if NOT_INTERPRETED is not None:
+        pytest.skip(f"needs Triton's interpreter: {NOT_INTERPRETED}")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(_triton, "devices", frozenset({"cpu"}))
+    library = torch.library.Library("clsd_fast", "IMPL")
+    _triton.register(library, "CPU", allow_override=True)
+    with clsd_fast.use_backend("triton"):
+        yield
+    library._destroy()
 
 
 @pytest.fixture

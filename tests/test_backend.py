@@ -34,7 +34,9 @@ def test_setter_and_context_manager():
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match="expected one of auto, native, reference, got 'cuda'"):
+    with pytest.raises(
+        ValueError, match="expected one of auto, native, triton, reference, got 'cuda'"
+    ):
         clsd_fast.use_backend("cuda")
 
 
@@ -78,14 +80,17 @@ def test_environment_variable():
     code = "import clsd_fast.backend as b; print(b.current_backend())"
     assert run_python(code, CLSD_FAST_BACKEND="reference").stdout == "reference\n"
     failed = run_python(code, CLSD_FAST_BACKEND="fast")
-    assert "CLSD_FAST_BACKEND: expected one of auto, native, reference, got 'fast'" in failed.stderr
+    assert (
+        "CLSD_FAST_BACKEND: expected one of auto, native, triton, reference, got 'fast'"
+        in failed.stderr
+    )
 
 
 def test_env_reports_a_missing_library(without_library, capsys):
     env.main()
     printed = capsys.readouterr().out
     assert "missing: _C.so was not built for this installation" in printed
-    assert "every call runs on the reference backend" in printed
+    assert "CPU calls run on the reference backend" in printed
 
 
 def test_env_reports_the_loaded_library(native, capsys):

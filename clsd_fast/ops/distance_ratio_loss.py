@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import reference
 from .._library import register
-from ..backend import runs_native
+from ..backend import uses_kernel
 from . import _common
 from .info_nce import check_contrast, fake_contrast_grads, fake_statistic
 
@@ -62,7 +62,7 @@ def distance_ratio_loss(
         _common.fail(op, "two rows or given negatives", "1 row")
     if negatives is not None and negatives.shape[-2] == 0:
         _common.fail(op, "at least 1 row of negatives", 0)
-    if runs_native(op, anchor):
+    if uses_kernel(op, anchor):
         batched = [_common.batch_rows(lead, t) for t in tensors]
         loss, _, _ = _distance_ratio_loss(*batched, eps)
         return reference.reduce(loss.reshape(*lead, rows), reduction)

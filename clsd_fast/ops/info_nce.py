@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import reference
 from .._library import register
-from ..backend import runs_native
+from ..backend import implementation
 from . import _common
 from ._distributed import gather_rows, roll_columns
 
@@ -92,7 +92,9 @@ def info_nce(
         positive_key, negative_keys, mask, labels = _gather(
             op, group, positive_key, negative_keys, mask, labels
         )
-    if runs_native(op, query):
+    kernel = implementation(op, query)
+    if kernel != "reference":
+        save_gradients = kernel == "native" and reduction != "none"
         loss, *_ = _info_nce(
             _common.batch_rows(lead, query),
             _common.batch_rows(lead, positive_key),
@@ -102,7 +104,7 @@ def info_nce(
             learned,
             number,
             reduction,
-            reduction != "none" and _saves_gradients(keys, query, positive_key, negative_keys),
+            save_gradients and _saves_gradients(keys, query, positive_key, negative_keys),
         )
         return loss.reshape(*lead, query.shape[-2]) if reduction == "none" else loss
     with _common.without_autocast(query):
@@ -112,12 +114,12 @@ def info_nce(
 
 
 def _saves_gradients(keys: int, query: Tensor, *others: Tensor | None) -> bool:
-    """Whether the forward computes the gradients, which the backward then scales.
+    """Whether the CPU's forward computes the gradients, which the backward then scales.
 
     It saves a quarter of the arithmetic while the logits of a few hundred queries stay in the
     cache. 16-bit gradients would underflow before a loss scale can multiply them.
     """
-    if query.device.type != "cpu" or query.element_size() == 2 or keys > _MOST_CACHED_KEYS:
+    if query.element_size() == 2 or keys > _MOST_CACHED_KEYS:
         return False
     return torch.is_grad_enabled() and any(
         rows is not None and rows.requires_grad for rows in (query, *others)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import reference
 from .._library import register
-from ..backend import runs_native
+from ..backend import uses_kernel
 from . import _common
 
 METRICS = ("cosine", "dot", "l1")
@@ -44,7 +44,7 @@ def pairwise_similarity(query: Tensor, key: Tensor, metric: str = "cosine") -> T
     _common.check_rows(op, "key", key, query.shape[-1])
     _common.check_like(op, query, key=key)
     lead = _common.broadcast_lead(op, query=query.shape[:-2], key=key.shape[:-2])
-    if runs_native(op, query):
+    if uses_kernel(op, query):
         rows = _common.batch_rows(lead, query), _common.batch_rows(lead, key)
         table = _pairwise_similarity(*rows, metric)
         return table.reshape(*lead, query.shape[-2], key.shape[-2])

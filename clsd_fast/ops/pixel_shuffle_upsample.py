@@ -4,7 +4,7 @@ from torch import Tensor
 
 from .. import reference
 from .._library import register
-from ..backend import runs_native
+from ..backend import uses_kernel
 from . import _common
 from .conv3x3 import empty_images, fake_conv_grads
 
@@ -45,7 +45,7 @@ def pixel_shuffle_upsample(
     if weight.shape[0] % square:
         expected = f"weight of shape [{square} K, {x.shape[1]}, 3, 3]"
         _common.fail(op, expected, list(weight.shape))
-    if runs_native(op, x):
+    if uses_kernel(op, x):
         return _pixel_shuffle_upsample(x, weight, bias, upscale_factor)
     with _common.without_autocast(x):
         return reference.pixel_shuffle_upsample(x, weight, bias, upscale_factor)

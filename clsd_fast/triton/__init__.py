@@ -1,0 +1,1 @@
+"""The contrastive operators on GPUs, one module each. Importing a module needs Triton."""

@@ -1,0 +1,394 @@
+"""Batched contrastive (InfoNCE) loss without storing the logits.
+
+The forward keeps a running maximum and a rescaled sum; the backward recomputes the cosines, once
+for the kernel that owns query rows and once for the one that owns keys, so that each gradient is
+summed by one program in one order. Row i's positive is computed as a product of two rows and left
+out of the tile of products, in every kernel alike: no mask or label can exclude it.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .. import reference
+from ._common import (
+    add_weighted,
+    empty_statistic,
+    gradient_options,
+    inverse,
+    launch,
+    load_tile,
+    load_vector,
+    normalization_grad,
+    paired_cosines,
+    product_options,
+    row_cosines,
+    row_norms,
+    saved_inverse_norms,
+    split_program,
+    split_program_2d,
+    store_tile,
+    strided,
+    tile_inside,
+    tile_pointers,
+)
+
+#: Elements of the sum over all rows that is the temperature's gradient, at a time.
+SUM_BLOCK = tl.constexpr(1024)
+
+
+@triton.jit
+def inverse_temperature(learned, temperature, acc_type: tl.constexpr):
+    if learned is not None:
+        temperature = tl.load(learned)
+    # float64 divides to the nearest; `full` takes a number as it is, `cast` by way of float32.
+    return (1.0 / tl.full([], temperature, tl.float64)).to(acc_type)
+
+
+@triton.jit
+def inner_product(x, y, batch, n, acc_type: tl.constexpr):
+    """Sum of x * y, both [batch, n], in one fixed order."""
+    x_pointer, x_stride_b, x_stride_n = x
+    y_pointer, y_stride_b, y_stride_n = y
+    total = tl.zeros([SUM_BLOCK], acc_type)
+    for start in range(0, batch * n, SUM_BLOCK):
+        k = start + tl.arange(0, SUM_BLOCK)
+        b, i = (k // n).to(tl.int64), (k % n).to(tl.int64)
+        inside = k < batch * n
+        x_values = tl.load(x_pointer + b * x_stride_b + i * x_stride_n, mask=inside, other=0)
+        y_values = tl.load(y_pointer + b * y_stride_b + i * y_stride_n, mask=inside, other=0)
+        total += x_values.to(acc_type) * y_values.to(acc_type)
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def kept_pairs(b, i, n, j, m, mask, labels, in_batch: tl.constexpr):
+    """Which pairs [i, j] are negatives; queries and keys may swap roles if mask is transposed."""
+    kept = tile_inside(i, n, j, m)
+    if in_batch:
+        kept = kept & (i[:, None] != j[None, :])
+    if labels is not None:
+        row_labels, column_labels = load_vector(labels, b, i, n, 0), load_vector(labels, b, j, m, 0)
+        kept = kept & (row_labels[:, None] != column_labels[None, :])
+    if mask is not None:
+        kept = kept & (tl.load(tile_pointers(mask, b, i, j), mask=kept, other=0) == 0)
+    return kept
+
+
+@triton.jit
+def info_nce_forward_kernel(
+    query,
+    positive,
+    keys,
+    key_inverses,
+    mask,
+    labels,
+    learned_temperature,
+    temperature: tl.float64,
+    loss,
+    maximum,
+    sum_exp,
+    spread,
+    n,
+    m,
+    d,
+    in_batch: tl.constexpr,
+    acc_type: tl.constexpr,
+    block_n: tl.constexpr,
+    block_m: tl.constexpr,
+    block_d: tl.constexpr,
+):
+    b, i = split_program(n, block_n)
+    scale = inverse_temperature(learned_temperature, temperature, acc_type)
+    cosine, query_norm, _ = paired_cosines(query, positive, b, i, n, d, acc_type, block_d)
+    query_inverse = inverse(query_norm)
+    own = cosine * scale
+    # Starting from the positive keeps the maximum finite.
+    highest = own
+    total = tl.full([block_n], 1, acc_type)  # of exp(logit - highest)
+    weighted = tl.zeros([block_n], acc_type)  # of exp(logit - highest) (logit - highest)
+    for start in range(0, m, block_m):
+        j = start + tl.arange(0, block_m)
+        cosines, _ = row_cosines(
+            query, query_inverse, i, n, keys, key_inverses, j, m, b, d, acc_type, block_d
+        )
+        kept = kept_pairs(b, i, n, j, m, mask, labels, in_batch)
+        logits = tl.where(kept, cosines * scale, float("-inf"))
+        lower, highest = highest, tl.maximum(highest, tl.max(logits, 1))
+        relative = tl.where(kept, logits - highest[:, None], 0)
+        exps = tl.where(kept, tl.exp(relative), 0)
+        fall = lower - highest
+        shrink = tl.exp(fall)
+        weighted = shrink * (weighted + fall * total) + tl.sum(exps * relative, 1)
+        total = shrink * total + tl.sum(exps, 1)
+    own -= highest
+    row, inside = b * n + i, i < n
+    tl.store(loss + row, tl.log(total) - own, mask=inside)
+    tl.store(maximum + row, highest, mask=inside)
+    tl.store(sum_exp + row, total, mask=inside)
+    tl.store(spread + row, weighted / total - own, mask=inside)
+
+
+@triton.jit
+def info_nce_query_grad_kernel(
+    query,
+    positive,
+    keys,
+    key_inverses,
+    mask,
+    labels,
+    learned_temperature,
+    temperature: tl.float64,
+    grad_loss,
+    maximum,
+    sum_exp,
+    spread,
+    share: tl.float64,  # of a row in the reduced loss
+    grad_query,
+    grad_positive,  # None in batch, where it belongs to the kernel below
+    grad_temperature,
+    batch,
+    n,
+    m,
+    d,
+    in_batch: tl.constexpr,
+    acc_type: tl.constexpr,
+    block_n: tl.constexpr,
+    block_m: tl.constexpr,
+    block_d: tl.constexpr,
+    block_f: tl.constexpr,
+    whole: tl.constexpr,
+):
+    b, i, f = split_program_2d(n, d, block_n, block_f)
+    dtype: tl.constexpr = query[0].dtype.element_ty
+    scale = inverse_temperature(learned_temperature, temperature, acc_type)
+    if learned_temperature is not None:
+        if tl.program_id(0) == 0:
+            total_spread = inner_product(grad_loss, spread, batch, n, acc_type)
+            tl.store(grad_temperature, -total_spread * scale * tl.full([], share, acc_type))
+    cosine, query_norm, positive_norm = paired_cosines(
+        query, positive, b, i, n, d, acc_type, block_d
+    )
+    query_inverse = inverse(query_norm)
+    highest = load_vector(maximum, b, i, n, 0)
+    # Gradients of the unit rows: the sum over keys of weight * unit key. Its product with the unit
+    # row is the sum of weight * cosine.
+    summed = tl.zeros([block_n, block_f], acc_type)
+    projection = tl.zeros([block_n], acc_type)
+    for start in range(0, m, block_m):
+        j = start + tl.arange(0, block_m)
+        cosines, key_inverse = row_cosines(
+            query, query_inverse, i, n, keys, key_inverses, j, m, b, d, acc_type, block_d
+        )
+        kept = kept_pairs(b, i, n, j, m, mask, labels, in_batch)
+        exps = tl.where(kept, tl.exp(cosines * scale - highest[:, None]), 0)
+        units = (load_tile(keys, b, j, m, f, d) * key_inverse[:, None]).to(dtype)
+        summed, exps = add_weighted(summed, exps, units)
+        projection += tl.sum(exps * cosines, 1)
+    total = load_vector(sum_exp, b, i, n, 1)
+    grad = load_vector(grad_loss, b, i, n, 0).to(acc_type) * (scale * tl.full([], share, acc_type))
+    own = grad * (tl.exp(cosine * scale - highest) / total - 1)
+    positive_units = load_tile(positive, b, i, n, f, d) * inverse(positive_norm)[:, None]
+    summed = summed * (grad / total)[:, None] + positive_units * own[:, None]
+    projection = projection * (grad / total) + cosine * own
+    result = normalization_grad(summed, query, b, i, n, f, d, query_norm, projection, whole)
+    store_tile(grad_query, b, i, n, f, d, result)
+    if grad_positive is not None:
+        summed = load_tile(query, b, i, n, f, d) * (query_inverse * own)[:, None]
+        result = normalization_grad(
+            summed, positive, b, i, n, f, d, positive_norm, cosine * own, whole
+        )
+        store_tile(grad_positive, b, i, n, f, d, result)
+
+
+@triton.jit
+def info_nce_key_grad_kernel(
+    keys,
+    query,
+    query_inverses,
+    mask,  # [key, query]
+    labels,
+    learned_temperature,
+    temperature: tl.float64,
+    grad_loss,
+    maximum,
+    sum_exp,
+    share: tl.float64,
+    grad_keys,
+    m,
+    n,
+    d,
+    in_batch: tl.constexpr,
+    acc_type: tl.constexpr,
+    block_n: tl.constexpr,
+    block_m: tl.constexpr,
+    block_d: tl.constexpr,
+    block_f: tl.constexpr,
+    whole: tl.constexpr,
+):
+    b, j, f = split_program_2d(m, d, block_m, block_f)
+    dtype: tl.constexpr = keys[0].dtype.element_ty
+    scale = inverse_temperature(learned_temperature, temperature, acc_type)
+    key_norm = row_norms(keys, b, j, m, d, acc_type, block_d)
+    key_inverse = inverse(key_norm)
+    summed = tl.zeros([block_m, block_f], acc_type)
+    projection = tl.zeros([block_m], acc_type)
+    for start in range(0, n, block_n):
+        i = start + tl.arange(0, block_n)
+        cosines, query_inverse = row_cosines(
+            keys, key_inverse, j, m, query, query_inverses, i, n, b, d, acc_type, block_d
+        )
+        kept = kept_pairs(b, j, m, i, n, mask, labels, in_batch)
+        highest = load_vector(maximum, b, i, n, 0)
+        total = load_vector(sum_exp, b, i, n, 1)
+        grad = load_vector(grad_loss, b, i, n, 0).to(acc_type) / total
+        exps = tl.where(kept, tl.exp(cosines * scale - highest[None, :]), 0)
+        units = (load_tile(query, b, i, n, f, d) * query_inverse[:, None]).to(dtype)
+        summed, weights = add_weighted(summed, exps * grad[None, :], units)
+        projection += tl.sum(weights * cosines, 1)
+    if in_batch:
+        cosine, _, query_norm = paired_cosines(keys, query, b, j, n, d, acc_type, block_d)
+        highest = load_vector(maximum, b, j, n, 0)
+        total = load_vector(sum_exp, b, j, n, 1)
+        grad = load_vector(grad_loss, b, j, n, 0).to(acc_type)
+        own = grad * (tl.exp(cosine * scale - highest) / total - 1)
+        summed += load_tile(query, b, j, n, f, d) * (inverse(query_norm) * own)[:, None]
+        projection += cosine * own
+    scale *= tl.full([], share, acc_type)
+    summed, projection = summed * scale, projection * scale
+    summed = normalization_grad(summed, keys, b, j, m, f, d, key_norm, projection, whole)
+    store_tile(grad_keys, b, j, m, f, d, summed)
+
+
+def info_nce(
+    query: Tensor,
+    positive_key: Tensor,
+    negative_keys: Tensor | None,
+    mask: Tensor | None,
+    labels: Tensor | None,
+    learned_temperature: Tensor | None,
+    temperature: float,
+    reduction: str,
+    save_gradients: bool,
+) -> tuple[Tensor, ...]:
+    """Reduced loss; largest logit, sum of exp(logit - largest) and spread of each row, [3, B, N].
+
+    Args:
+        query: [B, N, D].
+        positive_key: [B, P, D], P >= N; P == N with given negatives.
+        negative_keys: [B, M, D] or None for the other positives.
+        mask: bool [B, N, M], or [B, N, P] without negative_keys; True excludes.
+        labels: int64 [B, P] or None; equal ones exclude. Without negative_keys only.
+        learned_temperature: of one element, used instead of temperature if given.
+        temperature: a number.
+        reduction: none, mean or sum. The last two are a launch of PyTorch's after the kernel.
+        save_gradients: must be False, and the last four outputs are empty.
+    """
+    if save_gradients:
+        raise RuntimeError("info_nce: expected save_gradients False for Triton kernels, got True")
+    batch, n, d = query.shape
+    in_batch = negative_keys is None
+    keys = positive_key if in_batch else negative_keys
+    losses = empty_statistic(query, batch, n)
+    statistics = empty_statistic(query, 3, batch, n)
+    options = product_options(query, n, keys.shape[1])
+    launch(
+        info_nce_forward_kernel,
+        batch * triton.cdiv(n, options["block_n"]),
+        strided(query),
+        strided(positive_key),
+        strided(keys),
+        saved_inverse_norms(keys, n),
+        strided(mask),
+        strided(labels),
+        learned_temperature,
+        temperature,
+        losses,
+        *statistics.unbind(),
+        n,
+        keys.shape[1],
+        d,
+        in_batch=in_batch,
+        **options,
+    )
+    loss = reference.reduce(losses, reduction).to(query.dtype)
+    return loss, statistics, *(query.new_empty(0) for _ in range(4))
+
+
+def _empty_grad(learned_temperature: Tensor | None, like: Tensor) -> Tensor:
+    if learned_temperature is None:
+        return like.new_empty(0)
+    # Without rows there is no program to write it.
+    empty = torch.empty_like if like.numel() else torch.zeros_like
+    return empty(learned_temperature)
+
+
+def info_nce_backward(
+    grad_loss: Tensor,
+    statistics: Tensor,
+    query: Tensor,
+    positive_key: Tensor,
+    negative_keys: Tensor | None,
+    mask: Tensor | None,
+    labels: Tensor | None,
+    learned_temperature: Tensor | None,
+    temperature: float,
+    reduction: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the rows and of the temperature; empty for what is None.
+
+    grad_loss is [B, N], or [] of a reduced loss; the rest is as in :func:`info_nce`.
+    """
+    batch, n, d = query.shape
+    in_batch = negative_keys is None
+    keys = positive_key if in_batch else negative_keys
+    m = keys.shape[1]
+    grad_query, grad_positive = query.new_empty(query.shape), query.new_empty(positive_key.shape)
+    grad_negatives = query.new_empty(0 if in_batch else keys.shape)
+    grad_temperature = _empty_grad(learned_temperature, like=query)
+    terms = strided(labels), learned_temperature, temperature
+    maximum, sum_exp, spread = statistics
+    grad_loss = grad_loss.expand(batch, n)
+    rows = strided(grad_loss), strided(maximum), strided(sum_exp)
+    share = 1.0 / max(1, batch * n) if reduction == "mean" else 1.0
+    options = gradient_options(query, n, m) | {"in_batch": in_batch}
+    strips = triton.cdiv(d, options["block_f"])
+    launch(
+        info_nce_query_grad_kernel,
+        batch * triton.cdiv(n, options["block_n"]) * strips,
+        strided(query),
+        strided(positive_key),
+        strided(keys),
+        saved_inverse_norms(keys, n),
+        strided(mask),
+        *terms,
+        *rows,
+        strided(spread),
+        share,
+        strided(grad_query),
+        None if in_batch else strided(grad_positive),
+        None if learned_temperature is None else grad_temperature,
+        batch,
+        n,
+        m,
+        d,
+        **options,
+    )
+    launch(
+        info_nce_key_grad_kernel,
+        batch * triton.cdiv(m, options["block_m"]) * strips,
+        strided(keys),
+        strided(query),
+        saved_inverse_norms(query, n),
+        None if mask is None else strided(mask.mT),
+        *terms,
+        *rows,
+        share,
+        strided(grad_positive if in_batch else grad_negatives),
+        m,
+        n,
+        d,
+        **options,
+    )
+    return grad_query, grad_positive, grad_negatives, grad_temperature

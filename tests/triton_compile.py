@@ -1,0 +1,107 @@
+"""Compiles every Triton kernel, as the operators launch it, for a GPU that need not be there.
+
+A process of its own, because Triton is imported either for its interpreter or for its compiler:
+``python triton_compile.py cuda 90 float16`` prints one JSON object a kernel.
+"""
+
+import json
+import sys
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from clsd_fast.triton import _common, distance_ratio_loss, info_nce, pairwise_similarity
+
+TYPES = {
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int64: "i64",
+    torch.bool: "i1",
+}
+MODULES = (_common, distance_ratio_loss, info_nce, pairwise_similarity)
+
+
+def launches(dtype: torch.dtype) -> list[tuple]:
+    """(kernel, arguments, options) of every launch of one call of each variant."""
+    recorded = []
+    for module in MODULES:
+        module.launch = lambda kernel, programs, *args, **options: recorded.append(
+            (kernel, args, options)
+        )
+
+    def rows(*shape, dtype=dtype):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    def forward_and_backward(module, *args):
+        name = module.__name__.split(".")[-1]
+        outputs = getattr(module, name)(*args)
+        loss, *saved = [outputs] if isinstance(outputs, torch.Tensor) else outputs
+        if name == "info_nce":  # which has more outputs and an argument of the forward alone
+            saved, args = saved[:1], args[:-1]
+        getattr(module, f"{name}_backward")(loss, *saved, *args)
+
+    query, other, large = rows(3, 64, 128), rows(3, 48, 128), rows(3, 300, 200)
+    mask, labels = rows(3, 64, 64, dtype=torch.bool), rows(3, 64, dtype=torch.int64)
+    learned = rows(dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    for metric in ("cosine", "dot", "l1"):
+        forward_and_backward(pairwise_similarity, query, other, metric)
+    forward_and_backward(pairwise_similarity, large, large, "cosine")
+    forward_and_backward(info_nce, query, query, None, mask, labels, learned, 1.0, "mean", False)
+    forward_and_backward(
+        info_nce, query, query, other, mask[..., :48], None, None, 0.07, "sum", False
+    )
+    forward_and_backward(info_nce, large, large, None, None, None, None, 0.07, "none", False)
+    for negatives in (None, rows(3, 9, 64 * 48 * 48)):
+        maps = rows(3, 16, 64 * 48 * 48)
+        forward_and_backward(distance_ratio_loss, maps, maps, negatives, 1e-7)
+    return recorded
+
+
+def source(kernel: triton.JITFunction, args: tuple, options: dict) -> ASTSource:
+    """The kernel specialized as at a launch: None, strides of 1 and options are constants."""
+    signature, constants, attributes = {}, {}, {}
+
+    def type_of(value, path):
+        if isinstance(value, tuple):
+            return tuple(type_of(item, (*path, k)) for k, item in enumerate(value))
+        if value is None or (isinstance(value, int) and value == 1):
+            constants[path] = value
+            return "constexpr"
+        if isinstance(value, torch.Tensor) or value % 16 == 0:
+            attributes[path] = [["tt.divisibility", 16]]
+        if isinstance(value, torch.Tensor):
+            return f"*{TYPES[value.dtype]}"
+        return "fp64" if isinstance(value, float) else "i32"
+
+    for index, name in enumerate(kernel.arg_names):
+        if name in options:
+            signature[name], constants[(index,)] = "constexpr", options[name]
+        else:
+            signature[name] = type_of(args[index], (index,))
+    return ASTSource(kernel, signature, constants, attributes)
+
+
+def main(backend: str, architecture: str, dtype: str) -> None:
+    target = {
+        "cuda": lambda: GPUTarget("cuda", int(architecture), 32),
+        "hip": lambda: GPUTarget("hip", architecture, 64),
+    }[backend]()
+    for kernel, args, options in launches(getattr(torch, dtype)):
+        warps = {"num_warps": options.get("num_warps", 4)}
+        compiled = triton.compile(source(kernel, args, options), target=target, options=warps)
+        text = compiled.asm["ptx" if backend == "cuda" else "amdgcn"]
+        facts = {
+            "kernel": compiled.metadata.name,
+            "shared": compiled.metadata.shared,
+            "mma": any(word in text for word in ("mma.sync", "wgmma", "tcgen05.mma", "v_mfma")),
+            "tf32": "tf32" in text,
+        }
+        print(json.dumps(facts), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
