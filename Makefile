@@ -25,6 +25,7 @@ lint: .venv/installed
 bench: .venv/installed
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/ops.py
+	$(BIN)/python benchmarks/contrastive.py
 
 # The operators' tests on kernels that report bad accesses and undefined operations; they take ten
 # times as long there, so those of 1000 rows are left out.
