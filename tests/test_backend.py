@@ -7,7 +7,7 @@ import torch
 from util import rand
 
 import clsd_fast
-from clsd_fast import _native, backend, env
+from clsd_fast import _native, _triton, backend, env
 
 
 @pytest.fixture
@@ -107,3 +107,50 @@ def test_a_library_that_does_not_load_is_remembered(monkeypatch, tmp_path):
     _native.load()
     assert _native.devices == frozenset()
     assert _native.missing.startswith("_C.so does not load: ")
+
+
+def similarity(device="cpu"):
+    return clsd_fast.pairwise_similarity(torch.ones(2, 3, device=device), torch.ones(1, 3))
+
+
+def test_triton_raises_without_triton(monkeypatch):
+    monkeypatch.setattr(_triton, "find_spec", lambda name: None)
+    monkeypatch.setattr(_triton, "devices", frozenset())
+    monkeypatch.setattr(_triton, "missing", None)
+    _triton.load()
+    message = "pairwise_similarity: expected a Triton kernel .*, got none .Triton is not installed"
+    with clsd_fast.use_backend("triton"), pytest.raises(RuntimeError, match=message):
+        similarity()
+    assert env.report()["Triton kernels"].startswith("missing: Triton is not installed")
+
+
+def test_triton_raises_for_cpu_tensors(monkeypatch):
+    monkeypatch.setattr(_triton, "devices", frozenset({"cuda"}))
+    monkeypatch.setattr(_triton, "missing", None)
+    message = "pairwise_similarity: expected cuda tensors for its Triton kernel, got cpu"
+    with clsd_fast.use_backend("triton"), pytest.raises(RuntimeError, match=message):
+        similarity()
+
+
+def test_triton_raises_for_an_operator_without_a_kernel():
+    message = r"conv3x3: expected an operator with a Triton kernel \(.*info_nce.*\), got conv3x3"
+    with clsd_fast.use_backend("triton"), pytest.raises(RuntimeError, match=message):
+        convolve()
+
+
+def test_auto_takes_what_the_device_has(monkeypatch):
+    class OnGpu:
+        device = torch.device("cuda")
+
+    monkeypatch.setattr(_triton, "devices", frozenset({"cuda"}))
+    monkeypatch.setattr(_triton, "missing", None)
+    with clsd_fast.use_backend("auto"):
+        assert backend.implementation("info_nce", OnGpu) == "triton"
+        assert backend.implementation("conv3x3", OnGpu) == "reference"
+        monkeypatch.setattr(_triton, "missing", "Triton is not installed")
+        assert backend.implementation("info_nce", OnGpu) == "reference"
+
+
+def test_importing_the_package_imports_no_triton():
+    code = "import clsd_fast, sys; print('triton' in sys.modules)"
+    assert run_python(code, CLSD_FAST_BACKEND="auto").stdout == "False\n"

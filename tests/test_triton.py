@@ -54,11 +54,11 @@ PAIRWISE = [
         keys=[9],
         features=[33],
     ),
-    *cases(pairwise.test_sizes, metric=["dot", "l1"], rows=[1, 35], keys=[1], features=[1]),
-    *cases(pairwise.test_sizes, metric=["dot", "l1"], rows=[35], keys=[33], features=[1]),
-    *cases(pairwise.test_sizes, metric=pairwise.METRICS, rows=[1, 35], keys=[33], features=[8]),
-    *cases(pairwise.test_sizes, metric=pairwise.METRICS, rows=[17], keys=[1], features=[129]),
-    *cases(pairwise.test_sizes, metric=["cosine"], rows=[130], keys=[3], features=[129]),
+    *cases(pairwise.test_sizes, metric=["dot", "l1"], rows=[1], keys=[1], features=[1]),
+    *cases(pairwise.test_sizes, metric=["cosine", "dot"], rows=[35], keys=[33], features=[8, 129]),
+    *cases(pairwise.test_sizes, metric=["l1"], rows=[17], keys=[2], features=[8, 129]),
+    # More rows than each program finds the norms for.
+    *cases(pairwise.test_sizes, metric=["cosine"], rows=[130], keys=[2], features=[70]),
     *cases(pairwise.test_expanded_gradient, metric=pairwise.METRICS, dtype=FLOATS),
     *cases(pairwise.test_leading_dimensions_broadcast, metric=pairwise.METRICS),
     *cases(pairwise.test_long_rows, metric=["l1"]),
@@ -98,8 +98,8 @@ INFO_NCE = [
 ]
 DISTANCE_RATIO = [
     *cases(ratio.test_dtypes_and_layouts, dtype=FLOATS, layout=LAYOUTS, negatives=[None, 9]),
-    *cases(ratio.test_sizes, count=[2, 19], negatives=[None, 33], features=[1, 129]),
-    *cases(ratio.test_long_rows, negatives=[None, 3]),
+    *cases(ratio.test_sizes, count=[2, 19], negatives=[None, 9], features=[1, 129]),
+    *cases(ratio.test_long_rows, negatives=[3]),
     *cases(ratio.test_heads_share_a_positive),
     *cases(ratio.test_anchor_at_its_positive),
     *cases(ratio.test_all_rows_identical_are_finite),
@@ -178,7 +178,7 @@ def test_info_nce_with_norms_found_at_once(negatives):
 
 
 @pytest.mark.parametrize("temperature", [0.01, 1.0])
-@pytest.mark.parametrize("negatives", [None, 1, 35])
+@pytest.mark.parametrize("negatives", [None, 35])
 def test_gradient_of_the_temperature(temperature, negatives):
     scaled = []
     for count, heads, seed in itertools.product((2, 17), (1, 3), range(6)):

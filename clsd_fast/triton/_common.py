@@ -260,10 +260,7 @@ def row_cosines(
     ``x_inverse`` are those of the former; ``saved`` are those of all of y, or None.
     """
     products, y_squares = row_products(x, i, n, y, j, m, b, d, saved is None, acc_type, block_d)
-    if saved is None:
-        y_inverse = inverse(norm(y_squares))
-    else:
-        y_inverse = load_vector(saved, b, j, m, 0)
+    y_inverse = inverse(norm(y_squares)) if saved is None else load_vector(saved, b, j, m, 0)
     return products * (x_inverse[:, None] * y_inverse[None, :]), y_inverse
 
 

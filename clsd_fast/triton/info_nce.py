@@ -163,7 +163,7 @@ def info_nce_query_grad_kernel(
     b, i, f = split_program_2d(n, d, block_n, block_f)
     dtype: tl.constexpr = query[0].dtype.element_ty
     scale = inverse_temperature(learned_temperature, temperature, acc_type)
-    if learned_temperature is not None:
+    if learned_temperature is not None:  # noqa: SIM102 - `and` would not be decided at compile time
         if tl.program_id(0) == 0:
             total_spread = inner_product(grad_loss, spread, batch, n, acc_type)
             tl.store(grad_temperature, -total_spread * scale * tl.full([], share, acc_type))
