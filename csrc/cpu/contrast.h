@@ -1,8 +1,9 @@
 // What the forward and the backward of info_nce share: how a call is cut, and the tables of logits.
 //
-// The logits [N, M] are never stored. A round takes some hundred queries; its tasks scan one chunk of
-// keys each, with a table of logits that stays in the cache. Forward keeps running statistics of each
-// query, backward computes the tables again, once for both gradients.
+// The logits [N, M] are never stored whole. A round takes some hundred queries; its tasks scan one
+// chunk of keys each, table by table. Forward keeps running statistics of each query. Backward reads
+// the round's tables where the forward has stored them (StoredTables), else computes them again,
+// once for both gradients.
 //
 // Rounds and chunks are cut by the shape alone and added up in order: no result depends on the number
 // of threads.
