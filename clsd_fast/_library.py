@@ -10,8 +10,10 @@ backward of a loss are in the accumulator's dtype: float32 for 16-bit rows, else
 are two distances [B, N], and for ``info_nce`` [3, B, N]: maximum, sum_exp and spread.
 
 ``info_nce`` without negative_keys takes [B, P, D] positive_key with P >= N: row i's positive is key
-i, all others are its negatives. With save_gradients it returns no statistics, but what its backward
-would for a gradient of 1. mask is [B, N, number of negatives' keys], labels is [B, P].
+i, all others are its negatives. mask is [B, N, number of negatives' keys], labels is [B, P]. It
+returns the loss and a list: its statistics, or with save_gradients what its backward would for a
+gradient of 1, which is the gradients of query, positive_key, and those given of negative_keys and
+learned_temperature.
 """
 
 from collections.abc import Callable
@@ -43,11 +45,10 @@ SCHEMAS = {
     "-> (Tensor, Tensor)",
     "info_nce": "(Tensor query, Tensor positive_key, Tensor? negative_keys, Tensor? mask, "
     "Tensor? labels, Tensor? learned_temperature, float temperature, str reduction, "
-    "bool save_gradients) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "bool save_gradients) -> (Tensor, Tensor[])",
     "info_nce_backward": "(Tensor grad_loss, Tensor statistics, Tensor query, "
     "Tensor positive_key, Tensor? negative_keys, Tensor? mask, Tensor? labels, "
-    "Tensor? learned_temperature, float temperature, str reduction) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
+    "Tensor? learned_temperature, float temperature, str reduction) -> Tensor[]",
     "distance_ratio_loss": "(Tensor anchor, Tensor positive, Tensor? negatives, float eps) "
     "-> (Tensor, Tensor, Tensor)",
     "distance_ratio_loss_backward": "(Tensor grad_loss, Tensor positive_distance, "

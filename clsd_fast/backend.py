@@ -71,15 +71,16 @@ def implementation(op: str, tensor: Tensor) -> str:
         RuntimeError: if the chosen backend cannot.
     """
     device = tensor.device.type
-    reasons = {"native": _why_not_native(device), "triton": _why_not_triton(op, device)}
     if _current == "auto":
-        return next((name for name, reason in reasons.items() if reason is None), "reference")
-    if reasons.get(_current) is not None:
-        raise RuntimeError(f"{op}: expected {reasons[_current]}")
+        found = (name for name, why_not in _WHY_NOT.items() if why_not(op, device) is None)
+        return next(found, "reference")
+    reason = None if _current == "reference" else _WHY_NOT[_current](op, device)
+    if reason is not None:
+        raise RuntimeError(f"{op}: expected {reason}")
     return _current
 
 
-def _why_not_native(device: str) -> str | None:
+def _why_not_native(op: str, device: str) -> str | None:
     if device in _native.devices:
         return None
     reason = f" ({_native.missing})" if device == "cpu" else ""
@@ -94,3 +95,7 @@ def _why_not_triton(op: str, device: str) -> str | None:
     if device not in _triton.devices:
         return f"{' or '.join(_triton.devices)} tensors for its Triton kernel, got {device}"
     return None
+
+
+#: In the order of preference: why a backend has no kernel for (op, device type), or None.
+_WHY_NOT = {"native": _why_not_native, "triton": _why_not_triton}

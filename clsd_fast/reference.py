@@ -90,8 +90,8 @@ def info_nce(
     temperature: float,
     reduction: str,
     save_gradients: bool = False,
-) -> tuple[Tensor, ...]:
-    """Loss, statistics, and the gradients of query, keys and temperature, as in ``SCHEMAS``."""
+) -> tuple[Tensor, list[Tensor]]:
+    """The loss, and its statistics or its gradients, as in ``SCHEMAS``."""
     loss, *statistics = info_nce_rows(
         query, positive_key, negative_keys, mask, labels, learned_temperature, temperature
     )
@@ -99,9 +99,8 @@ def info_nce(
     statistics = accumulated(torch.stack(statistics))
     loss = reduce(loss, reduction)
     if not save_gradients:
-        return loss, statistics, *(_empty(query) for _ in range(4))
-    grads = info_nce_backward(torch.ones_like(loss), statistics, *options, reduction)
-    return loss, _empty(query), *grads
+        return loss, [statistics]
+    return loss, info_nce_backward(torch.ones_like(loss), statistics, *options, reduction)
 
 
 def info_nce_rows(
@@ -298,15 +297,15 @@ def info_nce_backward(
     learned_temperature: Tensor | None,
     temperature: float,
     reduction: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> list[Tensor]:
     maximum, sum_exp, spread = statistics
     grad_loss = grad_loss.expand_as(maximum)
     if reduction == "mean":
         grad_loss = grad_loss / grad_loss.numel()
-    grad_temperature = _empty(query)
+    grad_temperature = []
     if learned_temperature is not None:
         temperature = learned_temperature
-        grad_temperature = -(grad_loss * spread).sum().to(temperature.dtype) / temperature
+        grad_temperature = [-(grad_loss * spread).sum().to(temperature.dtype) / temperature]
     _, logits = _info_nce_logits(query, positive_key, negative_keys, mask, labels, temperature)
     scale = (grad_loss / sum_exp).to(query.dtype).unsqueeze(-1)
     grad_logits = (logits - maximum.to(query.dtype).unsqueeze(-1)).exp() * scale
@@ -316,7 +315,7 @@ def info_nce_backward(
         grad_logits = grad_logits - F.pad(own, (0, keys - own.shape[-1]))
         grad_logits = (grad_logits / temperature).to(query.dtype)
         grads = pairwise_similarity_backward(grad_logits, query, positive_key, "cosine")
-        return *grads, _empty(query), grad_temperature
+        return [*grads, *grad_temperature]
     grad_logits = (grad_logits / temperature).to(query.dtype)
     grad_positive = grad_logits[..., :1] - (grad_loss / temperature).to(query.dtype).unsqueeze(-1)
     grad_query, grad_negatives = pairwise_similarity_backward(
@@ -324,7 +323,7 @@ def info_nce_backward(
     )
     grad_query = grad_query + _normalize_backward(grad_positive * normalize(positive_key), query)
     grad_key = _normalize_backward(grad_positive * normalize(query), positive_key)
-    return grad_query, grad_key, grad_negatives, grad_temperature
+    return [grad_query, grad_key, grad_negatives, *grad_temperature]
 
 
 def distance_ratio_loss_backward(

@@ -70,11 +70,10 @@ def test_schemas_are_what_saved_programs_call():
         "str metric) -> (Tensor, Tensor)",
         "info_nce": "(Tensor query, Tensor positive_key, Tensor? negative_keys, Tensor? mask, "
         "Tensor? labels, Tensor? learned_temperature, float temperature, str reduction, "
-        "bool save_gradients) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        "bool save_gradients) -> (Tensor, Tensor[])",
         "info_nce_backward": "(Tensor grad_loss, Tensor statistics, Tensor query, "
         "Tensor positive_key, Tensor? negative_keys, Tensor? mask, Tensor? labels, "
-        "Tensor? learned_temperature, float temperature, str reduction) "
-        "-> (Tensor, Tensor, Tensor, Tensor)",
+        "Tensor? learned_temperature, float temperature, str reduction) -> Tensor[]",
         "distance_ratio_loss": "(Tensor anchor, Tensor positive, Tensor? negatives, float eps) "
         "-> (Tensor, Tensor, Tensor)",
         "distance_ratio_loss_backward": "(Tensor grad_loss, Tensor positive_distance, "

@@ -23,7 +23,7 @@ PRODUCTS = {
     "info_nce_key_grad_kernel",
 }
 OTHERS = {
-    "inverse_norms_kernel",
+    "row_norms_kernel",
     "pairwise_l1_forward_kernel",
     "pairwise_l1_grad_kernel",
     "distance_ratio_loss_forward_kernel",

@@ -9,6 +9,7 @@ import sys
 
 import torch
 import triton
+from torch.utils._pytree import tree_leaves
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -39,9 +40,9 @@ def launches(dtype: torch.dtype) -> list[tuple]:
     def forward_and_backward(module, *args):
         name = module.__name__.split(".")[-1]
         outputs = getattr(module, name)(*args)
-        loss, *saved = [outputs] if isinstance(outputs, torch.Tensor) else outputs
-        if name == "info_nce":  # which has more outputs and an argument of the forward alone
-            saved, args = saved[:1], args[:-1]
+        loss, *saved = tree_leaves(outputs)
+        if name == "info_nce":  # which has an argument of the forward alone
+            args = args[:-1]
         getattr(module, f"{name}_backward")(loss, *saved, *args)
 
     query, other, large = rows(3, 64, 128), rows(3, 48, 128), rows(3, 300, 200)

@@ -103,13 +103,19 @@ def batch_rows(lead: torch.Size, rows: Tensor | None) -> Tensor | None:
     return rows.expand(*lead, *rows.shape[-2:]).reshape(lead.numel(), *rows.shape[-2:])
 
 
-def broadcast_lead(op: str, **shapes: torch.Size) -> torch.Size:
-    """The common leading (batch) dimensions."""
-    first, *others = shapes.values()
-    if all(shape == first for shape in others):  # broadcast_shapes takes longer than a small loss
-        return first
+def broadcast_lead(op: str, **rows: Tensor | None) -> torch.Size:
+    """The common leading (batch) dimensions of rows [..., N, D]."""
+    first, second, *others = rows.values()
+    if first.shape == second.shape and not any(other is not None for other in others):
+        return first.shape[:-2]  # what follows takes as long as a small loss
+    leads = {name: tensor.shape[:-2] for name, tensor in rows.items() if tensor is not None}
+    return broadcast_shapes(op, leads)
+
+
+def broadcast_shapes(op: str, shapes: dict[str, torch.Size]) -> torch.Size:
+    """``torch.broadcast_shapes`` with a sentence that names them."""
     try:
-        return torch.broadcast_shapes(first, *others)
+        return torch.broadcast_shapes(*shapes.values())
     except RuntimeError:
         got = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
         raise ValueError(f"{op}: expected leading dimensions that broadcast, got {got}") from None

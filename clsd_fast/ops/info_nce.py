@@ -95,7 +95,7 @@ def info_nce(
     kernel = implementation(op, query)
     if kernel != "reference":
         save_gradients = kernel == "native" and reduction != "none"
-        loss, *_ = _info_nce(
+        loss, _ = _info_nce(
             _common.batch_rows(lead, query),
             _common.batch_rows(lead, positive_key),
             _common.batch_rows(lead, negative_keys),
@@ -154,20 +154,20 @@ def _check_excluded(
     labels: Tensor | None,
 ) -> torch.Size:
     """Check mask and labels; return the leading dimensions with theirs."""
-    rows, shapes = query.shape[-2], {"rows": lead}
+    rows, leads = query.shape[-2], {"rows": lead}
     if mask is not None:
         if mask.shape[-2:] != (rows, keys):
             _common.fail(op, f"mask of shape [..., {rows}, {keys}]", list(mask.shape))
         _common.check_like(op, query, dtype=torch.bool, mask=mask)
-        shapes["mask"] = mask.shape[:-2]
+        leads["mask"] = mask.shape[:-2]
     if labels is not None:
         if not in_batch:
             _common.fail(op, "no labels beside negative_keys", "both")
         if labels.shape[-1:] != (rows,):
             _common.fail(op, f"labels of shape [..., {rows}]", list(labels.shape))
         _common.check_like(op, query, dtype=torch.int64, labels=labels)
-        shapes["labels"] = labels.shape[:-1]
-    return _common.broadcast_lead(op, **shapes)
+        leads["labels"] = labels.shape[:-1]
+    return _common.broadcast_shapes(op, leads)
 
 
 def _gather(
@@ -203,20 +203,19 @@ def check_contrast(
     _common.check_rows(op, names[1], positive, features)
     if positive.shape[-2] != count:
         _common.fail(op, f"{names[1]} of shape [..., {count}, {features}]", list(positive.shape))
-    given = {names[0]: anchor, names[1]: positive}
     if negatives is not None:
         _common.check_rows(op, names[2], negatives, features)
-        given[names[2]] = negatives
+    given = dict(zip(names, (anchor, positive, negatives), strict=True))
     _common.check_like(op, anchor, **given)
-    return _common.broadcast_lead(op, **{name: t.shape[:-2] for name, t in given.items()})
+    return _common.broadcast_lead(op, **given)
 
 
 def _fake(query, positive_key, negative_keys, mask, labels, learned, *options):
     _, reduction, save_gradients = options
     loss = query.new_empty(query.shape[:2] if reduction == "none" else ())
     if not save_gradients:
-        return loss, fake_statistic(query, 3), *(query.new_empty(0) for _ in range(4))
-    return loss, query.new_empty(0), *_fake_grads(query, positive_key, negative_keys, learned)
+        return loss, [fake_statistic(query, 3)]
+    return loss, _fake_grads(query, positive_key, negative_keys, learned)
 
 
 def fake_statistic(rows, *leading):
@@ -231,10 +230,8 @@ def fake_contrast_grads(anchor, positive, negatives):
     return anchor.new_empty(anchor.shape), positive.new_empty(positive.shape), grad_negatives
 
 
-def _fake_grads(query, positive_key, negative_keys, learned_temperature):
-    empty = learned_temperature is None
-    grad_temperature = query.new_empty(0) if empty else torch.empty_like(learned_temperature)
-    return *fake_contrast_grads(query, positive_key, negative_keys), grad_temperature
+def _fake_grads(*differentiable):
+    return [tensor.new_empty(tensor.shape) for tensor in differentiable if tensor is not None]
 
 
 def _fake_backward(grad_loss, statistics, query, positive_key, negative_keys, *options):
@@ -243,31 +240,30 @@ def _fake_backward(grad_loss, statistics, query, positive_key, negative_keys, *o
 
 def _setup_context(ctx, inputs, output):
     *tensors, ctx.temperature, ctx.reduction, ctx.save_gradients = inputs
-    _, statistics, *grads = output
-    ctx.mark_non_differentiable(statistics, *grads)
-    ctx.save_for_backward(statistics, *grads, *tensors)
+    _, saved = output
+    ctx.mark_non_differentiable(*saved)
+    ctx.save_for_backward(*tensors, *saved)
 
 
-def _backward(ctx, grad_loss, *_):
-    statistics, *saved = ctx.saved_tensors
-    grads, tensors = saved[:4], saved[4:]
-    needed = (*ctx.needs_input_grad[:3], ctx.needs_input_grad[5])
+def _backward(ctx, grad_loss, _):
+    all_saved = ctx.saved_tensors
+    tensors, saved = all_saved[:6], all_saved[6:]
     if ctx.save_gradients and not torch.is_grad_enabled():
-        grads = [
-            grad * grad_loss if need else None for grad, need in zip(grads, needed, strict=True)
-        ]
+        grads = [grad * grad_loss for grad in saved]
     else:
-        grads = _recomputed_grads(ctx, grad_loss, statistics, tensors)
-    *grads, grad_temperature = _common.given(grads, needed)
-    return *grads, None, None, grad_temperature, None, None, None
+        grads = _recomputed_grads(ctx, grad_loss, saved, tensors)
+    grad_query, grad_positive, *rest = grads
+    grad_negatives = None if tensors[2] is None else rest.pop(0)
+    grad_temperature = rest.pop() if rest else None
+    return grad_query, grad_positive, grad_negatives, None, None, grad_temperature, None, None, None
 
 
-def _recomputed_grads(ctx, grad_loss, statistics, tensors):
+def _recomputed_grads(ctx, grad_loss, saved, tensors):
     options = ctx.temperature, ctx.reduction
     if ctx.save_gradients:  # and yet these may be differentiated, which the operator below refuses
         with torch.no_grad():
-            _, statistics, *_ = _info_nce(*tensors, *options, False)
-    return _info_nce_backward(grad_loss, statistics, *tensors, *options)
+            _, saved = _info_nce(*tensors, *options, False)
+    return _info_nce_backward(grad_loss, *saved, *tensors, *options)
 
 
 _info_nce = register(

@@ -43,7 +43,7 @@ def pairwise_similarity(query: Tensor, key: Tensor, metric: str = "cosine") -> T
     _common.check_rows(op, "query", query)
     _common.check_rows(op, "key", key, query.shape[-1])
     _common.check_like(op, query, key=key)
-    lead = _common.broadcast_lead(op, query=query.shape[:-2], key=key.shape[:-2])
+    lead = _common.broadcast_lead(op, query=query, key=key)
     if uses_kernel(op, query):
         rows = _common.batch_rows(lead, query), _common.batch_rows(lead, key)
         table = _pairwise_similarity(*rows, metric)

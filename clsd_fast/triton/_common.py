@@ -165,8 +165,22 @@ def norm(squares):
 
 
 @triton.jit
-def inverse(norms):
-    return quotient(tl.full(norms.shape, 1, norms.dtype), norms)
+def over_norms(values, norms, like):
+    """values / norms in the accumulator's type; multiplied by the inverse if ``like`` is 16-bit.
+
+    16-bit rows are rounded more coarsely than that, and a division for each product would take
+    longer than their products.
+    """
+    wide = values.to(norms.dtype)
+    if like.dtype.primitive_bitwidth == 16:
+        return wide * quotient(tl.full(norms.shape, 1, norms.dtype), norms)
+    return quotient(wide, norms)
+
+
+@triton.jit
+def unit_rows(x, norms):
+    """Rows of the dtype of x and unit length."""
+    return over_norms(x, norms[:, None], x).to(x.dtype)
 
 
 @triton.jit
@@ -193,8 +207,7 @@ def paired_cosines(x, y, b, i, n, d, acc_type: tl.constexpr, block_d: tl.constex
         x_squares += tl.sum(x_tile * x_tile, 1)
         y_squares += tl.sum(y_tile * y_tile, 1)
     x_norm, y_norm = norm(x_squares), norm(y_squares)
-    # In this order x and y can swap without changing a bit, as they do between the gradients.
-    return products * (inverse(x_norm) * inverse(y_norm)), x_norm, y_norm
+    return quotient(products, x_norm * y_norm), x_norm, y_norm
 
 
 @triton.jit
@@ -207,7 +220,7 @@ def normalization_grad(grad, x, b, i, n, f, d, x_norm, projection, whole: tl.con
     units = quotient(load_tile(x, b, i, n, f, d).to(grad.dtype), x_norm[:, None])
     if whole:
         projection = tl.sum(grad * units, 1)
-    return (grad - units * projection[:, None]) * inverse(x_norm)[:, None]
+    return quotient(grad - units * projection[:, None], x_norm[:, None])
 
 
 @triton.jit
@@ -253,36 +266,36 @@ def row_products(
 
 @triton.jit
 def row_cosines(
-    x, x_inverse, i, n, y, saved, j, m, b, d, acc_type: tl.constexpr, block_d: tl.constexpr
+    x, x_norm, i, n, y, saved, j, m, b, d, acc_type: tl.constexpr, block_d: tl.constexpr
 ):
-    """Cosines of rows i of x with rows j of y, [i, j], and the inverse norms of the latter.
+    """Cosines of rows i of x with rows j of y, [i, j], and the norms of the latter.
 
-    ``x_inverse`` are those of the former; ``saved`` are those of all of y, or None.
+    ``x_norm`` are those of the former; ``saved`` are those of all of y, or None.
     """
-    products, y_squares = row_products(x, i, n, y, j, m, b, d, saved is None, acc_type, block_d)
-    y_inverse = inverse(norm(y_squares)) if saved is None else load_vector(saved, b, j, m, 0)
-    return products * (x_inverse[:, None] * y_inverse[None, :]), y_inverse
+    products, squares = row_products(x, i, n, y, j, m, b, d, saved is None, acc_type, block_d)
+    y_norm = norm(squares) if saved is None else load_vector(saved, b, j, m, float("inf"))
+    like = tl.zeros([1], x[0].dtype.element_ty)
+    return over_norms(products, x_norm[:, None] * y_norm[None, :], like), y_norm
 
 
 @triton.jit
-def inverse_norms_kernel(
-    x, inverses, n, d, acc_type: tl.constexpr, block_n: tl.constexpr, block_d: tl.constexpr
+def row_norms_kernel(
+    x, norms, n, d, acc_type: tl.constexpr, block_n: tl.constexpr, block_d: tl.constexpr
 ):
     b, i = split_program(n, block_n)
-    values = inverse(row_norms(x, b, i, n, d, acc_type, block_d))
-    tl.store(inverses + b * n + i, values, mask=i < n)
+    tl.store(norms + b * n + i, row_norms(x, b, i, n, d, acc_type, block_d), mask=i < n)
 
 
-def saved_inverse_norms(x: Tensor, others: int) -> tuple | None:
-    """1 / ||row|| of [B, N, D], or 0 for a zero row: [B, N] in the accumulator's dtype.
+def saved_norms(x: Tensor, others: int) -> tuple | None:
+    """`norm` of the rows of [B, N, D]: [B, N] in the accumulator's dtype.
 
     None if so few rows are multiplied with those of x that each program finds the norms itself.
     """
     if others <= NORMS_AT_ONCE:
         return None
     batch, n, d = x.shape
-    inverses = empty_statistic(x, batch, n)
+    norms = empty_statistic(x, batch, n)
     options = {"acc_type": acc_type(x), "block_n": 16, "block_d": block(d, 128)}
     programs = batch * triton.cdiv(n, options["block_n"])
-    launch(inverse_norms_kernel, programs, strided(x), inverses, n, d, **options)
-    return strided(inverses)
+    launch(row_norms_kernel, programs, strided(x), norms, n, d, **options)
+    return strided(norms)

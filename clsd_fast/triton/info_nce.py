@@ -6,7 +6,6 @@ summed by one program in one order. Row i's positive is computed as a product of
 out of the tile of products, in every kernel alike: no mask or label can exclude it.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -16,22 +15,23 @@ from ._common import (
     add_weighted,
     empty_statistic,
     gradient_options,
-    inverse,
     launch,
     load_tile,
     load_vector,
     normalization_grad,
     paired_cosines,
     product_options,
+    quotient,
     row_cosines,
     row_norms,
-    saved_inverse_norms,
+    saved_norms,
     split_program,
     split_program_2d,
     store_tile,
     strided,
     tile_inside,
     tile_pointers,
+    unit_rows,
 )
 
 #: Elements of the sum over all rows that is the temperature's gradient, at a time.
@@ -81,7 +81,7 @@ def info_nce_forward_kernel(
     query,
     positive,
     keys,
-    key_inverses,
+    key_norms,
     mask,
     labels,
     learned_temperature,
@@ -102,7 +102,6 @@ def info_nce_forward_kernel(
     b, i = split_program(n, block_n)
     scale = inverse_temperature(learned_temperature, temperature, acc_type)
     cosine, query_norm, _ = paired_cosines(query, positive, b, i, n, d, acc_type, block_d)
-    query_inverse = inverse(query_norm)
     own = cosine * scale
     # Starting from the positive keeps the maximum finite.
     highest = own
@@ -111,7 +110,7 @@ def info_nce_forward_kernel(
     for start in range(0, m, block_m):
         j = start + tl.arange(0, block_m)
         cosines, _ = row_cosines(
-            query, query_inverse, i, n, keys, key_inverses, j, m, b, d, acc_type, block_d
+            query, query_norm, i, n, keys, key_norms, j, m, b, d, acc_type, block_d
         )
         kept = kept_pairs(b, i, n, j, m, mask, labels, in_batch)
         logits = tl.where(kept, cosines * scale, float("-inf"))
@@ -135,7 +134,7 @@ def info_nce_query_grad_kernel(
     query,
     positive,
     keys,
-    key_inverses,
+    key_norms,
     mask,
     labels,
     learned_temperature,
@@ -161,7 +160,6 @@ def info_nce_query_grad_kernel(
     whole: tl.constexpr,
 ):
     b, i, f = split_program_2d(n, d, block_n, block_f)
-    dtype: tl.constexpr = query[0].dtype.element_ty
     scale = inverse_temperature(learned_temperature, temperature, acc_type)
     if learned_temperature is not None:  # noqa: SIM102 - `and` would not be decided at compile time
         if tl.program_id(0) == 0:
@@ -170,7 +168,6 @@ def info_nce_query_grad_kernel(
     cosine, query_norm, positive_norm = paired_cosines(
         query, positive, b, i, n, d, acc_type, block_d
     )
-    query_inverse = inverse(query_norm)
     highest = load_vector(maximum, b, i, n, 0)
     # Gradients of the unit rows: the sum over keys of weight * unit key. Its product with the unit
     # row is the sum of weight * cosine.
@@ -178,24 +175,27 @@ def info_nce_query_grad_kernel(
     projection = tl.zeros([block_n], acc_type)
     for start in range(0, m, block_m):
         j = start + tl.arange(0, block_m)
-        cosines, key_inverse = row_cosines(
-            query, query_inverse, i, n, keys, key_inverses, j, m, b, d, acc_type, block_d
+        cosines, key_norm = row_cosines(
+            query, query_norm, i, n, keys, key_norms, j, m, b, d, acc_type, block_d
         )
         kept = kept_pairs(b, i, n, j, m, mask, labels, in_batch)
         exps = tl.where(kept, tl.exp(cosines * scale - highest[:, None]), 0)
-        units = (load_tile(keys, b, j, m, f, d) * key_inverse[:, None]).to(dtype)
+        units = unit_rows(load_tile(keys, b, j, m, f, d), key_norm)
         summed, exps = add_weighted(summed, exps, units)
         projection += tl.sum(exps * cosines, 1)
     total = load_vector(sum_exp, b, i, n, 1)
     grad = load_vector(grad_loss, b, i, n, 0).to(acc_type) * (scale * tl.full([], share, acc_type))
     own = grad * (tl.exp(cosine * scale - highest) / total - 1)
-    positive_units = load_tile(positive, b, i, n, f, d) * inverse(positive_norm)[:, None]
+    positive_units = quotient(
+        load_tile(positive, b, i, n, f, d).to(acc_type), positive_norm[:, None]
+    )
     summed = summed * (grad / total)[:, None] + positive_units * own[:, None]
     projection = projection * (grad / total) + cosine * own
     result = normalization_grad(summed, query, b, i, n, f, d, query_norm, projection, whole)
     store_tile(grad_query, b, i, n, f, d, result)
     if grad_positive is not None:
-        summed = load_tile(query, b, i, n, f, d) * (query_inverse * own)[:, None]
+        query_units = quotient(load_tile(query, b, i, n, f, d).to(acc_type), query_norm[:, None])
+        summed = query_units * own[:, None]
         result = normalization_grad(
             summed, positive, b, i, n, f, d, positive_norm, cosine * own, whole
         )
@@ -206,7 +206,7 @@ def info_nce_query_grad_kernel(
 def info_nce_key_grad_kernel(
     keys,
     query,
-    query_inverses,
+    query_norms,
     mask,  # [key, query]
     labels,
     learned_temperature,
@@ -228,23 +228,21 @@ def info_nce_key_grad_kernel(
     whole: tl.constexpr,
 ):
     b, j, f = split_program_2d(m, d, block_m, block_f)
-    dtype: tl.constexpr = keys[0].dtype.element_ty
     scale = inverse_temperature(learned_temperature, temperature, acc_type)
     key_norm = row_norms(keys, b, j, m, d, acc_type, block_d)
-    key_inverse = inverse(key_norm)
     summed = tl.zeros([block_m, block_f], acc_type)
     projection = tl.zeros([block_m], acc_type)
     for start in range(0, n, block_n):
         i = start + tl.arange(0, block_n)
-        cosines, query_inverse = row_cosines(
-            keys, key_inverse, j, m, query, query_inverses, i, n, b, d, acc_type, block_d
+        cosines, query_norm = row_cosines(
+            keys, key_norm, j, m, query, query_norms, i, n, b, d, acc_type, block_d
         )
         kept = kept_pairs(b, j, m, i, n, mask, labels, in_batch)
         highest = load_vector(maximum, b, i, n, 0)
         total = load_vector(sum_exp, b, i, n, 1)
         grad = load_vector(grad_loss, b, i, n, 0).to(acc_type) / total
         exps = tl.where(kept, tl.exp(cosines * scale - highest[None, :]), 0)
-        units = (load_tile(query, b, i, n, f, d) * query_inverse[:, None]).to(dtype)
+        units = unit_rows(load_tile(query, b, i, n, f, d), query_norm)
         summed, weights = add_weighted(summed, exps * grad[None, :], units)
         projection += tl.sum(weights * cosines, 1)
     if in_batch:
@@ -253,7 +251,8 @@ def info_nce_key_grad_kernel(
         total = load_vector(sum_exp, b, j, n, 1)
         grad = load_vector(grad_loss, b, j, n, 0).to(acc_type)
         own = grad * (tl.exp(cosine * scale - highest) / total - 1)
-        summed += load_tile(query, b, j, n, f, d) * (inverse(query_norm) * own)[:, None]
+        units = quotient(load_tile(query, b, j, n, f, d).to(acc_type), query_norm[:, None])
+        summed += units * own[:, None]
         projection += cosine * own
     scale *= tl.full([], share, acc_type)
     summed, projection = summed * scale, projection * scale
@@ -271,8 +270,10 @@ def info_nce(
     temperature: float,
     reduction: str,
     save_gradients: bool,
-) -> tuple[Tensor, ...]:
-    """Reduced loss; largest logit, sum of exp(logit - largest) and spread of each row, [3, B, N].
+) -> tuple[Tensor, list[Tensor]]:
+    """Reduced loss, and in a list each row's statistics [3, B, N].
+
+    They are its largest logit, sum of exp(logit - largest) and spread.
 
     Args:
         query: [B, N, D].
@@ -283,7 +284,7 @@ def info_nce(
         learned_temperature: of one element, used instead of temperature if given.
         temperature: a number.
         reduction: none, mean or sum. The last two are a launch of PyTorch's after the kernel.
-        save_gradients: must be False, and the last four outputs are empty.
+        save_gradients: must be False.
     """
     if save_gradients:
         raise RuntimeError("info_nce: expected save_gradients False for Triton kernels, got True")
@@ -299,7 +300,7 @@ def info_nce(
         strided(query),
         strided(positive_key),
         strided(keys),
-        saved_inverse_norms(keys, n),
+        saved_norms(keys, n),
         strided(mask),
         strided(labels),
         learned_temperature,
@@ -313,15 +314,7 @@ def info_nce(
         **options,
     )
     loss = reference.reduce(losses, reduction).to(query.dtype)
-    return loss, statistics, *(query.new_empty(0) for _ in range(4))
-
-
-def _empty_grad(learned_temperature: Tensor | None, like: Tensor) -> Tensor:
-    if learned_temperature is None:
-        return like.new_empty(0)
-    # Without rows there is no program to write it.
-    empty = torch.empty_like if like.numel() else torch.zeros_like
-    return empty(learned_temperature)
+    return loss, [statistics]
 
 
 def info_nce_backward(
@@ -335,8 +328,8 @@ def info_nce_backward(
     learned_temperature: Tensor | None,
     temperature: float,
     reduction: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the rows and of the temperature; empty for what is None.
+) -> list[Tensor]:
+    """Gradients of the rows and of the temperature that are given.
 
     grad_loss is [B, N], or [] of a reduced loss; the rest is as in :func:`info_nce`.
     """
@@ -344,9 +337,12 @@ def info_nce_backward(
     in_batch = negative_keys is None
     keys = positive_key if in_batch else negative_keys
     m = keys.shape[1]
-    grad_query, grad_positive = query.new_empty(query.shape), query.new_empty(positive_key.shape)
-    grad_negatives = query.new_empty(0 if in_batch else keys.shape)
-    grad_temperature = _empty_grad(learned_temperature, like=query)
+    given = (query, positive_key, negative_keys, learned_temperature)
+    grads = [tensor.new_empty(tensor.shape) for tensor in given if tensor is not None]
+    grad_query, grad_positive = grads[:2]
+    grad_temperature = None if learned_temperature is None else grads[-1]
+    if grad_temperature is not None and query.numel() == 0:
+        grad_temperature.zero_()  # there is no program to write it
     terms = strided(labels), learned_temperature, temperature
     maximum, sum_exp, spread = statistics
     grad_loss = grad_loss.expand(batch, n)
@@ -360,7 +356,7 @@ def info_nce_backward(
         strided(query),
         strided(positive_key),
         strided(keys),
-        saved_inverse_norms(keys, n),
+        saved_norms(keys, n),
         strided(mask),
         *terms,
         *rows,
@@ -368,7 +364,7 @@ def info_nce_backward(
         share,
         strided(grad_query),
         None if in_batch else strided(grad_positive),
-        None if learned_temperature is None else grad_temperature,
+        grad_temperature,
         batch,
         n,
         m,
@@ -380,15 +376,15 @@ def info_nce_backward(
         batch * triton.cdiv(m, options["block_m"]) * strips,
         strided(keys),
         strided(query),
-        saved_inverse_norms(query, n),
+        saved_norms(query, n),
         None if mask is None else strided(mask.mT),
         *terms,
         *rows,
         share,
-        strided(grad_positive if in_batch else grad_negatives),
+        strided(grads[1 if in_batch else 2]),
         m,
         n,
         d,
         **options,
     )
-    return grad_query, grad_positive, grad_negatives, grad_temperature
+    return grads

@@ -16,7 +16,6 @@ from ._common import (
     difference_options,
     dot,
     gradient_options,
-    inverse,
     launch,
     load_tile,
     norm,
@@ -25,12 +24,13 @@ from ._common import (
     row_cosines,
     row_norms,
     row_products,
-    saved_inverse_norms,
+    saved_norms,
     signed,
     split_features,
     split_program_2d,
     store_tile,
     strided,
+    unit_rows,
 )
 
 
@@ -50,10 +50,8 @@ def pairwise_similarity_forward_kernel(
 ):
     b, i, j = split_program_2d(n, m, block_n, block_m)
     if cosine:
-        query_inverse = inverse(row_norms(query, b, i, n, d, acc_type, block_d))
-        values, _ = row_cosines(
-            query, query_inverse, i, n, key, None, j, m, b, d, acc_type, block_d
-        )
+        query_norm = row_norms(query, b, i, n, d, acc_type, block_d)
+        values, _ = row_cosines(query, query_norm, i, n, key, None, j, m, b, d, acc_type, block_d)
     else:
         values, _ = row_products(query, i, n, key, j, m, b, d, False, acc_type, block_d)
     store_tile(table, b, i, n, j, m, values)
@@ -63,7 +61,7 @@ def pairwise_similarity_forward_kernel(
 def pairwise_similarity_grad_kernel(
     x,
     y,
-    y_inverses,
+    y_norms,
     weights,  # [row of x, row of y]: the table's gradient
     grad,
     n,
@@ -78,7 +76,6 @@ def pairwise_similarity_grad_kernel(
     whole: tl.constexpr,
 ):
     b, i, f = split_program_2d(n, d, block_n, block_f)
-    dtype: tl.constexpr = x[0].dtype.element_ty
     summed = tl.zeros([block_n, block_f], acc_type)
     projection = tl.zeros([block_n], acc_type)
     if cosine:
@@ -90,13 +87,13 @@ def pairwise_similarity_grad_kernel(
         if cosine:
             if whole:
                 wide = rows.to(acc_type)
-                y_inverse = inverse(norm(tl.sum(wide * wide, 1)))
+                y_norm = norm(tl.sum(wide * wide, 1))
             else:
-                cosines, y_inverse = row_cosines(
-                    x, inverse(x_norm), i, n, y, y_inverses, j, m, b, d, acc_type, block_d
+                cosines, y_norm = row_cosines(
+                    x, x_norm, i, n, y, y_norms, j, m, b, d, acc_type, block_d
                 )
                 projection += tl.sum(tile * cosines, 1)
-            rows = (rows * y_inverse[:, None]).to(dtype)
+            rows = unit_rows(rows, y_norm)
         summed = dot(tile, rows, summed)
     if cosine:
         summed = normalization_grad(summed, x, b, i, n, f, d, x_norm, projection, whole)
@@ -227,7 +224,7 @@ def _product_grad(x: Tensor, y: Tensor, weights: Tensor, cosine: bool) -> Tensor
         batch * triton.cdiv(n, options["block_n"]) * triton.cdiv(d, options["block_f"]),
         strided(x),
         strided(y),
-        saved_inverse_norms(y, n) if cosine and not options["whole"] else None,
+        saved_norms(y, n) if cosine and not options["whole"] else None,
         strided(weights),
         strided(grad),
         n,

@@ -339,42 +339,44 @@ void check_reduction(const char* op, const std::string& reduction) {
         "reduction none, mean or sum", reduction);
 }
 
-// The gradients of a call, empty where there is no input.
+// The gradients of the inputs that a call has: of query, positive_key, negative_keys and
+// learned_temperature.
 struct Gradients {
-  Tensor query, positive, negatives, temperature;
+  std::vector<Tensor> all;
+  bool in_batch, temperature;
 
   explicit Gradients(const Inputs& inputs)
-      : query(empty(inputs.query, shape_of(inputs.query))),
-        positive(empty(inputs.query, shape_of(inputs.positive_key))),
-        negatives(like(inputs, inputs.negative_keys)),
-        temperature(like(inputs, inputs.learned_temperature)) {}
+      : in_batch(inputs.in_batch()), temperature(inputs.learned_temperature) {
+    all.reserve(4);
+    for (const Tensor* input : {&inputs.query, &inputs.positive_key}) add(*input);
+    if (inputs.negative_keys) add(*inputs.negative_keys);
+    if (inputs.learned_temperature) add(*inputs.learned_temperature);
+  }
 
   // Compute them: with `run`, called with each round and with what differentiates it.
   template <class S, class Run>
   void compute(const Contrast<S>& contrast, const LossGradient<S>& grad_loss,
                const SavedStatistics<const Accumulator<S>>& saved, const Run& run) const {
     using T = Accumulator<S>;
-    const auto key_output = rows<S>(contrast.in_batch ? positive : negatives);
+    const auto key_output = rows<S>(all[in_batch ? 1 : 2]);
     const KeyGradients<S> key_grads(key_output);
-    const Backward<S> backward{contrast, key_grads,      grad_loss,
-                               saved,    rows<S>(query), rows<S>(positive)};
+    const Backward<S> backward{contrast, key_grads,       grad_loss,
+                               saved,    rows<S>(all[0]), rows<S>(all[1])};
     if (contrast.query.count == 0) key_grads.clear();  // no round writes them
     contrast.for_rounds([&](const Round<S>& round) { run(round, backward); });
     backward.finish_keys(key_output);
-    if (temperature.dim() == 0) {
-      *data<T>(temperature) = temperature_grad(contrast, grad_loss, saved.spread);
+    if (temperature) {
+      *data<T>(all.back()) = temperature_grad(contrast, grad_loss, saved.spread);
     }
   }
 
  private:
-  static Tensor like(const Inputs& inputs, const std::optional<Tensor>& input) {
-    return input ? empty(*input, shape_of(*input)) : absent(inputs.query);
-  }
+  void add(const Tensor& input) { all.push_back(empty(input, shape_of(input))); }
 };
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> info_nce(
+std::tuple<Tensor, std::vector<Tensor>> info_nce(
     Tensor query, Tensor positive_key, std::optional<Tensor> negative_keys,
     std::optional<Tensor> mask, std::optional<Tensor> labels,
     std::optional<Tensor> learned_temperature, double temperature, std::string reduction,
@@ -388,14 +390,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> info_nce(
   const int64_t count = query.size(0) * query.size(1);
   Tensor loss = empty(query, loss_shape(query, reduction));
   std::optional<Gradients> grads;
-  if (save_gradients) grads.emplace(inputs);
-  Tensor statistics = grads ? absent(query) : empty_statistic(query, {3});
+  std::vector<Tensor> statistics;
+  if (save_gradients) {
+    grads.emplace(inputs);
+  } else {
+    statistics.push_back(empty_statistic(query, {3}));
+  }
   dispatch(op, query.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     using T = Accumulator<S>;
     std::vector<T> losses(static_cast<size_t>(count)), scratch;
     if (grads) scratch.resize(static_cast<size_t>(3 * count));
-    const SavedStatistics<T> saved(grads ? scratch.data() : data<T>(statistics), count);
+    const SavedStatistics<T> saved(grads ? scratch.data() : data<T>(statistics[0]), count);
     const Contrast<S> contrast(inputs, save_gradients);
     const Forward<S> forward{contrast, losses.data(), saved};
     if (grads) {
@@ -416,13 +422,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> info_nce(
     }
     reduce(data<S>(loss), losses, reduction);
   });
-  if (grads) {
-    return {loss, statistics, grads->query, grads->positive, grads->negatives, grads->temperature};
-  }
-  return {loss, statistics, absent(query), absent(query), absent(query), absent(query)};
+  return {loss, grads ? std::move(grads->all) : std::move(statistics)};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_backward(
+std::vector<Tensor> info_nce_backward(
     Tensor grad_loss, Tensor statistics, Tensor query, Tensor positive_key,
     std::optional<Tensor> negative_keys, std::optional<Tensor> mask, std::optional<Tensor> labels,
     std::optional<Tensor> learned_temperature, double temperature, std::string reduction) {
@@ -434,7 +437,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_backward(
   check_shape(op, "grad_loss", grad_loss, loss_shape(query, reduction));
   check_like(op, "grad_loss", query, grad_loss);
   check_statistic(op, "statistics", query, statistics, {3});
-  const Gradients grads(inputs);
+  Gradients grads(inputs);
   dispatch(op, query.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     using T = Accumulator<S>;
@@ -443,7 +446,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_backward(
                   {const_data<T>(statistics), count},
                   [](const Round<S>& round, const Backward<S>& backward) { backward(round); });
   });
-  return {grads.query, grads.positive, grads.negatives, grads.temperature};
+  return std::move(grads.all);
 }
 
 }  // namespace clsd::cpu

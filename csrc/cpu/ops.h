@@ -35,12 +35,12 @@ Tensor pairwise_similarity(Tensor query, Tensor key, std::string metric);
 std::tuple<Tensor, Tensor> pairwise_similarity_backward(Tensor grad_output, Tensor query,
                                                         Tensor key, std::string metric);
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> info_nce(
+std::tuple<Tensor, std::vector<Tensor>> info_nce(
     Tensor query, Tensor positive_key, std::optional<Tensor> negative_keys,
     std::optional<Tensor> mask, std::optional<Tensor> labels,
     std::optional<Tensor> learned_temperature, double temperature, std::string reduction,
     bool save_gradients);
-std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_backward(
+std::vector<Tensor> info_nce_backward(
     Tensor grad_loss, Tensor statistics, Tensor query, Tensor positive_key,
     std::optional<Tensor> negative_keys, std::optional<Tensor> mask, std::optional<Tensor> labels,
     std::optional<Tensor> learned_temperature, double temperature, std::string reduction);
