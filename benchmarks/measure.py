@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import json
+import math
 import multiprocessing
 import platform
 import random
@@ -36,6 +37,11 @@ RELU_SHARE = 5e-4
 
 #: Calls before the first timed one: the first compiles, the second has its memory in place.
 WARM_UP = 2
+
+#: Shorter calls are repeated for this long and their mean taken, as ``timeit`` and
+#: ``torch.utils.benchmark`` do: alone between others they would be timed with cold caches, at up to
+#: twice their time, most of it the same for everybody.
+BLOCK_MS = 5.0
 
 MIB = 2**20
 
@@ -96,7 +102,8 @@ def interleave(
     """Milliseconds of every call in each of many rounds, after a warm-up.
 
     A round times every implementation once, so that a slow minute of the machine is everybody's,
-    and in a new order, so that nobody always follows the same other one.
+    and in a new order, so that nobody always follows the same other one. All have the same number
+    of calls in a round: one, or as many as take the fastest BLOCK_MS.
 
     Args:
         calls: implementations by name; they get the number of the call, to rotate their inputs.
@@ -106,23 +113,26 @@ def interleave(
     """
     trim_memory()
     for index in range(WARM_UP):
-        durations = [milliseconds(call, index, device) for call in calls.values()]
+        durations = [milliseconds(call, range(index, index + 1), device) for call in calls.values()]
+    block = max(1, math.ceil(BLOCK_MS / min(durations)))
     if rounds is None:
-        rounds = min(max(int(1000 * seconds / sum(durations)), 5), 200)
+        rounds = min(max(int(1000 * seconds / (block * sum(durations))), 5), 200)
     times = {name: [] for name in calls}
     order = random.Random(0)
-    for index in range(WARM_UP, WARM_UP + rounds):
+    for start in range(WARM_UP, WARM_UP + rounds * block, block):
         for name in order.sample(list(calls), len(calls)):
-            times[name].append(milliseconds(calls[name], index, device))
+            times[name].append(milliseconds(calls[name], range(start, start + block), device))
     return times
 
 
-def milliseconds(call: Callable[[int], object], index: int, device: torch.device) -> float:
+def milliseconds(call: Callable[[int], object], indices: range, device: torch.device) -> float:
+    """The mean of one call for each index."""
     synchronize(device)
     start = time.perf_counter()
-    call(index)
+    for index in indices:
+        call(index)
     synchronize(device)
-    return 1000 * (time.perf_counter() - start)
+    return 1000 * (time.perf_counter() - start) / len(indices)
 
 
 def synchronize(device: torch.device) -> None:
