@@ -72,8 +72,10 @@ def implementation(op: str, tensor: Tensor) -> str:
     """
     device = tensor.device.type
     if _current == "auto":
-        found = (name for name, why_not in _WHY_NOT.items() if why_not(op, device) is None)
-        return next(found, "reference")
+        for name, why_not in _WHY_NOT.items():
+            if why_not(op, device) is None:
+                return name
+        return "reference"
     reason = None if _current == "reference" else _WHY_NOT[_current](op, device)
     if reason is not None:
         raise RuntimeError(f"{op}: expected {reason}")

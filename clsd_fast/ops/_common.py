@@ -52,6 +52,11 @@ def check_like(
                 fail(op, f"{name} on {device}", other.device)
 
 
+def alike(a: Tensor, b: Tensor) -> bool:
+    """Whether both have one shape, dtype and device."""
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -92,6 +97,8 @@ def without_autocast(x: Tensor):
 
 
 def _autocasts(x: Tensor) -> bool:
+    if not torch._C._is_any_autocast_enabled():  # a tenth of the time of what follows
+        return False
     device = x.device.type
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
@@ -105,9 +112,6 @@ def batch_rows(lead: torch.Size, rows: Tensor | None) -> Tensor | None:
 
 def broadcast_lead(op: str, **rows: Tensor | None) -> torch.Size:
     """The common leading (batch) dimensions of rows [..., N, D]."""
-    first, second, *others = rows.values()
-    if first.shape == second.shape and not any(other is not None for other in others):
-        return first.shape[:-2]  # what follows takes as long as a small loss
     leads = {name: tensor.shape[:-2] for name, tensor in rows.items() if tensor is not None}
     return broadcast_shapes(op, leads)
 
