@@ -3,6 +3,7 @@ from importlib import import_module
 from pathlib import Path
 
 import emulated
+import native_build
 import numpy
 import pytest
 import torch
@@ -83,10 +84,10 @@ def interpreted_triton(monkeypatch):
 @pytest.fixture(scope="session")
 def emulated_library():
     """The CUDA operators' emulation, built once."""
-    lacking = emulated.missing()
+    lacking = native_build.missing()
     if lacking:
         pytest.skip(f"needs {lacking} to build the emulation of CUDA kernels")
-    return emulated.Emulation(emulated.build())
+    return emulated.Emulation(native_build.build("cuda_emulation", "_emulated"))
 
 
 @pytest.fixture

@@ -1,12 +1,7 @@
 """The CUDA operators on CPU tensors: the library of their emulated kernels, built on demand."""
 
 import ctypes
-import os
-import shutil
-import subprocess
-import sys
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -16,8 +11,6 @@ from torch import Tensor
 from clsd_fast import reference
 from clsd_fast._library import SCHEMAS
 
-ROOT = Path(__file__).resolve().parents[1]
-BUILD = ROOT / "build" / "cuda_emulation"
 NAMESPACE = "clsd_fast_emulated"
 #: Operators of the emulation's own tests.
 EXTRA_SCHEMAS = {
@@ -48,46 +41,6 @@ class Emulation:
         self.seed(0)
         self.skip_barrier(-1)
         self.skip_wait(-1)
-
-
-def tool(name: str) -> str | None:
-    beside = Path(sys.executable).with_name(name)
-    return str(beside) if beside.exists() else shutil.which(name)
-
-
-def missing() -> str | None:
-    """What this machine lacks to build the emulation, if anything."""
-    tools = {name: tool(name) for name in ("cmake", "ninja")}
-    tools["a C++ compiler"] = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    lacking = [name for name, found in tools.items() if not found]
-    return ", ".join(lacking + ([] if find_spec("pybind11") else ["pybind11"])) or None
-
-
-def build() -> Path:
-    """Build the library as far as its sources are newer. Raises with the compiler's messages."""
-    import pybind11
-    from torch.utils import cpp_extension
-
-    settings = {
-        "CMAKE_MAKE_PROGRAM": tool("ninja"),
-        "CLSD_TORCH_INCLUDE": cpp_extension.include_paths()[0],
-        "CLSD_TORCH_LIB": cpp_extension.library_paths()[0],
-        "CLSD_FAST_CUDA": "off",
-        "Python_EXECUTABLE": sys.executable,
-        "pybind11_DIR": pybind11.get_cmake_dir(),
-    }
-    definitions = [f"-D{name}={value}" for name, value in settings.items()]
-    cmake = tool("cmake")
-    _run(cmake, "-S", ROOT, "-B", BUILD, "-G", "Ninja", *definitions)
-    _run(cmake, "--build", BUILD, "--target", "_emulated")
-    return BUILD / "_emulated.so"
-
-
-def _run(*command: object) -> None:
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        output = (result.stdout + result.stderr)[-4000:]
-        raise RuntimeError(f"{' '.join(map(str, command))}\n{output}")
 
 
 def reference_of(op: str):
