@@ -4,7 +4,7 @@ import os
 
 from torch import Tensor
 
-from . import _native, _triton
+from . import _cuda, _native, _triton
 
 BACKENDS = ("auto", "native", "triton", "reference")
 
@@ -53,25 +53,30 @@ def current_backend() -> str:
     return _current
 
 
-def uses_kernel(op: str, tensor: Tensor) -> bool:
+def uses_kernel(op: str, tensor: Tensor, *weights: Tensor, upscale_factor: int = 1) -> bool:
     """Whether ``op`` on ``tensor`` goes to a kernel of this package, not to plain PyTorch.
 
     Raises:
         RuntimeError: if the chosen backend has no such kernel.
     """
-    return implementation(op, tensor) != "reference"
+    return implementation(op, tensor, *weights, upscale_factor=upscale_factor) != "reference"
 
 
-def implementation(op: str, tensor: Tensor) -> str:
+def implementation(op: str, tensor: Tensor, *weights: Tensor, upscale_factor: int = 1) -> str:
     """Which backend serves ``op`` on ``tensor``: native, triton or reference.
 
-    The dispatcher has one kernel for a device, so at most one of the first two can.
+    The dispatcher has one kernel for a device, so at most one of the first two can. With the
+    weights of a convolution the answer is for their shapes and ``tensor``'s dtype; CUDA kernels do
+    not serve all.
 
     Raises:
         RuntimeError: if the chosen backend cannot.
     """
     device = tensor.device.type
-    reasons = {"native": _why_not_native(device), "triton": _why_not_triton(op, device)}
+    reasons = {
+        "native": _why_not_native(op, tensor, weights, upscale_factor),
+        "triton": _why_not_triton(op, device),
+    }
     if _current == "auto":
         return next((name for name, reason in reasons.items() if reason is None), "reference")
     if reasons.get(_current) is not None:
@@ -79,10 +84,14 @@ def implementation(op: str, tensor: Tensor) -> str:
     return _current
 
 
-def _why_not_native(device: str) -> str | None:
+def _why_not_native(
+    op: str, tensor: Tensor, weights: tuple[Tensor, ...], upscale_factor: int
+) -> str | None:
+    device = tensor.device.type
     if device in _native.devices:
-        return None
-    reason = f" ({_native.missing})" if device == "cpu" else ""
+        return _cuda.why_not(op, tensor, weights, upscale_factor) if device == "cuda" else None
+    missing = {"cpu": _native.missing, "cuda": _native.cuda_missing}.get(device)
+    reason = f" ({missing})" if missing else ""
     return f"a native kernel for {device} tensors, got none in this installation{reason}"
 
 
