@@ -7,11 +7,12 @@ from torch import Tensor
 
 from . import _native
 from ._library import SCHEMAS
-from .ops._common import dtype_name
 
 DTYPES = (torch.bfloat16, torch.float16)
 #: The tensor cores' products are 16 channels deep.
 MULTIPLE = 16
+#: Colours: images may have so few channels on one side of a convolution.
+FEW = 3
 #: Above it, kernels that keep all taps of 64 channels in shared memory have no advantage.
 LARGEST = 256
 #: The first GPUs with bfloat16 and asynchronous copies.
@@ -33,20 +34,24 @@ def why_not(op: str, x: Tensor, weights: tuple[Tensor, ...], upscale_factor: int
     if not weights:
         return None
     if x.dtype not in DTYPES:
-        return f"x of dtype bfloat16 or float16 for its CUDA kernel, got {dtype_name(x.dtype)}"
+        got = str(x.dtype).removeprefix("torch.")
+        return f"x of dtype bfloat16 or float16 for its CUDA kernel, got {got}"
     for weight in weights:
-        if not all(map(_is_served, (weight.shape[0] / upscale_factor**2, weight.shape[1]))):
+        if not _serves_channels(weight.shape[0], weight.shape[1], upscale_factor):
             return (
-                f"channels in multiples of {MULTIPLE} up to {LARGEST} for its CUDA kernel, "
-                f"got weight of shape {list(weight.shape)}"
+                f"channels in multiples of {MULTIPLE} up to {LARGEST}, or up to {FEW} on one side, "
+                f"for its CUDA kernel, got weight of shape {list(weight.shape)}"
             )
     if _capability(x.device) < CAPABILITY:
         return f"a GPU of compute capability 8.0, got {'.'.join(map(str, _capability(x.device)))}"
     return None
 
 
-def _is_served(channels: float) -> bool:
-    return channels <= LARGEST and channels % MULTIPLE == 0
+def _serves_channels(outputs: int, inputs: int, upscale_factor: int) -> bool:
+    sides = (outputs / upscale_factor**2, inputs)
+    wide = [channels % MULTIPLE == 0 and channels <= LARGEST for channels in sides]
+    few = [upscale_factor == 1 and channels <= FEW for channels in sides]
+    return all(wide) or (any(wide) and any(few))
 
 
 @cache

@@ -135,8 +135,11 @@ class OnGpu:
         (torch.float16, (16, 256, 3, 3), 1, None),
         (torch.float16, (576, 64, 3, 3), 3, None),
         (torch.float32, (64, 64, 3, 3), 1, "x of dtype bfloat16 or float16 .*, got float32"),
-        (torch.bfloat16, (3, 64, 3, 3), 1, r"channels in .* of shape \[3, 64, 3, 3\]"),
-        (torch.bfloat16, (64, 272, 3, 3), 1, "channels in multiples of 16 up to 256 for its"),
+        (torch.float16, (64, 3, 3, 3), 1, None),
+        (torch.float16, (3, 64, 3, 3), 1, None),
+        (torch.bfloat16, (4, 64, 3, 3), 1, r"channels in .* of shape \[4, 64, 3, 3\]"),
+        (torch.bfloat16, (12, 64, 3, 3), 2, r"channels in .* of shape \[12, 64, 3, 3\]"),
+        (torch.bfloat16, (64, 272, 3, 3), 1, "channels in multiples of 16 up to 256, or up"),
         (torch.bfloat16, (96, 64, 3, 3), 2, r"channels in .* of shape \[96, 64, 3, 3\]"),
     ],
 )

@@ -31,7 +31,7 @@ def check_both(emulation, grad, x, weight1, bias1, weight2, bias2, res_scale):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [(1, 1), (1, 6), (9, 17)], ids=str)
-@pytest.mark.parametrize("channels, hidden_channels", [(64, 64), (16, 48)])
+@pytest.mark.parametrize("channels, hidden_channels", [(64, 64), (16, 48), (3, 16)])
 @pytest.mark.parametrize("res_scale", [1.0, 0.1])
 def test_sizes_and_channels(emulation, dtype, size, channels, hidden_channels, res_scale):
     check_both(emulation, *operands(2, channels, hidden_channels, *size, dtype), res_scale)

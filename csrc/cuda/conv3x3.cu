@@ -2,6 +2,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "conv3x3_few.cuh"
 #include "conv3x3_sm80.cuh"
 #include "convolution.h"
 #include "launch.cuh"
@@ -17,28 +18,50 @@ unsigned grid_size(int64_t blocks) {
                            " tiles, got " + std::to_string(blocks));
 }
 
-template <class T, bool kTransposed, bool kWhole>
-void launch_sm80(const Convolution<T>& conv, Stream stream) {
-  const auto tiles = [](int64_t size, int tile) { return static_cast<int>((size + tile - 1) / tile); };
-  const sm80::Grid grid = {tiles(conv.width, sm80::kTileW), tiles(conv.height, sm80::kTileH),
-                           ChannelGroup::groups(conv.inputs, conv.input_upscale),
-                           ChannelGroup::groups(conv.outputs, conv.output_upscale)};
+template <class T>
+sm80::Grid grid_of(const Convolution<T>& conv) {
+  const auto tiles = [](int64_t size, int tile) {
+    return static_cast<int>((size + tile - 1) / tile);
+  };
+  return {tiles(conv.width, sm80::kTileW), tiles(conv.height, sm80::kTileH),
+          ChannelGroup::groups(conv.inputs, conv.input_upscale),
+          ChannelGroup::groups(conv.outputs, conv.output_upscale)};
+}
+
+template <auto kKernel, class T>
+void launch_tiles(const Convolution<T>& conv, uint32_t shared_bytes, Stream stream) {
+  const sm80::Grid grid = grid_of(conv);
   const unsigned blocks =
       grid_size(conv.batch * grid.tiles_y * grid.tiles_x * grid.output_groups);
-  launch<sm80::conv3x3_kernel<T, kTransposed, kWhole>>(
-      blocks, sm80::kThreads, sm80::shared_bytes(grid.input_groups), stream, conv, grid);
+  launch<kKernel>(blocks, sm80::kThreads, shared_bytes, stream, conv, grid);
+}
+
+template <class T, bool kTransposed>
+void convolve_as(const Convolution<T>& conv, Stream stream) {
+  if (conv.inputs <= kFewChannels) {
+    return launch_tiles<few::conv3x3_from_few_kernel<T, kTransposed>>(conv, few::kFromFewBytes,
+                                                                      stream);
+  }
+  if (conv.outputs <= kFewChannels) {
+    return launch_tiles<few::conv3x3_to_few_kernel<T, kTransposed>>(conv, few::kToFewBytes, stream);
+  }
+  const uint32_t shared_bytes = sm80::shared_bytes(grid_of(conv).input_groups);
+  const int inputs_of_a_phase = conv.inputs / (conv.input_upscale * conv.input_upscale);
+  if (inputs_of_a_phase % ChannelGroup::kChannels == 0) {
+    launch_tiles<sm80::conv3x3_kernel<T, kTransposed, true>>(conv, shared_bytes, stream);
+  } else {
+    launch_tiles<sm80::conv3x3_kernel<T, kTransposed, false>>(conv, shared_bytes, stream);
+  }
 }
 
 template <class T>
 void convolve_any(const Convolution<T>& conv, Stream stream) {
   if (conv.batch == 0) return;
-  const int inputs = conv.inputs / (conv.input_upscale * conv.input_upscale);
-  const bool whole = inputs % ChannelGroup::kChannels == 0;
-  if (conv.transposed) {
-    whole ? launch_sm80<T, true, true>(conv, stream) : launch_sm80<T, true, false>(conv, stream);
-  } else {
-    whole ? launch_sm80<T, false, true>(conv, stream) : launch_sm80<T, false, false>(conv, stream);
+  constexpr int64_t kMaxSide = int64_t{1} << 30;  // kernels count pixels of a side in an int
+  if (conv.height > kMaxSide || conv.width > kMaxSide) {
+    throw std::runtime_error("convolution: expected sides of at most 2^30 pixels");
   }
+  conv.transposed ? convolve_as<T, true>(conv, stream) : convolve_as<T, false>(conv, stream);
 }
 
 }  // namespace

@@ -31,12 +31,14 @@ constexpr uint32_t kWarpSumBytes = kWarpRows * kTileW * kSumRowBytes;
 static_assert(kWarps * kWarpSumBytes <= kHaloBytes + 2 * kTapBytes);
 
 // Blocks that a multiprocessor's shared memory has room for: it has 164 KiB and more on the data
-// centres' GPUs, 100 KiB on others. To fit their registers, too, is the compiler's task.
-#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000)
-constexpr int kBlocksPerMultiprocessor = 4;
+// centres' GPUs (8.0, 9.0, 10.0), 100 KiB on others. The compiler keeps to registers for as many.
+#ifdef __CUDA_ARCH__
+constexpr int kCapability = __CUDA_ARCH__ / 10;
 #else
-constexpr int kBlocksPerMultiprocessor = 2;
+constexpr int kCapability = 0;  // of the host's pass
 #endif
+constexpr bool kIsDataCentre = kCapability == 80 || kCapability == 90 || kCapability == 100;
+constexpr int kBlocksPerMultiprocessor = kIsDataCentre ? 4 : 2;
 
 // One halo tile suffices for one group of input channels.
 constexpr uint32_t shared_bytes(int input_groups) {
@@ -119,6 +121,18 @@ __device__ __forceinline__ void load_weights(uint32_t (&weights)[4], uint32_t ta
   }
 }
 
+// Add the products of a depth of 16 for output channels [8 j, 8 j + 16).
+template <class T>
+__device__ __forceinline__ void multiply_pair(Sums& sums, const uint32_t (&pixels)[kWarpRows][4],
+                                              const uint32_t (&weights)[4], int j) {
+  const uint32_t even[2] = {weights[0], weights[1]}, odd[2] = {weights[2], weights[3]};
+#pragma unroll
+  for (int row = 0; row < kWarpRows; ++row) {
+    mma<T>(sums[row][j], pixels[row], even);
+    mma<T>(sums[row][j + 1], pixels[row], odd);
+  }
+}
+
 // Add the products of one tap. kWhole: the group has all 64 input channels.
 template <class T, bool kTransposed, bool kWhole>
 __device__ __forceinline__ void multiply_tap(Sums& sums, uint32_t halo, uint32_t taps, int tap,
@@ -137,12 +151,7 @@ __device__ __forceinline__ void multiply_tap(Sums& sums, uint32_t halo, uint32_t
     for (int j = 0; j < kGroup / 8; j += 2) {
       uint32_t weights[4];
       load_weights<kTransposed>(weights, taps, depth, j);
-      const uint32_t even[2] = {weights[0], weights[1]}, odd[2] = {weights[2], weights[3]};
-#pragma unroll
-      for (int row = 0; row < kWarpRows; ++row) {
-        mma<T>(sums[row][j], pixels[row], even);
-        mma<T>(sums[row][j + 1], pixels[row], odd);
-      }
+      multiply_pair<T>(sums, pixels, weights, j);
     }
   }
 }

@@ -1,7 +1,8 @@
 // A 3x3 convolution (stride 1, zero padding 1) as kernels take it: no CUDA headers, no torch.
 //
-// All images are dense [N, H, W, C]. A pixel-shuffled image [N, r H, r W, C] is seen as its original
-// of C r^2 channels, of which channel c r^2 + i r + j lies at pixel (r y + i, r x + j), channel c.
+// All images are dense [N, H, W, C]. A pixel-shuffled image [N, r H, r W, C] is seen as its
+// original of C r^2 channels, of which channel c r^2 + i r + j lies at pixel (r y + i, r x + j),
+// channel c.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +10,10 @@
 #include "types.h"
 
 namespace clsd::cuda {
+
+// Channels of images (or of one phase of a pixel shuffle) come in multiples of kChannelMultiple.
+// Without a pixel shuffle, the inputs or the outputs may be few instead.
+constexpr int kChannelMultiple = 16, kFewChannels = 3;
 
 // output = relu(scale * (convolution(input, weight) + bias) + residual), each part where given.
 template <class T>
@@ -30,7 +35,7 @@ struct Convolution {
   bool transposed = false;
 };
 
-// Run it by the kernel for its channels; see serves() of conv3x3.cu for those that there are.
+// Run it by the kernel for its channels.
 void convolve(const Convolution<Bf16>& convolution, Stream stream);
 void convolve(const Convolution<Fp16>& convolution, Stream stream);
 

@@ -6,8 +6,8 @@
 
 namespace clsd::cuda {
 
-// Up to 64 channels that one step works on. With a pixel shuffle they are of one phase, so that they
-// are neighbours in memory: channels (first + i) r^2 + phase.
+// Up to 64 channels that one step works on. With a pixel shuffle they are of one phase, so that
+// they are neighbours in memory: channels (first + i) r^2 + phase.
 struct ChannelGroup {
   static constexpr int kChannels = 64;
 
@@ -41,7 +41,27 @@ __device__ __forceinline__ int64_t pixel_offset(int64_t n, int64_t y, int64_t x,
   return (row * width * upscale + column) * (channels / group.square) + group.first;
 }
 
-// Sums to results, 8 channels of a pixel at a time, in the order of Convolution.
+// A result of Convolution from its sum.
+template <class T>
+__device__ __forceinline__ float finish(const Convolution<T>& convolution, float sum, float bias,
+                                        float residual, float positive) {
+  float value = (sum + bias) * convolution.scale + residual;
+  if (convolution.relu) value = value < 0 ? 0 : value;  // as torch's: NaN passes
+  return positive > 0 ? value : 0;
+}
+
+// The same for one channel that has no neighbours to be written with.
+template <class T>
+__device__ void store_result(const Convolution<T>& convolution, int64_t offset, int channel,
+                             float sum) {
+  const float bias = convolution.bias ? to_float(load(convolution.bias + channel)) : 0;
+  const float residual = convolution.residual ? to_float(load(convolution.residual + offset)) : 0;
+  const float positive = convolution.positive ? to_float(load(convolution.positive + offset)) : 1;
+  store(convolution.output + offset,
+        from_float<T>(finish(convolution, sum, bias, residual, positive)));
+}
+
+// The same for 8 channels of a pixel at a time.
 template <class T>
 class Epilogue {
  public:
@@ -57,23 +77,13 @@ class Epilogue {
   }
 
   __device__ void store_at(int64_t offset, float (&values)[kVector]) const {
+    float residual[kVector] = {0, 0, 0, 0, 0, 0, 0, 0};
+    float positive[kVector] = {1, 1, 1, 1, 1, 1, 1, 1};
+    if (convolution_.residual) read(convolution_.residual + offset, residual);
+    if (convolution_.positive) read(convolution_.positive + offset, positive);
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) values[i] = (values[i] + bias_[i]) * convolution_.scale;
-    if (convolution_.residual) {
-      float residual[kVector];
-      read(convolution_.residual + offset, residual);
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) values[i] += residual[i];
-    }
-    if (convolution_.relu) {  // as torch's: NaN passes
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) values[i] = values[i] < 0 ? 0 : values[i];
-    }
-    if (convolution_.positive) {
-      float positive[kVector];
-      read(convolution_.positive + offset, positive);
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) values[i] = positive[i] > 0 ? values[i] : 0;
+    for (int i = 0; i < kVector; ++i) {
+      values[i] = finish(convolution_, values[i], bias_[i], residual[i], positive[i]);
     }
     store_vector(convolution_.output + offset,
                  {pack<T>(values[0], values[1]), pack<T>(values[2], values[3]),

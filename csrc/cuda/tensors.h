@@ -101,13 +101,16 @@ Global<T> to_mutable_global(const Tensor& tensor) {
   return global(data<T>(tensor), tensor.numel());
 }
 
-// The channels that the kernels of conv3x3.cu take; backend.py asks the same before a call.
+// The channels that the kernels take; clsd_fast/_cuda.py asks the same before a call.
 inline void check_channels(const char* op, const Tensor& weight, int64_t upscale = 1) {
-  constexpr int64_t kMultiple = 16;
-  if (weight.size(0) % (upscale * upscale * kMultiple) == 0 && weight.size(1) % kMultiple == 0) {
-    return;
-  }
-  fail(op, "channels in multiples of 16 for its CUDA kernel",
+  const auto is_multiple = [](int64_t channels) { return channels % kChannelMultiple == 0; };
+  const auto fits = [&](int64_t channels) {
+    return is_multiple(channels) || (upscale == 1 && channels <= kFewChannels);
+  };
+  const int64_t outputs = weight.size(0), inputs = weight.size(1), square = upscale * upscale;
+  const bool some_multiple = is_multiple(inputs) || is_multiple(outputs);
+  if (outputs % square == 0 && fits(outputs / square) && fits(inputs) && some_multiple) return;
+  fail(op, "channels in multiples of 16, or up to 3 on one side, for its CUDA kernel",
        "weight of shape " + to_string(shape_of(weight)));
 }
 
