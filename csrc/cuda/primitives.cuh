@@ -133,7 +133,7 @@ __device__ __forceinline__ void mma(float (&sums)[4], const uint32_t (&a)[4],
 #undef CLSD_MMA
 }
 
-// Barrier 0 is that of __syncthreads. The threads that sync and those that arrive make up `threads`.
+// Barrier 0 is that of __syncthreads. Threads that sync and threads that arrive add up to `threads`.
 __device__ __forceinline__ void barrier_sync(int id, int threads) {
   asm volatile("barrier.sync.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }

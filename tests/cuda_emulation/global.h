@@ -1,12 +1,13 @@
 // Pointers into global memory that know what they point into.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace clsd::emulation {
 
-// Stands for T* in kernels and their parameters. It cannot be dereferenced: load, store and cp_async
-// check it against the tensor that it was made for.
+// Stands for T* in kernels and their parameters. It cannot be dereferenced: load, store and
+// cp_async check it against the tensor that it was made for.
 template <class T>
 struct Global {
   T* pointer = nullptr;

@@ -2,7 +2,10 @@
 // sees what it is for. Operators `planted` and `wgmma_product` of the tests' namespace.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
+#include <iterator>
 #include <string>
+#include <type_traits>
 
 #include "launch.cuh"
 #include "platform.cuh"
@@ -130,16 +133,12 @@ Tensor wgmma_product(Tensor a, Tensor b, bool transposed, bool proxy_fence, bool
   const Tensor c = torch::stable::new_empty(a, {64, kColumns}, ScalarType::Float);
   const int depth = static_cast<int>(a.size(transposed ? 0 : 1));
   const Protocol protocol{proxy_fence, fence, wait};
-  const auto run = [&](auto kernel) {
-    launch<kernel.value>(1, 128, 2 * 64 * 16 * 2, nullptr, to_global<Bf16>(a), to_global<Bf16>(b),
-                         to_mutable_global<float>(c), depth, protocol);
+  const auto run = [&](auto is_transposed) {
+    launch<wgmma_product_kernel<is_transposed.value>>(1, 128, 2 * 64 * 16 * 2, nullptr,
+                                                      to_global<Bf16>(a), to_global<Bf16>(b),
+                                                      to_mutable_global<float>(c), depth, protocol);
   };
-  if (transposed) {
-    run(std::integral_constant<decltype(&wgmma_product_kernel<true>), wgmma_product_kernel<true>>{});
-  } else {
-    run(std::integral_constant<decltype(&wgmma_product_kernel<false>),
-                               wgmma_product_kernel<false>>{});
-  }
+  transposed ? run(std::true_type{}) : run(std::false_type{});
   return c;
 }
 

@@ -1,7 +1,7 @@
 // Runs a kernel's blocks one after another on the CPU, with a fiber for each thread.
 //
-// Warps take turns in an order drawn from a seed, a warp running on until it waits or is preempted at
-// random; so do the lanes of a warp. Shared memory starts as NaN in every block. What the hardware
+// Warps take turns in an order drawn from a seed, a warp running on until it waits or is preempted
+// at random; so do the lanes of a warp. Shared memory starts as NaN in every block. What the hardware
 // does later than it is told to (cp.async, wgmma) happens either at once or at its wait, by lot.
 // Any violation ends the launch with an exception that names kernel, block and thread.
 #pragma once

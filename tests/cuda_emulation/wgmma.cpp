@@ -37,8 +37,8 @@ float element(uint64_t descriptor, int mn, int k, bool transposed, float (*decod
     return static_cast<uint32_t>(descriptor >> shift & 0x3FFF) << 4;
   };
   const int row = transposed ? k % 8 : mn % 8, column = transposed ? mn % 8 : k % 8;
-  const uint32_t address = field(0) + k / 8 * field(16) + mn / 8 * field(32) + row * 16 + column * 2;
-  const uint32_t offset = address - emulation::kSharedBase;
+  const uint32_t core = field(0) + k / 8 * field(16) + mn / 8 * field(32);
+  const uint32_t offset = core + row * 16 + column * 2 - emulation::kSharedBase;
   emulation::check_fenced(offset, 2);
   uint16_t bits;
   std::memcpy(&bits, emulation::shared_at(offset, 2, "wgmma"), 2);
