@@ -4,12 +4,15 @@
 PYTHON ?= python3
 # A bare `torch` would fetch gigabytes of CUDA packages. TORCH=torch takes the newest.
 TORCH ?= torch==2.13.0
+# On that torch, CUDA kernels could not run: `make cuda` checks that they compile. For a torch with
+# CUDA, CLSD_FAST_CUDA=auto.
+export CLSD_FAST_CUDA ?= off
 BIN := .venv/bin
 OPERATORS := conv3x3 residual_block pixel_shuffle_upsample pairwise_similarity info_nce \
     distance_ratio_loss library
-SOURCES := $(shell find csrc clsd_fast python -name '*.py' -o -name '*.cpp' -o -name '*.h')
+SOURCES := $(shell find csrc cmake clsd_fast python -name '*.py' -o -name '*.c*' -o -name '*.h')
 
-.PHONY: demo test lint bench sanitize
+.PHONY: demo test lint bench sanitize cuda
 
 demo: .venv/installed
 	rm -rf demo-output
@@ -26,6 +29,10 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/ops.py
 	$(BIN)/python benchmarks/contrastive.py
+
+# Needs nvcc, no GPU. Installs nothing.
+cuda: .venv/installed
+	$(BIN)/pytest tests/test_cuda_build.py
 
 # The operators' tests on kernels that report bad accesses and undefined operations; they take ten
 # times as long there, so those of 1000 rows are left out.

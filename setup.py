@@ -2,7 +2,8 @@
 
 Environment:
     CLSD_FAST_NATIVE    on (default) | off: off installs plain Python, on the reference backend
-    CLSD_FAST_CUDA      auto (default) | on | off
+    CLSD_FAST_CUDA      auto (default) | on | off: CUDA kernels; auto where there is an nvcc
+    TORCH_CUDA_ARCH_LIST  for which GPUs, like "8.0;9.0a"; the default is in cmake/cuda.cmake
     CLSD_FAST_SANITIZE  off (default) | on: with AddressSanitizer and UBSan, for `make sanitize`
     MAX_JOBS            compile jobs; the default follows cores and free memory
 """
@@ -61,6 +62,9 @@ class CMakeBuild(build_ext):
         from torch.utils import cpp_extension
 
         build = Path(self.build_temp).resolve()
+        (build / "_C_cuda.so").unlink(
+            missing_ok=True
+        )  # a build without it must not leave an old one
         settings = {
             "CMAKE_MAKE_PROGRAM": tool("ninja"),
             "CMAKE_BUILD_TYPE": "Release",
@@ -78,23 +82,28 @@ class CMakeBuild(build_ext):
         for extension in self.extensions:
             target = Path(self.get_ext_fullpath(extension.name))
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(build / target.name, target)
+            target.unlink(missing_ok=True)
+            if (build / target.name).exists() or not extension.optional:
+                shutil.copy2(build / target.name, target)
 
     def get_ext_filename(self, fullname: str) -> str:
-        # _C belongs to no Python version: it is loaded by torch, not imported.
-        if fullname.split(".")[-1] == "_C":
+        # These belong to no Python version: they are loaded by torch, not imported.
+        if fullname.split(".")[-1] in ("_C", "_C_cuda"):
             return os.path.join(*fullname.split(".")) + ".so"
         return super().get_ext_filename(fullname)
 
 
 native = switch("CLSD_FAST_NATIVE", "on", ("on", "off")) == "on"
+extensions = [
+    Extension("clsd_fast._C", []),
+    Extension("clsd_fast._C_cuda", [], optional=True),
+    Extension("clsd_train._host", []),
+]
 setup(
     version=version(),
     packages=["clsd_fast", "clsd_fast.ops", "clsd_fast.triton", "clsd_train"],
     package_dir={"clsd_train": "python/clsd_train"},
     package_data={"clsd_fast": ["py.typed"]},
-    ext_modules=[Extension(name, []) for name in ("clsd_fast._C", "clsd_train._host")]
-    if native
-    else [],
+    ext_modules=extensions if native else [],
     cmdclass={"build_ext": CMakeBuild},
 )

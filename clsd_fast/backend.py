@@ -4,7 +4,7 @@ import os
 
 from torch import Tensor
 
-from . import _native, _triton
+from . import _cuda, _native, _triton
 
 BACKENDS = ("auto", "native", "triton", "reference")
 
@@ -53,43 +53,50 @@ def current_backend() -> str:
     return _current
 
 
-def uses_kernel(op: str, tensor: Tensor) -> bool:
+def uses_kernel(op: str, tensor: Tensor, *weights: Tensor, upscale_factor: int = 1) -> bool:
     """Whether ``op`` on ``tensor`` goes to a kernel of this package, not to plain PyTorch.
 
     Raises:
         RuntimeError: if the chosen backend has no such kernel.
     """
-    return implementation(op, tensor) != "reference"
+    return implementation(op, tensor, *weights, upscale_factor=upscale_factor) != "reference"
 
 
-def implementation(op: str, tensor: Tensor) -> str:
+def implementation(op: str, tensor: Tensor, *weights: Tensor, upscale_factor: int = 1) -> str:
     """Which backend serves ``op`` on ``tensor``: native, triton or reference.
 
-    The dispatcher has one kernel for a device, so at most one of the first two can.
+    The dispatcher has one kernel for a device, so at most one of the first two can. With the
+    weights of a convolution the answer is for their shapes and ``tensor``'s dtype; CUDA kernels do
+    not serve all.
 
     Raises:
         RuntimeError: if the chosen backend cannot.
     """
-    device = tensor.device.type
+    call = (op, tensor, weights, upscale_factor)
     if _current == "auto":
         for name, why_not in _WHY_NOT.items():
-            if why_not(op, device) is None:
+            if why_not(*call) is None:
                 return name
         return "reference"
-    reason = None if _current == "reference" else _WHY_NOT[_current](op, device)
+    reason = None if _current == "reference" else _WHY_NOT[_current](*call)
     if reason is not None:
         raise RuntimeError(f"{op}: expected {reason}")
     return _current
 
 
-def _why_not_native(op: str, device: str) -> str | None:
+def _why_not_native(
+    op: str, tensor: Tensor, weights: tuple[Tensor, ...], upscale_factor: int
+) -> str | None:
+    device = tensor.device.type
     if device in _native.devices:
-        return None
-    reason = f" ({_native.missing})" if device == "cpu" else ""
+        return _cuda.why_not(op, tensor, weights, upscale_factor) if device == "cuda" else None
+    missing = {"cpu": _native.missing, "cuda": _native.cuda_missing}.get(device)
+    reason = f" ({missing})" if missing else ""
     return f"a native kernel for {device} tensors, got none in this installation{reason}"
 
 
-def _why_not_triton(op: str, device: str) -> str | None:
+def _why_not_triton(op: str, tensor: Tensor, *_: object) -> str | None:
+    device = tensor.device.type
     if op not in _triton.OPERATORS:
         return f"an operator with a Triton kernel ({', '.join(_triton.OPERATORS)}), got {op}"
     if _triton.missing is not None:
@@ -99,5 +106,5 @@ def _why_not_triton(op: str, device: str) -> str | None:
     return None
 
 
-#: In the order of preference: why a backend has no kernel for (op, device type), or None.
+#: In the order of preference: why a backend does not serve a call, or None.
 _WHY_NOT = {"native": _why_not_native, "triton": _why_not_triton}

@@ -1,6 +1,7 @@
 """``python -m clsd_fast.env``: what this installation can do, for bug reports."""
 
 import platform
+from pathlib import Path
 
 import torch
 
@@ -10,21 +11,32 @@ from .backend import current_backend
 
 def report() -> dict[str, str]:
     """Versions, the state of the native library and the backend in use, by name."""
-    if _native.missing is None:
-        native = f"loaded from {_native.LIBRARY}"
-    else:
-        native = f"missing: {_native.missing}; CPU calls run on the reference backend"
     return {
         "clsd_fast": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "processor": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
-        "native CPU kernels": native,
+        "native CPU kernels": _native_state(_native.LIBRARY, _native.missing, "CPU calls run"),
+        "native CUDA kernels": _cuda_state(),
         "Triton kernels": _triton_state(),
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "backend": current_backend(),
     }
+
+
+def _native_state(library: Path, missing: str | None, calls: str) -> str:
+    if missing is None:
+        return f"loaded from {library}"
+    return f"missing: {missing}; {calls} on the reference backend"
+
+
+def _cuda_state() -> str:
+    state = _native_state(_native.CUDA_LIBRARY, _native.cuda_missing, "convolutions on GPUs run")
+    if _native.cuda_missing is not None:
+        return state
+    served = ", ".join(sorted(_native.cuda_operators)) or "no operator yet"
+    return f"{state}, for {served}"
 
 
 def _triton_state() -> str:

@@ -106,6 +106,58 @@ inline void check_conv(const char* op, const Tensor& x, const Tensor& weight,
   }
 }
 
+// The operands of conv3x3; returns the shape of its output.
+inline Shape check_conv3x3(const char* op, const Tensor& x, const Tensor& weight,
+                           const std::optional<Tensor>& bias,
+                           const std::optional<Tensor>& residual = std::nullopt) {
+  check_images(op, "x", x);
+  check_conv(op, x, weight, bias);
+  const Shape shape = {x.size(0), weight.size(0), x.size(2), x.size(3)};
+  if (residual) {
+    check_shape(op, "residual", *residual, shape);
+    check_like(op, "residual", x, *residual);
+  }
+  return shape;
+}
+
+// The operands of residual_block; returns the shape of its hidden map.
+inline Shape check_residual_block(const char* op, const Tensor& x, const Tensor& weight1,
+                                  const std::optional<Tensor>& bias1, const Tensor& weight2,
+                                  const std::optional<Tensor>& bias2) {
+  check_images(op, "x", x);
+  check_conv(op, x, weight1, bias1, "1");
+  check_shape(op, "weight2", weight2, {x.size(1), weight1.size(0), 3, 3});
+  check_like(op, "weight2", x, weight2);
+  if (bias2) {
+    check_shape(op, "bias2", *bias2, {x.size(1)});
+    check_like(op, "bias2", x, *bias2);
+  }
+  return {x.size(0), weight1.size(0), x.size(2), x.size(3)};
+}
+
+// The operands of pixel_shuffle_upsample; returns the shape of its output.
+inline Shape check_pixel_shuffle_upsample(const char* op, const Tensor& x, const Tensor& weight,
+                                          const std::optional<Tensor>& bias,
+                                          int64_t upscale_factor) {
+  check_images(op, "x", x);
+  check(upscale_factor >= 1, op, "upscale_factor >= 1", std::to_string(upscale_factor));
+  check_conv(op, x, weight, bias);
+  const int64_t square = upscale_factor * upscale_factor;
+  check(weight.size(0) % square == 0, op,
+        "weight of shape [" + std::to_string(square) + " K, " + std::to_string(x.size(1)) +
+            ", 3, 3]",
+        to_string(shape_of(weight)));
+  return {x.size(0), weight.size(0) / square, x.size(2) * upscale_factor,
+          x.size(3) * upscale_factor};
+}
+
+// A further argument of a backward: images of that shape, like x.
+inline void check_backward(const char* op, const char* name, const Tensor& x, const Tensor& images,
+                           const Shape& shape) {
+  check_shape(op, name, images, shape);
+  check_like(op, name, x, images);
+}
+
 inline void check_rows(const char* op, const char* name, const Tensor& rows) {
   if (rows.dim() == 3 && rows.size(2) >= 1) return;
   fail(op, std::string(name) + " of shape [B, rows, D]", to_string(shape_of(rows)));

@@ -7,7 +7,7 @@ import torch
 from util import rand
 
 import clsd_fast
-from clsd_fast import _native, _triton, backend, env
+from clsd_fast import _cuda, _native, _triton, backend, env
 
 
 @pytest.fixture
@@ -102,11 +102,80 @@ def test_a_library_that_does_not_load_is_remembered(monkeypatch, tmp_path):
     broken = tmp_path / "_C.so"
     broken.write_bytes(b"not a library")
     monkeypatch.setattr(_native, "LIBRARY", broken)
-    monkeypatch.setattr(_native, "devices", frozenset())
-    monkeypatch.setattr(_native, "missing", None)
+    for name in ("devices", "missing", "cuda_missing", "cuda_operators"):
+        monkeypatch.setattr(_native, name, getattr(_native, name))
+    monkeypatch.setattr(torch.version, "cuda", None)
     _native.load()
     assert _native.devices == frozenset()
     assert _native.missing.startswith("_C.so does not load: ")
+
+
+@pytest.fixture
+def cuda_library(monkeypatch):
+    """As if _C_cuda had been loaded, beside a GPU of compute capability 8.0."""
+    monkeypatch.setattr(_native, "devices", frozenset({"cpu", "cuda"}))
+    monkeypatch.setattr(_native, "cuda_missing", None)
+    monkeypatch.setattr(_native, "cuda_operators", frozenset({"conv3x3"}))
+    monkeypatch.setattr(_cuda, "_capability", lambda device: (8, 0))
+
+
+class OnGpu:
+    """What a backend is chosen by."""
+
+    device = torch.device("cuda")
+
+    def __init__(self, dtype=torch.bfloat16):
+        self.dtype = dtype
+
+
+@pytest.mark.parametrize(
+    "dtype, shape, factor, why_not",
+    [
+        (torch.bfloat16, (64, 64, 3, 3), 1, None),
+        (torch.float16, (16, 256, 3, 3), 1, None),
+        (torch.float16, (576, 64, 3, 3), 3, None),
+        (torch.float32, (64, 64, 3, 3), 1, "x of dtype bfloat16 or float16 .*, got float32"),
+        (torch.float16, (64, 3, 3, 3), 1, None),
+        (torch.float16, (3, 64, 3, 3), 1, None),
+        (torch.bfloat16, (4, 64, 3, 3), 1, r"channels in .* of shape \[4, 64, 3, 3\]"),
+        (torch.bfloat16, (12, 64, 3, 3), 2, r"channels in .* of shape \[12, 64, 3, 3\]"),
+        (torch.bfloat16, (64, 272, 3, 3), 1, "channels in multiples of 16 up to 256, or up"),
+        (torch.bfloat16, (96, 64, 3, 3), 2, r"channels in .* of shape \[96, 64, 3, 3\]"),
+    ],
+)
+def test_cuda_kernels_serve_some_calls(cuda_library, dtype, shape, factor, why_not):
+    call = OnGpu(dtype), torch.empty(shape)
+    with clsd_fast.use_backend("auto"):
+        served = backend.implementation("conv3x3", *call, upscale_factor=factor)
+        assert served == ("reference" if why_not else "native")
+    if why_not:
+        message = f"conv3x3: expected {why_not}"
+        with clsd_fast.use_backend("native"), pytest.raises(RuntimeError, match=message):
+            backend.implementation("conv3x3", *call, upscale_factor=factor)
+
+
+def test_cuda_kernels_need_a_recent_gpu(cuda_library, monkeypatch):
+    monkeypatch.setattr(_cuda, "_capability", lambda device: (7, 5))
+    message = "conv3x3: expected a GPU of compute capability 8.0, got 7.5"
+    with clsd_fast.use_backend("native"), pytest.raises(RuntimeError, match=message):
+        backend.implementation("conv3x3", OnGpu(), torch.empty(16, 16, 3, 3))
+
+
+def test_operators_without_a_cuda_kernel(cuda_library):
+    message = r"residual_block: expected an operator with a CUDA kernel \(conv3x3\), got resid"
+    with clsd_fast.use_backend("native"):
+        assert backend.uses_kernel("EDSR", OnGpu())  # made of operators
+        with pytest.raises(RuntimeError, match=message):
+            backend.implementation("residual_block", OnGpu())
+
+
+def test_env_reports_the_cuda_library(cuda_library, monkeypatch):
+    assert env.report()["native CUDA kernels"].endswith("_C_cuda.so, for conv3x3")
+    monkeypatch.setattr(_native, "cuda_missing", "this PyTorch is built without CUDA")
+    assert env.report()["native CUDA kernels"] == (
+        "missing: this PyTorch is built without CUDA; convolutions on GPUs run on the reference "
+        "backend"
+    )
 
 
 def similarity(device="cpu"):
@@ -139,16 +208,13 @@ def test_triton_raises_for_an_operator_without_a_kernel():
 
 
 def test_auto_takes_what_the_device_has(monkeypatch):
-    class OnGpu:
-        device = torch.device("cuda")
-
     monkeypatch.setattr(_triton, "devices", frozenset({"cuda"}))
     monkeypatch.setattr(_triton, "missing", None)
     with clsd_fast.use_backend("auto"):
-        assert backend.implementation("info_nce", OnGpu) == "triton"
-        assert backend.implementation("conv3x3", OnGpu) == "reference"
+        assert backend.implementation("info_nce", OnGpu()) == "triton"
+        assert backend.implementation("conv3x3", OnGpu()) == "reference"
         monkeypatch.setattr(_triton, "missing", "Triton is not installed")
-        assert backend.implementation("info_nce", OnGpu) == "reference"
+        assert backend.implementation("info_nce", OnGpu()) == "reference"
 
 
 def test_importing_the_package_imports_no_triton():

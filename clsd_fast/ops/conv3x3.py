@@ -55,7 +55,7 @@ def conv3x3(
     _common.check_conv(op, x, weight, bias)
     _common.check_shape(op, "residual", residual, [x.shape[0], weight.shape[0], *x.shape[2:]])
     _common.check_like(op, x, residual=residual)
-    if uses_kernel(op, x):
+    if uses_kernel(op, x, weight):
         return _conv3x3(x, weight, bias, residual, res_scale, relu)
     with _common.without_autocast(x):
         return reference.conv3x3(x, weight, bias, residual, res_scale, relu)

@@ -45,7 +45,7 @@ def pixel_shuffle_upsample(
     if weight.shape[0] % square:
         expected = f"weight of shape [{square} K, {x.shape[1]}, 3, 3]"
         _common.fail(op, expected, list(weight.shape))
-    if uses_kernel(op, x):
+    if uses_kernel(op, x, weight, upscale_factor=upscale_factor):
         return _pixel_shuffle_upsample(x, weight, bias, upscale_factor)
     with _common.without_autocast(x):
         return reference.pixel_shuffle_upsample(x, weight, bias, upscale_factor)

@@ -54,7 +54,7 @@ def residual_block(
     _common.check_shape(op, "weight2", weight2, [channels, hidden_channels, 3, 3])
     _common.check_shape(op, "bias2", bias2, [channels])
     _common.check_like(op, x, weight2=weight2, bias2=bias2)
-    if uses_kernel(op, x):
+    if uses_kernel(op, x, weight1, weight2):
         tensors = (x, weight1, bias1, weight2, bias2)
         save_hidden = torch.is_grad_enabled() and any(
             tensor is not None and tensor.requires_grad for tensor in tensors

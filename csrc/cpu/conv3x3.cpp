@@ -9,13 +9,7 @@ namespace clsd::cpu {
 Tensor conv3x3(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> residual,
                double res_scale, bool relu) {
   const char* op = "conv3x3";
-  check_images(op, "x", x);
-  check_conv(op, x, weight, bias);
-  const Shape shape = {x.size(0), weight.size(0), x.size(2), x.size(3)};
-  if (residual) {
-    check_shape(op, "residual", *residual, shape);
-    check_like(op, "residual", x, *residual);
-  }
+  const Shape shape = check_conv3x3(op, x, weight, bias, residual);
   Tensor output = empty(x, shape, memory_format(x));
   dispatch(op, x.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
@@ -34,11 +28,8 @@ std::tuple<Tensor, Tensor, Tensor> conv3x3_backward(Tensor grad_output, Tensor x
                                                     double res_scale, bool needs_x,
                                                     bool needs_weight, bool needs_bias) {
   const char* op = "conv3x3_backward";
-  check_images(op, "x", x);
-  check_conv(op, x, weight, std::nullopt);
-  check_shape(op, "grad_output", grad_output,
-              {x.size(0), weight.size(0), x.size(2), x.size(3)});
-  check_like(op, "grad_output", x, grad_output);
+  const Shape shape = check_conv3x3(op, x, weight, std::nullopt);
+  check_backward(op, "grad_output", x, grad_output, shape);
   return dispatch(op, x.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     return convolution_backward(images<const S>(grad_output), x, weight,

@@ -5,29 +5,11 @@
 
 namespace clsd::cpu {
 
-namespace {
-
-void check_block(const char* op, const Tensor& x, const Tensor& weight1,
-                 const std::optional<Tensor>& bias1, const Tensor& weight2,
-                 const std::optional<Tensor>& bias2) {
-  check_images(op, "x", x);
-  check_conv(op, x, weight1, bias1, "1");
-  check_shape(op, "weight2", weight2, {x.size(1), weight1.size(0), 3, 3});
-  check_like(op, "weight2", x, weight2);
-  if (bias2) {
-    check_shape(op, "bias2", *bias2, {x.size(1)});
-    check_like(op, "bias2", x, *bias2);
-  }
-}
-
-}  // namespace
-
 std::tuple<Tensor, Tensor> residual_block(Tensor x, Tensor weight1, std::optional<Tensor> bias1,
                                           Tensor weight2, std::optional<Tensor> bias2,
                                           double res_scale, bool save_hidden) {
   const char* op = "residual_block";
-  check_block(op, x, weight1, bias1, weight2, bias2);
-  const Shape hidden_shape = {x.size(0), weight1.size(0), x.size(2), x.size(3)};
+  const Shape hidden_shape = check_residual_block(op, x, weight1, bias1, weight2, bias2);
   const Tensor hidden =
       save_hidden ? empty(x, hidden_shape, MemoryFormat::ChannelsLast) : absent(x);
   const Tensor output = empty(x, shape_of(x), memory_format(x));
@@ -63,12 +45,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> residual_block_backward(
     Tensor grad_output, Tensor x, Tensor hidden, Tensor weight1, Tensor weight2, double res_scale,
     bool needs_x, bool needs_params) {
   const char* op = "residual_block_backward";
-  check_block(op, x, weight1, std::nullopt, weight2, std::nullopt);
-  check_shape(op, "grad_output", grad_output, shape_of(x));
-  check_like(op, "grad_output", x, grad_output);
-  const Shape hidden_shape = {x.size(0), weight1.size(0), x.size(2), x.size(3)};
-  check_shape(op, "hidden", hidden, hidden_shape);
-  check_like(op, "hidden", x, hidden);
+  const Shape hidden_shape =
+      check_residual_block(op, x, weight1, std::nullopt, weight2, std::nullopt);
+  check_backward(op, "grad_output", x, grad_output, shape_of(x));
+  check_backward(op, "hidden", x, hidden, hidden_shape);
   const Tensor grad_x = needs_x ? empty(x, shape_of(x), memory_format(x)) : absent(x);
   return dispatch(op, x.scalar_type(), [&](auto zero) {
     using S = decltype(zero);

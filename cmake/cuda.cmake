@@ -1,0 +1,71 @@
+# The CUDA kernels: _C_cuda by nvcc, and their emulation for the tests by the C++ compiler.
+# Included by CMakeLists.txt.
+
+file(GLOB CLSD_CUDA_KERNELS CONFIGURE_DEPENDS csrc/cuda/*.cu)
+file(GLOB CLSD_CUDA_OPERATORS CONFIGURE_DEPENDS csrc/cuda/*.cpp)
+
+# TORCH_CUDA_ARCH_LIST ("8.0;9.0a" or "8.0 9.0+PTX") as CMake's list.
+function(clsd_cuda_architectures list result)
+  string(REPLACE " " ";" list "${list}")
+  set(architectures "")
+  foreach(item ${list})
+    if(NOT item MATCHES "^([0-9]+)\\.([0-9])([af]?)(\\+PTX)?$")
+      message(FATAL_ERROR
+        "TORCH_CUDA_ARCH_LIST: expected items like 8.0, 9.0a or 12.0+PTX, got ${item}")
+    endif()
+    set(number ${CMAKE_MATCH_1}${CMAKE_MATCH_2}${CMAKE_MATCH_3})
+    set(ptx ${CMAKE_MATCH_4})
+    list(APPEND architectures ${number}-real)
+    if(ptx)
+      list(APPEND architectures ${number}-virtual)
+    endif()
+  endforeach()
+  set(${result} ${architectures} PARENT_SCOPE)
+endfunction()
+
+# _C_cuda: needs nvcc, but neither a GPU nor a torch for GPUs, whose functions it finds when it is
+# loaded. CUDA's own runtime is linked in.
+if(NOT CLSD_FAST_CUDA STREQUAL "off")
+  include(CheckLanguage)
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER)
+    set(CMAKE_CUDA_ARCHITECTURES 80-real) # else CMake looks for a GPU
+    enable_language(CUDA)
+    set(list "8.0;8.6;8.9;9.0a;10.0;12.0+PTX")
+    if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.8)
+      set(list "8.0;8.6;8.9+PTX;9.0a")
+    endif()
+    if(DEFINED ENV{TORCH_CUDA_ARCH_LIST})
+      set(list "$ENV{TORCH_CUDA_ARCH_LIST}")
+    endif()
+    clsd_cuda_architectures("${list}" CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_STANDARD 17)
+    set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+    add_library(_C_cuda MODULE ${CLSD_CUDA_OPERATORS} ${CLSD_CUDA_KERNELS})
+    clsd_uses_torch(_C_cuda)
+    target_compile_definitions(_C_cuda PRIVATE USE_CUDA)
+    # Profilers and compute-sanitizer name source lines.
+    target_compile_options(_C_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo>)
+  elseif(CLSD_FAST_CUDA STREQUAL "on")
+    message(FATAL_ERROR "CLSD_FAST_CUDA=on: expected nvcc on PATH or in CUDACXX, got none")
+  endif()
+endif()
+
+# _emulated: the same sources for tensors on the CPU. The tests ask for it; nothing installs it.
+file(GLOB CLSD_EMULATION_SOURCES CONFIGURE_DEPENDS tests/cuda_emulation/*.cpp)
+file(GLOB CLSD_EMULATION_KERNELS CONFIGURE_DEPENDS tests/cuda_emulation/*.cu)
+if(CLSD_EMULATION_SOURCES)
+  add_library(_emulated MODULE EXCLUDE_FROM_ALL ${CLSD_CUDA_OPERATORS} ${CLSD_EMULATION_SOURCES})
+  # A source has one language: through these files, .cu sources are C++ for this library.
+  foreach(source ${CLSD_CUDA_KERNELS} ${CLSD_EMULATION_KERNELS})
+    get_filename_component(name ${source} NAME)
+    set(wrapper ${CMAKE_CURRENT_BINARY_DIR}/emulated/${name}.cpp)
+    file(CONFIGURE OUTPUT ${wrapper} CONTENT "#include \"@source@\"\n" @ONLY)
+    target_sources(_emulated PRIVATE ${wrapper})
+  endforeach()
+  clsd_uses_torch(_emulated)
+  target_include_directories(_emulated PRIVATE csrc/cuda tests/cuda_emulation)
+  target_compile_definitions(_emulated PRIVATE CLSD_CUDA_EMULATION)
+  # Fibers are switched by longjmp, which the fortified one takes for an error.
+  target_compile_options(_emulated PRIVATE -O2 -Wno-unknown-pragmas -U_FORTIFY_SOURCE)
+endif()

@@ -1,0 +1,50 @@
+#include <tuple>
+
+#include "ops.h"
+#include "tensors.h"
+
+namespace clsd::cuda {
+
+Tensor conv3x3(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> residual,
+               double res_scale, bool relu) {
+  const char* op = "conv3x3";
+  const Shape shape = check_conv3x3(op, x, weight, bias, residual);
+  check_channels(op, weight);
+  const Device device(x);
+  const Tensor input = as_nhwc(x), kernels = as_nhwc(weight);
+  const auto skip = as_nhwc(residual), offsets = as_contiguous(bias);
+  Output output(x, shape, memory_format(x));
+  dispatch_16_bit(op, x.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    auto conv = forward_convolution<T>(input, kernels, output.written());
+    conv.bias = to_global<T>(offsets);
+    conv.residual = to_global<T>(skip);
+    conv.scale = static_cast<float>(res_scale);
+    conv.relu = relu;
+    convolve(conv, device.stream());
+  });
+  return output.finish();
+}
+
+std::tuple<Tensor, Tensor, Tensor> conv3x3_backward(Tensor grad_output, Tensor x, Tensor weight,
+                                                    double res_scale, bool needs_x,
+                                                    bool needs_weight, bool needs_bias) {
+  const char* op = "conv3x3_backward";
+  const Shape shape = check_conv3x3(op, x, weight, std::nullopt);
+  check_backward(op, "grad_output", x, grad_output, shape);
+  check_channels(op, weight);
+  refuse_parameter_gradients(op, needs_weight || needs_bias);
+  const Device device(x);
+  if (!needs_x) return {absent(x), absent(x), absent(x)};
+  const Tensor grad = as_nhwc(grad_output), kernels = as_nhwc(weight);
+  Output grad_x(x, shape_of(x), memory_format(x));
+  dispatch_16_bit(op, x.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    auto conv = input_gradient<T>(grad, kernels, grad_x.written());
+    conv.scale = static_cast<float>(res_scale);
+    convolve(conv, device.stream());
+  });
+  return {grad_x.finish(), absent(x), absent(x)};
+}
+
+}  // namespace clsd::cuda

@@ -1,0 +1,205 @@
+// 3x3 convolution where the input or the output has up to 3 channels: the ends of a network, and
+// their gradients. Blocks, their pixels and sums are those of conv3x3_sm80.cuh.
+//
+// Such images have no aligned pieces of 16 bytes, and neither have the weights: they are gathered
+// by single elements into shared memory, once for each block.
+#pragma once
+
+#include "conv3x3_sm80.cuh"
+
+namespace clsd::cuda::few {
+
+using sm80::Grid;
+using sm80::kHaloBytes;
+using sm80::kHaloPixels;
+using sm80::kHaloW;
+using sm80::kPieces;
+using sm80::kTaps;
+using sm80::kThreads;
+using sm80::kTileH;
+using sm80::kTileW;
+using sm80::kWarpRows;
+using sm80::kWarps;
+using sm80::Place;
+
+// Two 16-deep products take all taps of all channels of a pixel.
+constexpr int kDepth = 32, kDepthPieces = kDepth / 8;
+constexpr uint32_t kDepthBytes = 2 * kDepth;
+static_assert(kTaps * kFewChannels <= kDepth);
+static_assert(kThreads == kTileH * kTileW);  // a thread for each pixel
+constexpr uint32_t kPatchBytes = kThreads * kDepthBytes;
+constexpr uint32_t kFromFewBytes = kWarps * sm80::kWarpSumBytes;  // patches and weights fit, too
+static_assert(kPatchBytes + ChannelGroup::kChannels * kDepthBytes <= kFromFewBytes);
+
+// Products are 8 columns wide at least.
+constexpr int kColumns = 8;
+constexpr uint32_t kColumnTapBytes = kColumns * sm80::kRowBytes;
+constexpr uint32_t kToFewBytes = kHaloBytes + kTaps * kColumnTapBytes;
+
+template <class T>
+__device__ __forceinline__ T zero() {
+  return T{0};
+}
+
+// The weight from input channel `input` to `output`, at a tap of the input.
+template <class T, bool kTransposed>
+__device__ __forceinline__ T weight_at(const Convolution<T>& conv, int64_t output, int tap,
+                                       int64_t input) {
+  const int64_t index = kTransposed
+                            ? (input * kTaps + kTaps - 1 - tap) * conv.outputs + output
+                            : (output * kTaps + tap) * conv.inputs + input;
+  return load(conv.weight + index);
+}
+
+// 8 elements, element(i) each, as a piece of 16 bytes.
+template <class Element>
+__device__ __forceinline__ uint4 gather(const Element& element) {
+  uint32_t pairs[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    pairs[i] = element(2 * i).bits | static_cast<uint32_t>(element(2 * i + 1).bits) << 16;
+  }
+  return {pairs[0], pairs[1], pairs[2], pairs[3]};
+}
+
+// Rows of 64 bytes, permuted so that 8 of them hit all banks once.
+__device__ __forceinline__ uint32_t depth_offset(int row, int piece) {
+  return row * kDepthBytes + ((piece ^ (row >> 1 & 3)) << 4);
+}
+
+// Depth d of a pixel's patch is input channel d % inputs at tap d / inputs.
+template <class T>
+__device__ void gather_patch(const Convolution<T>& conv, const Place& place) {
+  const int pixel = threadIdx.x, y = place.y + pixel / kTileW, x = place.x + pixel % kTileW;
+  const auto element = [&](int depth) {
+    const int tap = depth / conv.inputs;
+    const int64_t row = y + tap / 3 - 1, column = x + tap % 3 - 1;
+    const bool valid =
+        tap < kTaps && row >= 0 && row < conv.height && column >= 0 && column < conv.width;
+    if (!valid) return zero<T>();
+    const int64_t at = (place.n * conv.height + row) * conv.width + column;
+    return load(conv.input + (at * conv.inputs + depth % conv.inputs));
+  };
+#pragma unroll
+  for (int piece = 0; piece < kDepthPieces; ++piece) {
+    store_shared(depth_offset(pixel, piece), gather([&](int i) { return element(8 * piece + i); }));
+  }
+}
+
+template <class T, bool kTransposed>
+__device__ void gather_depth_weights(const Convolution<T>& conv, const ChannelGroup& outputs) {
+  for (int i = threadIdx.x; i < ChannelGroup::kChannels * kDepthPieces; i += kThreads) {
+    const int row = i / kDepthPieces, piece = i % kDepthPieces;
+    const auto element = [&](int j) {
+      const int depth = 8 * piece + j, tap = depth / conv.inputs;
+      if (tap >= kTaps || row >= outputs.count) return zero<T>();
+      return weight_at<T, kTransposed>(conv, outputs.channel(row), tap, depth % conv.inputs);
+    };
+    store_shared(kPatchBytes + depth_offset(row, piece), gather(element));
+  }
+}
+
+template <class T, bool kTransposed>
+__global__ void __launch_bounds__(kThreads, 4)
+    conv3x3_from_few_kernel(const Convolution<T> conv, const Grid grid) {
+  const Place place = sm80::place_of_block(conv, grid);
+  gather_patch(conv, place);
+  gather_depth_weights<T, kTransposed>(conv, place.outputs);
+  __syncthreads();
+  sm80::Sums sums{};
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+  for (int depth = 0; depth < kDepth / 16; ++depth) {
+    uint32_t pixels[kWarpRows][4];
+#pragma unroll
+    for (int row = 0; row < kWarpRows; ++row) {
+      const int pixel = (kWarpRows * warp + row) * kTileW + lane % 16;
+      ldmatrix(pixels[row], depth_offset(pixel, 2 * depth + lane / 16));
+    }
+#pragma unroll
+    for (int j = 0; j < ChannelGroup::kChannels / 8; j += 2) {
+      uint32_t weights[4];
+      const int row = 8 * j + lane % 8 + lane / 16 * 8;
+      ldmatrix(weights, kPatchBytes + depth_offset(row, 2 * depth + lane / 8 % 2));
+      sm80::multiply_pair<T>(sums, pixels, weights, j);
+    }
+  }
+  __syncthreads();  // all have read the patches, where the sums go now
+  sm80::stage(sums);
+  __syncwarp();
+  sm80::write_staged(conv, place);
+}
+
+// Weights of a group of input channels: for each tap a row of 64 for each column, zeros where there
+// is no such channel.
+template <class T, bool kTransposed>
+__device__ void gather_column_weights(const Convolution<T>& conv, const ChannelGroup& inputs) {
+  for (int i = threadIdx.x; i < kTaps * kColumns * kPieces; i += kThreads) {
+    const int tap = i / (kColumns * kPieces), row = i / kPieces % kColumns, piece = i % kPieces;
+    const auto element = [&](int j) {
+      const int input = 8 * piece + j;
+      if (row >= conv.outputs || input >= inputs.count) return zero<T>();
+      return weight_at<T, kTransposed>(conv, row, tap, inputs.channel(input));
+    };
+    store_shared(kHaloBytes + tap * kColumnTapBytes + sm80::swizzled(row, piece), gather(element));
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void multiply_column_tap(float (&sums)[kWarpRows][4], int tap) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int pixel = (kWarpRows * warp + tap / 3) * kHaloW + tap % 3 + lane % 16;
+#pragma unroll
+  for (int depth = 0; depth < ChannelGroup::kChannels / 16; depth += 2) {
+    uint32_t weights[4];  // of two depths
+    ldmatrix(weights, kHaloBytes + tap * kColumnTapBytes +
+                          sm80::swizzled(lane % 8, 2 * depth + lane / 8));
+    const uint32_t even[2] = {weights[0], weights[1]}, odd[2] = {weights[2], weights[3]};
+#pragma unroll
+    for (int row = 0; row < kWarpRows; ++row) {
+      uint32_t pixels[4];
+      ldmatrix(pixels, sm80::swizzled(pixel + row * kHaloW, 2 * depth + lane / 16));
+      mma<T>(sums[row], pixels, even);
+      ldmatrix(pixels, sm80::swizzled(pixel + row * kHaloW, 2 * depth + 2 + lane / 16));
+      mma<T>(sums[row], pixels, odd);
+    }
+  }
+}
+
+template <class T>
+__device__ void write_columns(const Convolution<T>& conv, const Place& place,
+                              const float (&sums)[kWarpRows][4]) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+  for (int row = 0; row < kWarpRows; ++row) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int y = place.y + kWarpRows * warp + row, x = place.x + lane / 4 + i / 2 * 8;
+      const int channel = 2 * (lane % 4) + i % 2;
+      if (channel >= conv.outputs || y >= conv.height || x >= conv.width) continue;
+      const int64_t pixel = (place.n * conv.height + y) * conv.width + x;
+      store_result(conv, pixel * conv.outputs + channel, channel, sums[row][i]);
+    }
+  }
+}
+
+template <class T, bool kTransposed>
+__global__ void __launch_bounds__(kThreads, 4)
+    conv3x3_to_few_kernel(const Convolution<T> conv, const Grid grid) {
+  const Place place = sm80::place_of_block(conv, grid);
+  float sums[kWarpRows][4] = {};
+  for (int group = 0; group < grid.input_groups; ++group) {
+    const ChannelGroup inputs = ChannelGroup::of(group, conv.inputs, conv.input_upscale);
+    if (group > 0) __syncthreads();  // all have left the group before
+    sm80::load_halo(conv, place, inputs, 0, 0, kHaloPixels * kPieces);
+    cp_async_commit();
+    gather_column_weights<T, kTransposed>(conv, inputs);
+    cp_async_wait<0>();
+    __syncthreads();
+#pragma unroll 1
+    for (int tap = 0; tap < kTaps; ++tap) multiply_column_tap<T>(sums, tap);
+  }
+  write_columns(conv, place, sums);
+}
+
+}  // namespace clsd::cuda::few

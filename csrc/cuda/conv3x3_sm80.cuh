@@ -1,0 +1,246 @@
+// 3x3 convolution on the tensor cores of sm_80 and later (mma.sync, cp.async).
+//
+// A block computes 8 x 16 pixels of 64 output channels, each of its 4 warps two rows of pixels. It
+// goes through the input channels in groups of 64: the group's halo tile (10 x 18 pixels) stays in
+// shared memory for all 9 taps, so each pixel is read once, not 9 times. While a tap is multiplied,
+// the weights of the next one arrive, and a ninth of the next group's halo.
+//
+// Both lie in rows of 64 channels (128 bytes), a pixel's and a weight's. A row's 16-byte pieces are
+// permuted by the row number, so that the 8 rows of a ldmatrix hit all banks once.
+#pragma once
+
+#include "convolution.h"
+#include "epilogue.cuh"
+#include "platform.cuh"
+
+namespace clsd::cuda::sm80 {
+
+constexpr int kTileH = 8, kTileW = 16, kWarps = 4, kThreads = 32 * kWarps;
+constexpr int kWarpRows = kTileH / kWarps;
+constexpr int kHaloW = kTileW + 2, kHaloPixels = (kTileH + 2) * kHaloW;
+constexpr int kGroup = ChannelGroup::kChannels, kPieces = kGroup / 8;
+constexpr uint32_t kRowBytes = 2 * kGroup;
+constexpr uint32_t kHaloBytes = kHaloPixels * kRowBytes;
+constexpr uint32_t kTapBytes = kGroup * kRowBytes;
+constexpr int kTaps = 9;
+constexpr int kHaloSlice = kHaloPixels * kPieces / kTaps;
+static_assert(kHaloSlice * kTaps == kHaloPixels * kPieces);
+// Sums of a warp on their way out, after the last product: float rows in place of the operands.
+constexpr uint32_t kSumRowBytes = 4 * kGroup;
+constexpr uint32_t kWarpSumBytes = kWarpRows * kTileW * kSumRowBytes;
+static_assert(kWarps * kWarpSumBytes <= kHaloBytes + 2 * kTapBytes);
+
+// Blocks that a multiprocessor's shared memory has room for: it has 164 KiB and more on the data
+// centres' GPUs (8.0, 9.0, 10.0), 100 KiB on others. The compiler keeps to registers for as many.
+#ifdef __CUDA_ARCH__
+constexpr int kCapability = __CUDA_ARCH__ / 10;
+#else
+constexpr int kCapability = 0;  // of the host's pass
+#endif
+constexpr bool kIsDataCentre = kCapability == 80 || kCapability == 90 || kCapability == 100;
+constexpr int kBlocksPerMultiprocessor = kIsDataCentre ? 4 : 2;
+
+// One halo tile suffices for one group of input channels.
+constexpr uint32_t shared_bytes(int input_groups) {
+  return (input_groups > 1 ? 2 : 1) * kHaloBytes + 2 * kTapBytes;
+}
+
+__device__ __forceinline__ uint32_t swizzled(int row, int piece) {
+  return row * kRowBytes + ((piece ^ (row & 7)) << 4);
+}
+
+// How the pixels and output channels are cut into blocks.
+struct Grid {
+  int tiles_x, tiles_y, input_groups, output_groups;
+};
+
+// What a block works on.
+struct Place {
+  int n, y, x;  // image and first pixel
+  ChannelGroup outputs;
+};
+
+// Blocks of the same pixels follow each other: their input comes from the cache.
+template <class T>
+__device__ Place place_of_block(const Convolution<T>& conv, const Grid& grid) {
+  const unsigned tile = blockIdx.x / grid.output_groups;
+  const unsigned row = tile / grid.tiles_x;
+  return {static_cast<int>(row / grid.tiles_y), static_cast<int>(row % grid.tiles_y) * kTileH,
+          static_cast<int>(tile % grid.tiles_x) * kTileW,
+          ChannelGroup::of(static_cast<int>(blockIdx.x % grid.output_groups), conv.outputs,
+                           conv.output_upscale)};
+}
+
+// Ask for pieces [first, last) of a halo tile. Zeros stand outside the image, and for channels that
+// the group has not.
+template <class T>
+__device__ __forceinline__ void load_halo(const Convolution<T>& conv, const Place& place,
+                                          ChannelGroup inputs, uint32_t halo, int first,
+                                          int last) {
+  for (int i = first + static_cast<int>(threadIdx.x); i < last; i += kThreads) {
+    const int pixel = i / kPieces, piece = i % kPieces;
+    const int y = place.y + pixel / kHaloW - 1, x = place.x + pixel % kHaloW - 1;
+    const bool valid = y >= 0 && y < conv.height && x >= 0 && x < conv.width &&
+                       8 * piece < inputs.count;
+    const int64_t offset = pixel_offset(place.n, y, x, conv.height, conv.width, conv.inputs,
+                                        conv.input_upscale, inputs) + 8 * piece;
+    cp_async(halo + swizzled(pixel, piece), conv.input + (valid ? offset : 0), valid);
+  }
+}
+
+// Ask for one tap's weights: a row for each output channel with its input channels or, transposed,
+// for each channel that is summed over with those of the output, as they lie in memory.
+template <class T, bool kTransposed>
+__device__ __forceinline__ void load_tap(const Convolution<T>& conv, ChannelGroup inputs,
+                                         ChannelGroup outputs, uint32_t target, int tap) {
+  const ChannelGroup rows = kTransposed ? inputs : outputs;
+  const ChannelGroup columns = kTransposed ? outputs : inputs;
+  const int row_length = kTransposed ? conv.outputs : conv.inputs;
+  const int source_tap = kTransposed ? kTaps - 1 - tap : tap;
+#pragma unroll
+  for (int i = static_cast<int>(threadIdx.x); i < kGroup * kPieces; i += kThreads) {
+    const int row = i / kPieces, piece = i % kPieces;
+    const bool valid = row < rows.count && 8 * piece < columns.count;
+    const int64_t offset = (rows.channel(row) * kTaps + source_tap) * row_length + columns.first +
+                           8 * piece;
+    cp_async(target + swizzled(row, piece), conv.weight + (valid ? offset : 0), valid);
+  }
+}
+
+using Sums = float[kWarpRows][kGroup / 8][4];
+
+// Fragments of 16 input channels of output channels [8 j, 8 j + 16): registers 0, 1 of the first 8.
+template <bool kTransposed>
+__device__ __forceinline__ void load_weights(uint32_t (&weights)[4], uint32_t taps, int depth,
+                                             int j) {
+  const int lane = threadIdx.x % 32;
+  if constexpr (kTransposed) {
+    ldmatrix_transposed(weights, taps + swizzled(16 * depth + lane % 16, j + lane / 16));
+  } else {
+    ldmatrix(weights, taps + swizzled(8 * j + lane % 8 + lane / 16 * 8, 2 * depth + lane / 8 % 2));
+  }
+}
+
+// Add the products of a depth of 16 for output channels [8 j, 8 j + 16).
+template <class T>
+__device__ __forceinline__ void multiply_pair(Sums& sums, const uint32_t (&pixels)[kWarpRows][4],
+                                              const uint32_t (&weights)[4], int j) {
+  const uint32_t even[2] = {weights[0], weights[1]}, odd[2] = {weights[2], weights[3]};
+#pragma unroll
+  for (int row = 0; row < kWarpRows; ++row) {
+    mma<T>(sums[row][j], pixels[row], even);
+    mma<T>(sums[row][j + 1], pixels[row], odd);
+  }
+}
+
+// Add the products of one tap. kWhole: the group has all 64 input channels.
+template <class T, bool kTransposed, bool kWhole>
+__device__ __forceinline__ void multiply_tap(Sums& sums, uint32_t halo, uint32_t taps, int tap,
+                                             int input_channels) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int pixel = (kWarpRows * warp + tap / 3) * kHaloW + tap % 3 + lane % 16;
+#pragma unroll
+  for (int depth = 0; depth < kGroup / 16; ++depth) {
+    if (!kWhole && 16 * depth >= input_channels) break;
+    uint32_t pixels[kWarpRows][4];
+#pragma unroll
+    for (int row = 0; row < kWarpRows; ++row) {
+      ldmatrix(pixels[row], halo + swizzled(pixel + row * kHaloW, 2 * depth + lane / 16));
+    }
+#pragma unroll
+    for (int j = 0; j < kGroup / 8; j += 2) {
+      uint32_t weights[4];
+      load_weights<kTransposed>(weights, taps, depth, j);
+      multiply_pair<T>(sums, pixels, weights, j);
+    }
+  }
+}
+
+// Byte of a 16-byte piece of a warp's sums; the permutation keeps the quarter warps that write to
+// four rows at a time apart.
+__device__ __forceinline__ uint32_t sum_offset(int pixel, int piece) {
+  return threadIdx.x / 32 * kWarpSumBytes + pixel * kSumRowBytes +
+         ((piece ^ (2 * (pixel & 3))) << 4);
+}
+
+__device__ __forceinline__ void stage(const Sums& sums) {
+  const int lane = threadIdx.x % 32, group = lane / 4, pair = lane % 4;
+#pragma unroll
+  for (int row = 0; row < kWarpRows; ++row) {
+#pragma unroll
+    for (int j = 0; j < kGroup / 8; ++j) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const uint32_t offset = sum_offset(row * kTileW + group + 8 * half, 2 * j + pair / 2);
+        store_shared(offset + 8 * (pair % 2),
+                     float2{sums[row][j][2 * half], sums[row][j][2 * half + 1]});
+      }
+    }
+  }
+}
+
+// Write the warp's staged sums: 8 lanes a pixel, so that its 64 channels are one write.
+template <class T>
+__device__ void write_staged(const Convolution<T>& conv, const Place& place) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, first = 8 * (lane % 8);
+  if (first >= place.outputs.count) return;
+  const Epilogue<T> epilogue(conv, place.outputs, first);
+#pragma unroll 2
+  for (int pixel = lane / 8; pixel < kWarpRows * kTileW; pixel += 4) {
+    const int y = place.y + kWarpRows * warp + pixel / kTileW, x = place.x + pixel % kTileW;
+    if (y >= conv.height || x >= conv.width) continue;
+    const auto low = load_shared<float4>(sum_offset(pixel, first / 4));
+    const auto high = load_shared<float4>(sum_offset(pixel, first / 4 + 1));
+    float values[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+    epilogue.store_at(pixel_offset(place.n, y, x, conv.height, conv.width, conv.outputs,
+                                   conv.output_upscale, place.outputs) + first,
+                      values);
+  }
+}
+
+template <class T, bool kTransposed, bool kWhole>
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
+    conv3x3_kernel(const Convolution<T> conv, const Grid grid) {
+  const Place place = place_of_block(conv, grid);
+  const auto group_of = [&](int index) {
+    return ChannelGroup::of(index, conv.inputs, conv.input_upscale);
+  };
+  const auto tap_at = [&](int step) { return (step & 1) * kTapBytes; };
+  const auto halo_at = [&](int group) { return 2 * kTapBytes + (group & 1) * kHaloBytes; };
+
+  Sums sums{};
+  ChannelGroup inputs = group_of(0);  // of the weights that are loaded, a step ahead
+  load_halo(conv, place, inputs, halo_at(0), 0, kHaloPixels * kPieces);
+  load_tap<T, kTransposed>(conv, inputs, place.outputs, tap_at(0), 0);
+  cp_async_commit();
+  int step = 0;
+  for (int group = 0; group < grid.input_groups; ++group) {
+    const bool last_group = group + 1 == grid.input_groups;
+    const ChannelGroup next = group_of(group + 1);
+    const int channels = inputs.count;
+#pragma unroll 1
+    for (int tap = 0; tap < kTaps; ++tap, ++step) {
+      // After the barrier, all see this step's operands, and all have left what is loaded next.
+      cp_async_wait<0>();
+      __syncthreads();
+      const bool last_tap = tap + 1 == kTaps;
+      if (last_tap) inputs = next;
+      if (!last_tap || !last_group) {
+        load_tap<T, kTransposed>(conv, inputs, place.outputs, tap_at(step + 1),
+                                 last_tap ? 0 : tap + 1);
+        if (!last_group) {
+          load_halo(conv, place, next, halo_at(group + 1), tap * kHaloSlice,
+                    (tap + 1) * kHaloSlice);
+        }
+        cp_async_commit();
+      }
+      multiply_tap<T, kTransposed, kWhole>(sums, halo_at(group), tap_at(step), tap, channels);
+    }
+  }
+  __syncthreads();  // all have read the operands, where the sums go now
+  stage(sums);
+  __syncwarp();
+  write_staged(conv, place);
+}
+
+}  // namespace clsd::cuda::sm80

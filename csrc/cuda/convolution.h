@@ -1,0 +1,42 @@
+// A 3x3 convolution (stride 1, zero padding 1) as kernels take it: no CUDA headers, no torch.
+//
+// All images are dense [N, H, W, C]. A pixel-shuffled image [N, r H, r W, C] is seen as its
+// original of C r^2 channels, of which channel c r^2 + i r + j lies at pixel (r y + i, r x + j),
+// channel c.
+#pragma once
+
+#include <cstdint>
+
+#include "types.h"
+
+namespace clsd::cuda {
+
+// Channels of images (or of one phase of a pixel shuffle) come in multiples of kChannelMultiple.
+// Without a pixel shuffle, the inputs or the outputs may be few instead.
+constexpr int kChannelMultiple = 16, kFewChannels = 3;
+
+// output = relu(scale * (convolution(input, weight) + bias) + residual), each part where given.
+template <class T>
+struct Convolution {
+  Global<const T> input;
+  Global<const T> weight;    // [outputs][3][3][inputs], the memory of a channels_last weight
+  Global<const T> bias;      // [outputs], or null
+  Global<const T> residual;  // like output, or null
+  Global<const T> positive;  // like output, or null: the result is kept only where this is > 0
+  Global<T> output;
+  int64_t batch, height, width;  // before any pixel shuffle
+  int inputs, outputs;           // channels, before any pixel shuffle
+  int input_upscale = 1;         // r of the input that is read through a pixel unshuffle
+  int output_upscale = 1;        // r of the output that is written through a pixel shuffle
+  float scale = 1.0f;
+  bool relu = false;
+  // The gradient of a convolution's input: input is the gradient of its output, and the weight is
+  // the very same, [inputs][3][3][outputs], its taps read backwards.
+  bool transposed = false;
+};
+
+// Run it by the kernel for its channels.
+void convolve(const Convolution<Bf16>& convolution, Stream stream);
+void convolve(const Convolution<Fp16>& convolution, Stream stream);
+
+}  // namespace clsd::cuda

@@ -1,0 +1,56 @@
+// The one place that launches kernels.
+#pragma once
+
+#ifdef CLSD_CUDA_EMULATION
+#include "emulated_launch.h"  // of tests/cuda_emulation
+#else
+
+#include <cuda_runtime.h>
+
+#include <atomic>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "types.h"
+
+namespace clsd::cuda {
+
+inline void check_cuda(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
+}
+
+// Shared memory above 48 KiB has to be asked for, once for each kernel and device.
+template <auto kKernel>
+void allow_shared_memory(size_t bytes) {
+  constexpr size_t kAlwaysAllowed = 48 * 1024;
+  constexpr int kDevices = 64;
+  static std::atomic<size_t> allowed[kDevices];
+  if (bytes <= kAlwaysAllowed) return;
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  if (device < kDevices && allowed[device].load() >= bytes) return;
+  check_cuda(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(bytes)),
+             "cudaFuncSetAttribute");
+  if (device < kDevices) allowed[device].store(bytes);
+}
+
+// Run kKernel(arguments...) on the current device. Nothing here waits for the GPU, so that a stream
+// which is being captured into a graph takes it.
+template <auto kKernel, class... Arguments>
+void launch(dim3 grid, dim3 block, size_t shared_bytes, Stream stream,
+            const Arguments&... arguments) {
+  allow_shared_memory<kKernel>(shared_bytes);
+  cudaLaunchConfig_t configuration{};
+  configuration.gridDim = grid;
+  configuration.blockDim = block;
+  configuration.dynamicSmemBytes = shared_bytes;
+  configuration.stream = static_cast<cudaStream_t>(stream);
+  check_cuda(cudaLaunchKernelEx(&configuration, kKernel, arguments...), "kernel launch");
+}
+
+}  // namespace clsd::cuda
+
+#endif  // CLSD_CUDA_EMULATION

@@ -1,0 +1,47 @@
+#include <tuple>
+
+#include "ops.h"
+#include "tensors.h"
+
+namespace clsd::cuda {
+
+Tensor pixel_shuffle_upsample(Tensor x, Tensor weight, std::optional<Tensor> bias,
+                              int64_t upscale_factor) {
+  const char* op = "pixel_shuffle_upsample";
+  const Shape shape = check_pixel_shuffle_upsample(op, x, weight, bias, upscale_factor);
+  check_channels(op, weight, upscale_factor);
+  const Device device(x);
+  const Tensor input = as_nhwc(x), kernels = as_nhwc(weight);
+  const auto offsets = as_contiguous(bias);
+  Output output(x, shape, memory_format(x));
+  dispatch_16_bit(op, x.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    auto conv = forward_convolution<T>(input, kernels, output.written(),
+                                       static_cast<int>(upscale_factor));
+    conv.bias = to_global<T>(offsets);
+    convolve(conv, device.stream());
+  });
+  return output.finish();
+}
+
+std::tuple<Tensor, Tensor, Tensor> pixel_shuffle_upsample_backward(
+    Tensor grad_output, Tensor x, Tensor weight, int64_t upscale_factor, bool needs_x,
+    bool needs_weight, bool needs_bias) {
+  const char* op = "pixel_shuffle_upsample_backward";
+  const Shape shape = check_pixel_shuffle_upsample(op, x, weight, std::nullopt, upscale_factor);
+  check_backward(op, "grad_output", x, grad_output, shape);
+  check_channels(op, weight, upscale_factor);
+  refuse_parameter_gradients(op, needs_weight || needs_bias);
+  const Device device(x);
+  if (!needs_x) return {absent(x), absent(x), absent(x)};
+  const Tensor grad = as_nhwc(grad_output), kernels = as_nhwc(weight);
+  Output grad_x(x, shape_of(x), memory_format(x));
+  dispatch_16_bit(op, x.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    convolve(input_gradient<T>(grad, kernels, grad_x.written(), static_cast<int>(upscale_factor)),
+             device.stream());
+  });
+  return {grad_x.finish(), absent(x), absent(x)};
+}
+
+}  // namespace clsd::cuda

@@ -1,0 +1,26 @@
+// What kernels are written with. nvcc takes the primitives from primitives.cuh and wgmma.cuh; the
+// tests run the same kernels on the CPU, with those of tests/cuda_emulation.
+//
+// Dynamic shared memory is addressed by byte offsets from its start; it is aligned to 1024 bytes.
+//
+//   load(Global<const T>), store(Global<T>, T)              one element of global memory
+//   load_vector(Global<const T>), store_vector(Global<T>, uint4)   16 aligned bytes of it
+//   load_shared<V>(offset), store_shared<V>(offset, V)      sizeof(V) aligned bytes
+//   to_float(T), from_float<T>(float), unpack<T>(uint32_t) -> float2, pack<T>(float, float)
+//   cp_async(offset, Global<const T>, valid)                16 bytes, or zeros where not valid
+//   cp_async_commit(), cp_async_wait<kPending>()
+//   ldmatrix(registers, offset), ldmatrix_transposed(registers, offset)          8x8 x4, 16 bits
+//   mma<T>(sums, a, b)                                      m16n8k16, float sums
+//   barrier_sync(id, threads), barrier_arrive(id, threads)  named barriers 1..15
+//   wgmma_fence(), wgmma<T, kN, ...>(sums, a, b), wgmma_commit(), wgmma_wait<kPending>(),
+//   wgmma_descriptor(offset, ...), fence_proxy_async()      sm_90a, see wgmma.cuh
+#pragma once
+
+#include "types.h"
+
+#ifdef CLSD_CUDA_EMULATION
+#include "emulation.h"  // of tests/cuda_emulation
+#else
+#include "primitives.cuh"
+#include "wgmma.cuh"
+#endif

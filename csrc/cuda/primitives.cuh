@@ -1,0 +1,145 @@
+// The primitives of platform.cuh as inline PTX.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "types.h"
+
+namespace clsd::cuda {
+
+// Loads go through the read-only path: no kernel reads global memory that it writes.
+template <class T>
+__device__ __forceinline__ T load(const T* source) {
+  if constexpr (sizeof(T) == 2) {
+    return {__ldg(reinterpret_cast<const unsigned short*>(source))};
+  } else {
+    return __ldg(source);
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void store(T* target, T value) {
+  *target = value;
+}
+
+template <class T>
+__device__ __forceinline__ uint4 load_vector(const T* source) {
+  return __ldg(reinterpret_cast<const uint4*>(source));
+}
+
+template <class T>
+__device__ __forceinline__ void store_vector(T* target, uint4 value) {
+  *reinterpret_cast<uint4*>(target) = value;
+}
+
+__device__ __forceinline__ unsigned char* shared_memory() {
+  extern __shared__ __align__(1024) unsigned char memory[];
+  return memory;
+}
+
+__device__ __forceinline__ uint32_t shared_address(uint32_t offset) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(shared_memory())) + offset;
+}
+
+template <class V>
+__device__ __forceinline__ V load_shared(uint32_t offset) {
+  return *reinterpret_cast<const V*>(shared_memory() + offset);
+}
+
+template <class V>
+__device__ __forceinline__ void store_shared(uint32_t offset, V value) {
+  *reinterpret_cast<V*>(shared_memory() + offset) = value;
+}
+
+__device__ __forceinline__ float to_float(Bf16 value) {
+  return __uint_as_float(static_cast<uint32_t>(value.bits) << 16);
+}
+
+__device__ __forceinline__ float to_float(Fp16 value) {
+  return __half2float(__ushort_as_half(value.bits));
+}
+
+// Two numbers in one register, the first in its lower half.
+template <class T>
+__device__ __forceinline__ float2 unpack(uint32_t pair) {
+  return {to_float(T{static_cast<uint16_t>(pair)}), to_float(T{static_cast<uint16_t>(pair >> 16)})};
+}
+
+template <class T>
+__device__ __forceinline__ uint32_t pack(float low, float high) {
+  uint32_t pair;
+  if constexpr (std::is_same_v<T, Bf16>) {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  }
+  return pair;
+}
+
+template <class T>
+__device__ __forceinline__ T from_float(float value) {
+  return {static_cast<uint16_t>(pack<T>(value, 0.0f))};
+}
+
+template <class T>
+__device__ __forceinline__ void cp_async(uint32_t offset, const T* source, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(offset)),
+               "l"(source), "r"(valid ? 16 : 0)
+               : "memory");
+}
+
+__device__ __forceinline__ void cp_async_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Wait for this thread's copies, but those of the kPending groups committed last. Other threads see
+// them after a barrier.
+template <int kPending>
+__device__ __forceinline__ void cp_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// Matrix i has its row r (16 bytes) at the offset that lane 8 i + r gives.
+__device__ __forceinline__ void ldmatrix(uint32_t (&registers)[4], uint32_t offset) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
+               : "r"(shared_address(offset)));
+}
+
+__device__ __forceinline__ void ldmatrix_transposed(uint32_t (&registers)[4], uint32_t offset) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
+               : "r"(shared_address(offset)));
+}
+
+// sums += a b for a of 16 x 16 (rows) and b of 16 x 8 (columns).
+template <class T>
+__device__ __forceinline__ void mma(float (&sums)[4], const uint32_t (&a)[4],
+                                    const uint32_t (&b)[2]) {
+#define CLSD_MMA(type)                                                                           \
+  asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                                     \
+      ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                     \
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                               \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
+  if constexpr (std::is_same_v<T, Bf16>) {
+    CLSD_MMA("bf16");
+  } else {
+    CLSD_MMA("f16");
+  }
+#undef CLSD_MMA
+}
+
+// Barrier 0 is that of __syncthreads. Threads that sync and threads that arrive add up to `threads`.
+__device__ __forceinline__ void barrier_sync(int id, int threads) {
+  asm volatile("barrier.sync.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+__device__ __forceinline__ void barrier_arrive(int id, int threads) {
+  asm volatile("barrier.arrive.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+}  // namespace clsd::cuda

@@ -1,0 +1,63 @@
+#include <tuple>
+
+#include "ops.h"
+#include "tensors.h"
+
+namespace clsd::cuda {
+
+std::tuple<Tensor, Tensor> residual_block(Tensor x, Tensor weight1, std::optional<Tensor> bias1,
+                                          Tensor weight2, std::optional<Tensor> bias2,
+                                          double res_scale, bool save_hidden) {
+  const char* op = "residual_block";
+  const Shape hidden_shape = check_residual_block(op, x, weight1, bias1, weight2, bias2);
+  check_channels(op, weight1);
+  const Device device(x);
+  const Tensor input = as_nhwc(x), kernels1 = as_nhwc(weight1), kernels2 = as_nhwc(weight2);
+  const auto offsets1 = as_contiguous(bias1), offsets2 = as_contiguous(bias2);
+  const Tensor hidden = empty(x, hidden_shape, MemoryFormat::ChannelsLast);
+  Output output(x, shape_of(x), memory_format(x));
+  dispatch_16_bit(op, x.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    auto first = forward_convolution<T>(input, kernels1, hidden);
+    first.bias = to_global<T>(offsets1);
+    first.relu = true;
+    convolve(first, device.stream());
+    auto second = forward_convolution<T>(hidden, kernels2, output.written());
+    second.bias = to_global<T>(offsets2);
+    second.residual = to_global<T>(input);
+    second.scale = static_cast<float>(res_scale);
+    convolve(second, device.stream());
+  });
+  return {output.finish(), save_hidden ? hidden : absent(x)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> residual_block_backward(
+    Tensor grad_output, Tensor x, Tensor hidden, Tensor weight1, Tensor weight2, double res_scale,
+    bool needs_x, bool needs_params) {
+  const char* op = "residual_block_backward";
+  const Shape hidden_shape =
+      check_residual_block(op, x, weight1, std::nullopt, weight2, std::nullopt);
+  check_backward(op, "grad_output", x, grad_output, shape_of(x));
+  check_backward(op, "hidden", x, hidden, hidden_shape);
+  check_channels(op, weight1);
+  refuse_parameter_gradients(op, needs_params);
+  const Device device(x);
+  if (!needs_x) return {absent(x), absent(x), absent(x), absent(x), absent(x)};
+  const Tensor grad = as_nhwc(grad_output), activation = as_nhwc(hidden);
+  const Tensor kernels1 = as_nhwc(weight1), kernels2 = as_nhwc(weight2);
+  const Tensor grad_hidden = empty(x, hidden_shape, MemoryFormat::ChannelsLast);
+  Output grad_x(x, shape_of(x), memory_format(x));
+  dispatch_16_bit(op, x.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    auto second = input_gradient<T>(grad, kernels2, grad_hidden);
+    second.scale = static_cast<float>(res_scale);
+    second.positive = to_global<T>(activation);
+    convolve(second, device.stream());
+    auto first = input_gradient<T>(grad_hidden, kernels1, grad_x.written());
+    first.residual = to_global<T>(grad);
+    convolve(first, device.stream());
+  });
+  return {grad_x.finish(), absent(x), absent(x), absent(x), absent(x)};
+}
+
+}  // namespace clsd::cuda

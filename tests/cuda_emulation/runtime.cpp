@@ -1,0 +1,383 @@
+#include "runtime.h"
+
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <vector>
+
+namespace clsd::emulation {
+
+Position position;
+unsigned char* shared = nullptr;
+size_t shared_bytes = 0;
+
+namespace {
+
+constexpr size_t kStackBytes = 64 * 1024;
+constexpr size_t kPieceBytes = 16;       // granularity of the marks of unfenced writes
+constexpr unsigned kPreemptionOdds = 16;  // a warp is preempted at one in so many of its meetings
+
+struct Copy {
+  uint32_t offset;
+  const void* source;
+};
+
+// A fiber.
+struct Thread {
+  enum class State { kReady, kWaiting, kDone };
+
+  int number = 0;
+  State state = State::kReady;
+  bool started = false;
+  std::string waits_for;
+  int barriers = 0, waits = 0;           // that it has come to
+  std::vector<Copy> open_group;          // copies not yet committed
+  std::deque<std::vector<Copy>> groups;  // committed copies that have not happened
+  std::vector<uint32_t> unfenced;        // pieces that it wrote since its last proxy fence
+  jmp_buf context;
+  ucontext_t start;
+  std::unique_ptr<char[]> stack = std::make_unique<char[]>(kStackBytes);
+};
+
+// Threads that meet for an operation, and what they brought.
+struct Meeting {
+  const char* operation = nullptr;
+  int arrived = 0;
+  std::array<void*, kWarpgroupThreads> arguments{};
+};
+
+struct Barrier {
+  int arrived = 0, threads = 0;
+  std::vector<Thread*> waiting;
+};
+
+std::mutex launching;
+std::vector<std::unique_ptr<Thread>> pool;
+const std::function<void()>* body;
+const char* kernel;
+int threads;
+Thread* current;
+jmp_buf scheduler;
+std::string failure;
+std::map<std::pair<int, int>, Meeting> meetings;  // by group size and first thread
+std::map<int, Barrier> barriers;
+std::vector<int> unfenced_writer;  // of each piece of shared memory: thread number, or -1
+uint64_t seed = 0, random_state = 0;
+int skipped_barrier = -1, skipped_wait = -1;
+
+// splitmix64
+unsigned draw(unsigned bound) {
+  uint64_t z = random_state += 0x9E3779B97F4A7C15u;
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+  return static_cast<unsigned>((z ^ (z >> 31)) >> 33) % bound;
+}
+
+std::string text(dim3 d) {
+  return "(" + std::to_string(d.x) + ", " + std::to_string(d.y) + ", " + std::to_string(d.z) + ")";
+}
+
+// Back to the scheduler, until it resumes this fiber.
+__attribute__((noinline)) void leave() {
+  if (_setjmp(current->context) == 0) _longjmp(scheduler, 1);
+}
+
+void fiber_main() {
+  (*body)();
+  if (!current->groups.empty() || !current->open_group.empty()) {
+    fail("ends without waiting for its asynchronous copies");
+  }
+  if (has_products()) fail("ends without waiting for its warpgroup's products");
+  current->state = Thread::State::kDone;
+  _longjmp(scheduler, 1);
+}
+
+__attribute__((noinline)) void resume(Thread& thread) {
+  current = &thread;
+  if (_setjmp(scheduler) != 0) return;
+  if (thread.started) _longjmp(thread.context, 1);
+  thread.started = true;
+  getcontext(&thread.start);
+  thread.start.uc_stack.ss_sp = thread.stack.get();
+  thread.start.uc_stack.ss_size = kStackBytes;
+  thread.start.uc_link = nullptr;
+  makecontext(&thread.start, fiber_main, 0);
+  setcontext(&thread.start);
+}
+
+void wait_for(std::string what) {
+  current->state = Thread::State::kWaiting;
+  current->waits_for = std::move(what);
+  leave();
+}
+
+dim3 thread_index(int number, dim3 block) {
+  const unsigned n = static_cast<unsigned>(number);
+  return {n % block.x, n / block.x % block.y, n / (block.x * block.y)};
+}
+
+bool is_ready(int number) {
+  return number < threads && pool[number]->state == Thread::State::kReady;
+}
+
+bool has_ready_lane(int warp) {
+  for (int lane = 0; lane < kWarpLanes; ++lane) {
+    if (is_ready(warp * kWarpLanes + lane)) return true;
+  }
+  return false;
+}
+
+// Run each lane of a warp until it waits.
+void run_lanes(int warp) {
+  const int first = static_cast<int>(draw(kWarpLanes)), direction = draw(2) ? 1 : kWarpLanes - 1;
+  for (int i = 0; i < kWarpLanes; ++i) {
+    const int number = warp * kWarpLanes + (first + i * direction) % kWarpLanes;
+    if (!is_ready(number)) continue;
+    position.thread = thread_index(number, position.block_size);
+    resume(*pool[number]);
+    if (!failure.empty()) throw std::runtime_error(failure);
+  }
+}
+
+[[noreturn]] void report_deadlock() {
+  std::string message = std::string(kernel) + ", block " + text(position.block) +
+                        ": no thread can go on:";
+  std::string last;
+  for (int number = 0; number < threads; ++number) {
+    const Thread& thread = *pool[number];
+    const std::string state = thread.state == Thread::State::kDone ? "has ended"
+                                                                   : "waits at " + thread.waits_for;
+    if (state != last) message += " from thread " + std::to_string(number) + " " + state + ";";
+    last = state;
+  }
+  message.back() = '.';
+  throw std::runtime_error(message);
+}
+
+void run_block() {
+  const int warps = (threads + kWarpLanes - 1) / kWarpLanes;
+  std::vector<int> ready;
+  for (;;) {
+    ready.clear();
+    bool done = true;
+    for (int warp = 0; warp < warps; ++warp) {
+      if (has_ready_lane(warp)) ready.push_back(warp);
+    }
+    for (int number = 0; number < threads; ++number) {
+      done = done && pool[number]->state == Thread::State::kDone;
+    }
+    if (done) return;
+    if (ready.empty()) report_deadlock();
+    const int warp = ready[draw(static_cast<unsigned>(ready.size()))];
+    do {
+      run_lanes(warp);
+    } while (has_ready_lane(warp) && draw(kPreemptionOdds) != 0);
+  }
+}
+
+void reset_block() {
+  constexpr int kNan = 0xFF;
+  std::memset(shared, kNan, shared_bytes);
+  unfenced_writer.assign(shared_bytes / kPieceBytes + 1, -1);
+  meetings.clear();
+  barriers.clear();
+  discard_products();
+  for (int number = 0; number < threads; ++number) {
+    Thread& thread = *pool[number];
+    thread.number = number;
+    thread.state = Thread::State::kReady;
+    thread.started = false;
+    thread.barriers = thread.waits = 0;
+    thread.open_group.clear();
+    thread.groups.clear();
+    thread.unfenced.clear();
+  }
+}
+
+void perform(const Copy& copy) {
+  if (copy.source) {
+    std::memcpy(shared + copy.offset, copy.source, kPieceBytes);
+  } else {
+    std::memset(shared + copy.offset, 0, kPieceBytes);
+  }
+  mark_written(copy.offset, kPieceBytes);
+}
+
+}  // namespace
+
+void fail(const std::string& message) {
+  failure = std::string(kernel) + ", block " + text(position.block) + ", thread " +
+            text(position.thread) + ": " + message;
+  current->state = Thread::State::kDone;
+  _longjmp(scheduler, 1);
+}
+
+bool toss() { return draw(2) == 0; }
+
+int thread_number() { return current->number; }
+
+void run(const char* name, dim3 grid, dim3 block, size_t bytes,
+         const std::function<void()>& thread) {
+  const std::lock_guard<std::mutex> lock(launching);
+  const uint64_t size = uint64_t{1} * block.x * block.y * block.z;
+  const bool fits = size >= 1 && size <= 1024 && bytes <= kMaxSharedBytes && grid.y <= 65535 &&
+                    grid.z <= 65535 && grid.x <= 0x7FFFFFFF && grid.x && grid.y && grid.z;
+  if (!fits) {
+    throw std::runtime_error(std::string(name) + ": cannot launch grid " + text(grid) +
+                             ", block " + text(block) + ", " + std::to_string(bytes) +
+                             " bytes of shared memory");
+  }
+  kernel = name, body = &thread, threads = static_cast<int>(size);
+  failure.clear();
+  random_state = seed;
+  while (pool.size() < size) pool.push_back(std::make_unique<Thread>());
+  constexpr size_t kAlignment = 1024;
+  std::vector<unsigned char> memory(bytes + kAlignment);
+  void* aligned = memory.data();
+  size_t space = memory.size();
+  shared = static_cast<unsigned char*>(std::align(kAlignment, bytes, aligned, space));
+  shared_bytes = bytes;
+  position.grid_size = grid, position.block_size = block;
+  for (unsigned z = 0; z < grid.z; ++z) {
+    for (unsigned y = 0; y < grid.y; ++y) {
+      for (unsigned x = 0; x < grid.x; ++x) {
+        position.block = dim3(x, y, z);
+        reset_block();
+        run_block();
+      }
+    }
+  }
+}
+
+void barrier(int id, int count, bool waits) {
+  if (current->barriers++ == skipped_barrier) return;
+  if (id < 0 || id > 15 || count < 1 || count % kWarpLanes != 0) {
+    fail("no barrier " + std::to_string(id) + " of " + std::to_string(count) + " threads");
+  }
+  Barrier& at = barriers[id];
+  if (at.arrived > 0 && at.threads != count) {
+    fail("barrier " + std::to_string(id) + " is one of " + std::to_string(at.threads) +
+         " threads for others, of " + std::to_string(count) + " here");
+  }
+  at.threads = count;
+  if (++at.arrived < count) {
+    if (!waits) return;
+    at.waiting.push_back(current);
+    wait_for("barrier " + std::to_string(id) + " of " + std::to_string(count) + " threads");
+    return;
+  }
+  at.arrived = 0;
+  for (Thread* thread : at.waiting) thread->state = Thread::State::kReady;
+  at.waiting.clear();
+}
+
+void collective(const char* operation, int count, void* arguments, Execute execute) {
+  const int first = current->number / count * count;
+  if (first + count > threads) fail(std::string(operation) + " by less than whole warps");
+  Meeting& meeting = meetings[{count, first}];
+  if (meeting.arrived > 0 && std::strcmp(meeting.operation, operation) != 0) {
+    fail(std::string("diverged: comes to ") + operation + " while others of its group wait at " +
+         meeting.operation);
+  }
+  meeting.operation = operation;
+  meeting.arguments[current->number - first] = arguments;
+  if (++meeting.arrived < count) {
+    current->state = Thread::State::kWaiting;
+    current->waits_for = operation;
+    leave();
+    return;
+  }
+  meeting.arrived = 0;
+  execute(meeting.arguments.data());
+  for (int number = first; number < first + count; ++number) {
+    pool[number]->state = Thread::State::kReady;
+  }
+}
+
+void copy_async(uint32_t offset, const void* source) {
+  current->open_group.push_back({offset, source});
+  shared_at(offset, kPieceBytes, "cp.async");
+}
+
+void commit_copies() {
+  // Copies that happen early find others still reading what they overwrite; late ones are missed by
+  // a read that does not wait.
+  auto& group = current->open_group;
+  const auto late = std::stable_partition(group.begin(), group.end(), [](const Copy&) {
+    return toss();
+  });
+  std::for_each(group.begin(), late, perform);
+  current->groups.emplace_back(late, group.end());
+  group.clear();
+}
+
+void wait_copies(int pending) {
+  if (current->waits++ == skipped_wait) return;
+  while (static_cast<int>(current->groups.size()) > pending) {
+    for (const Copy& copy : current->groups.front()) perform(copy);
+    current->groups.pop_front();
+  }
+}
+
+unsigned char* shared_at(uint32_t offset, size_t bytes, const char* operation) {
+  if (offset + bytes > shared_bytes) {
+    fail(std::string(operation) + " at byte " + std::to_string(offset) + " of " +
+         std::to_string(shared_bytes) + " of shared memory");
+  }
+  if (offset % bytes != 0) {
+    fail(std::string(operation) + " at byte " + std::to_string(offset) +
+         " of shared memory, which is not aligned to " + std::to_string(bytes));
+  }
+  return shared + offset;
+}
+
+void mark_written(uint32_t offset, size_t bytes) {
+  for (size_t piece = offset / kPieceBytes; piece * kPieceBytes < offset + bytes; ++piece) {
+    if (unfenced_writer[piece] == current->number) continue;
+    unfenced_writer[piece] = current->number;
+    current->unfenced.push_back(static_cast<uint32_t>(piece));
+  }
+}
+
+void fence_written() {
+  for (uint32_t piece : current->unfenced) {
+    if (unfenced_writer[piece] == current->number) unfenced_writer[piece] = -1;
+  }
+  current->unfenced.clear();
+}
+
+void check_fenced(uint32_t offset, size_t bytes) {
+  for (size_t piece = offset / kPieceBytes; piece * kPieceBytes < offset + bytes; ++piece) {
+    if (unfenced_writer[piece] < 0) continue;
+    fail("wgmma reads byte " + std::to_string(offset) + " of shared memory, which thread " +
+         std::to_string(unfenced_writer[piece]) + " wrote without fence_proxy_async");
+  }
+}
+
+void check_global(const void* address, size_t bytes, const void* begin, const void* end,
+                  const char* operation) {
+  const auto at = reinterpret_cast<uintptr_t>(address);
+  const auto first = reinterpret_cast<uintptr_t>(begin), last = reinterpret_cast<uintptr_t>(end);
+  if (at < first || at + bytes > last) {
+    fail(std::string(operation) + " of " + std::to_string(bytes) + " bytes at byte " +
+         std::to_string(static_cast<int64_t>(at - first)) + " of a tensor of " +
+         std::to_string(last - first));
+  }
+  if (at % bytes != 0) {
+    fail(std::string(operation) + " at an address not aligned to " + std::to_string(bytes));
+  }
+}
+
+}  // namespace clsd::emulation
+
+void clsd_emulation_seed(uint64_t seed) { clsd::emulation::seed = seed; }
+void clsd_emulation_skip_barrier(int index) { clsd::emulation::skipped_barrier = index; }
+void clsd_emulation_skip_wait(int index) { clsd::emulation::skipped_wait = index; }

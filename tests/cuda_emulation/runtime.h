@@ -1,0 +1,89 @@
+// Runs a kernel's blocks one after another on the CPU, with a fiber for each thread.
+//
+// Warps take turns in an order drawn from a seed, a warp running on until it waits or is preempted
+// at random; so do the lanes of a warp. Shared memory starts as NaN in every block. What the hardware
+// does later than it is told to (cp.async, wgmma) happens either at once or at its wait, by lot.
+// Any violation ends the launch with an exception that names kernel, block and thread.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+namespace clsd::emulation {
+
+constexpr int kWarpLanes = 32;
+constexpr int kWarpgroupThreads = 128;
+constexpr size_t kMaxSharedBytes = 227 * 1024;
+// Where a block's dynamic shared memory starts in its address space, as on the GPU.
+constexpr uint32_t kSharedBase = 1024;
+
+struct Position {
+  dim3 thread, block, block_size, grid_size;
+};
+// Of the fiber that runs.
+extern Position position;
+// The dynamic shared memory of the block that runs.
+extern unsigned char* shared;
+extern size_t shared_bytes;
+
+// Run `body` once for each thread of the grid.
+void run(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes,
+         const std::function<void()>& body);
+
+// End the launch: it throws a std::runtime_error.
+[[noreturn]] void fail(const std::string& message);
+
+// Whether something that may happen late happens at once.
+bool toss();
+
+void barrier(int id, int threads, bool waits);
+
+// Meet the other `threads` threads of an aligned group: the last to come executes for all, with the
+// arguments of each. All must have come for the same `operation`.
+using Execute = void (*)(void* const* arguments);
+void collective(const char* operation, int threads, void* arguments, Execute execute);
+
+// Number of the thread that runs, in its block.
+int thread_number();
+
+// cp.async: 16 bytes from source, or zeros if it is null, to an offset in shared memory.
+void copy_async(uint32_t offset, const void* source);
+void commit_copies();
+void wait_copies(int pending);
+
+// The offset, checked for the access of `bytes` bytes.
+unsigned char* shared_at(uint32_t offset, size_t bytes, const char* operation);
+
+// Writes of shared memory that wgmma may not yet read.
+void mark_written(uint32_t offset, size_t bytes);
+void fence_written();
+void check_fenced(uint32_t offset, size_t bytes);
+
+// Of wgmma.cpp: whether products of the running thread's warpgroup have not happened, and an end to
+// those of all.
+bool has_products();
+void discard_products();
+
+// Fail unless [address, address + bytes) lies in [begin, end) and is aligned to its size.
+void check_global(const void* address, size_t bytes, const void* begin, const void* end,
+                  const char* operation);
+
+}  // namespace clsd::emulation
+
+// For the tests, through ctypes.
+#define CLSD_EXPORT __attribute__((visibility("default")))
+extern "C" {
+// Seed of the order of warps and lanes, and of what is late, in the launches that follow.
+CLSD_EXPORT void clsd_emulation_seed(uint64_t seed);
+// Plant a fault: every thread skips its index-th barrier or wait for copies (from 0) of a launch's
+// block. Index -1 removes the fault.
+CLSD_EXPORT void clsd_emulation_skip_barrier(int index);
+CLSD_EXPORT void clsd_emulation_skip_wait(int index);
+}

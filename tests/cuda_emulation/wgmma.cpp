@@ -1,0 +1,150 @@
+// Warpgroup products: issued, committed in groups and, by lot, done at once or at their wait.
+#include <deque>
+#include <map>
+#include <stdexcept>
+#include <vector>
+
+#include "emulation.h"
+
+namespace clsd::cuda {
+
+using emulation::fail;
+using emulation::kWarpgroupThreads;
+
+namespace {
+
+constexpr int kRows = 64, kDepth = 16;
+
+struct Issued {
+  WarpgroupProduct product;
+  std::vector<float*> sums;  // of each thread
+};
+
+// Of one warpgroup.
+struct Queue {
+  bool fenced = false;  // since the last wait: after it, others may use the sums' registers
+  std::vector<Issued> open_group;
+  std::deque<std::vector<Issued>> groups;
+};
+
+std::map<int, Queue> queues;
+
+Queue& queue() { return queues[emulation::thread_number() / kWarpgroupThreads]; }
+
+// Element k of row (of A) or column (of B) `mn` of a matrix without swizzle.
+float element(uint64_t descriptor, int mn, int k, bool transposed, float (*decode)(uint16_t)) {
+  const auto field = [&](int shift) {
+    return static_cast<uint32_t>(descriptor >> shift & 0x3FFF) << 4;
+  };
+  const int row = transposed ? k % 8 : mn % 8, column = transposed ? mn % 8 : k % 8;
+  const uint32_t core = field(0) + k / 8 * field(16) + mn / 8 * field(32);
+  const uint32_t offset = core + row * 16 + column * 2 - emulation::kSharedBase;
+  emulation::check_fenced(offset, 2);
+  uint16_t bits;
+  std::memcpy(&bits, emulation::shared_at(offset, 2, "wgmma"), 2);
+  return decode(bits);
+}
+
+void perform(const Issued& issued) {
+  const WarpgroupProduct& product = issued.product;
+  std::vector<float> a(kRows * kDepth), b(product.columns * kDepth);
+  for (int k = 0; k < kDepth; ++k) {
+    for (int row = 0; row < kRows; ++row) {
+      a[row * kDepth + k] = element(product.a, row, k, product.transposed_a, product.decode);
+    }
+    for (int column = 0; column < product.columns; ++column) {
+      b[column * kDepth + k] = element(product.b, column, k, product.transposed_b, product.decode);
+    }
+  }
+  for (int thread = 0; thread < kWarpgroupThreads; ++thread) {
+    const int warp = thread / 32, lane = thread % 32;
+    for (int i = 0; i < product.columns / 2; ++i) {
+      const int row = 16 * warp + lane / 4 + 8 * (i / 2 % 2);
+      const int column = 8 * (i / 4) + 2 * (lane % 4) + i % 2;
+      float sum = 0;
+      for (int k = 0; k < kDepth; ++k) sum += a[row * kDepth + k] * b[column * kDepth + k];
+      issued.sums[thread][i] += sum;
+    }
+  }
+}
+
+struct Argument {
+  float* sums;
+  const WarpgroupProduct* product;
+};
+
+void issue(void* const* arguments) {
+  Queue& at = queue();
+  if (!at.fenced) fail("wgmma without wgmma_fence before it");
+  const auto& first = *static_cast<const Argument*>(arguments[0]);
+  Issued issued{*first.product, {}};
+  for (int thread = 0; thread < kWarpgroupThreads; ++thread) {
+    const auto& argument = *static_cast<const Argument*>(arguments[thread]);
+    if (argument.product->a != first.product->a || argument.product->b != first.product->b) {
+      fail("wgmma with descriptors that differ between threads");
+    }
+    issued.sums.push_back(argument.sums);
+  }
+  at.open_group.push_back(issued);
+}
+
+}  // namespace
+
+uint64_t wgmma_descriptor(uint32_t offset, uint32_t k_bytes, uint32_t mn_bytes) {
+  const uint32_t address = emulation::kSharedBase + offset;
+  if (address % 16 || k_bytes % 16 || mn_bytes % 16 || (k_bytes | mn_bytes) >= 1 << 18) {
+    fail("wgmma_descriptor of offset " + std::to_string(offset) + " and strides " +
+         std::to_string(k_bytes) + ", " + std::to_string(mn_bytes));
+  }
+  return static_cast<uint64_t>(address >> 4) | static_cast<uint64_t>(k_bytes >> 4) << 16 |
+         static_cast<uint64_t>(mn_bytes >> 4) << 32;
+}
+
+void wgmma_fence() {
+  emulation::collective("wgmma_fence", kWarpgroupThreads, nullptr,
+                        [](void* const*) { queue().fenced = true; });
+}
+
+void issue_product(float* sums, const WarpgroupProduct& product) {
+  Argument argument{sums, &product};
+  emulation::collective("wgmma", kWarpgroupThreads, &argument, issue);
+}
+
+void wgmma_commit() {
+  emulation::collective("wgmma_commit", kWarpgroupThreads, nullptr, [](void* const*) {
+    Queue& at = queue();
+    // Products of a warpgroup happen in order: early ones only where none is left before them.
+    if (at.groups.empty() && emulation::toss()) {
+      for (const Issued& issued : at.open_group) perform(issued);
+    } else {
+      at.groups.push_back(at.open_group);
+    }
+    at.open_group.clear();
+  });
+}
+
+void wait_products(int pending) {
+  int argument = pending;
+  emulation::collective("wgmma_wait", kWarpgroupThreads, &argument, [](void* const* arguments) {
+    Queue& at = queue();
+    const auto left = static_cast<size_t>(*static_cast<const int*>(arguments[0]));
+    while (at.groups.size() > left) {
+      for (const Issued& issued : at.groups.front()) perform(issued);
+      at.groups.pop_front();
+    }
+    at.fenced = false;
+  });
+}
+
+}  // namespace clsd::cuda
+
+namespace clsd::emulation {
+
+bool has_products() {
+  const auto& at = cuda::queue();
+  return !at.groups.empty() || !at.open_group.empty();
+}
+
+void discard_products() { cuda::queues.clear(); }
+
+}  // namespace clsd::emulation

@@ -1,0 +1,55 @@
+"""CMake targets that the tests build for themselves, under ``build/``."""
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def tool(name: str) -> str | None:
+    """The program of the package of that name, else the one on PATH."""
+    beside = Path(sys.executable).with_name(name)
+    return str(beside) if beside.exists() else shutil.which(name)
+
+
+def missing() -> str | None:
+    """What this machine lacks for any build, if anything."""
+    found = {
+        "cmake": tool("cmake"),
+        "ninja": tool("ninja"),
+        "a C++ compiler": os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++"),
+        "pybind11": find_spec("pybind11"),
+    }
+    return ", ".join(name for name, what in found.items() if not what) or None
+
+
+def build(folder: str, target: str, **environment: str) -> Path:
+    """Build a target as far as its sources are newer. Raises with the compiler's messages."""
+    import pybind11
+    from torch.utils import cpp_extension
+
+    settings = {
+        "CMAKE_MAKE_PROGRAM": tool("ninja"),
+        "CLSD_TORCH_INCLUDE": cpp_extension.include_paths()[0],
+        "CLSD_TORCH_LIB": cpp_extension.library_paths()[0],
+        "CLSD_FAST_CUDA": "on" if target == "_C_cuda" else "off",
+        "Python_EXECUTABLE": sys.executable,
+        "pybind11_DIR": pybind11.get_cmake_dir(),
+    }
+    cmake, path = tool("cmake"), ROOT / "build" / folder
+    definitions = [f"-D{name}={value}" for name, value in settings.items()]
+    _run([cmake, "-S", ROOT, "-B", path, "-G", "Ninja", *definitions], environment)
+    _run([cmake, "--build", path, "--target", target], environment)
+    return path / f"{target}.so"
+
+
+def _run(command: list, environment: dict[str, str]) -> None:
+    environment = {**os.environ, **environment}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if result.returncode:
+        output = (result.stdout + result.stderr)[-4000:]
+        raise RuntimeError(f"{' '.join(map(str, command))}\n{output}")

@@ -1,0 +1,57 @@
+"""residual_block's CUDA kernels, emulated."""
+
+import pytest
+import torch
+from emulated import check
+from util import LAYOUTS, channels_last, rand
+
+DTYPES = (torch.bfloat16, torch.float16)
+
+
+def operands(batch, channels, hidden_channels, height, width, dtype, layout=channels_last):
+    """grad_output, x, weight1, bias1, weight2, bias2."""
+    tensors = [
+        rand(batch, channels, height, width, seed=1),
+        rand(batch, channels, height, width),
+        rand(hidden_channels, channels, 3, 3) / (3 * channels**0.5),
+        rand(hidden_channels),
+        rand(channels, hidden_channels, 3, 3, seed=1) / (3 * hidden_channels**0.5),
+        rand(channels, seed=1),
+    ]
+    return [layout(t.to(dtype)) for t in tensors]
+
+
+def check_both(emulation, grad, x, weight1, bias1, weight2, bias2, res_scale):
+    arguments = (x, weight1, bias1, weight2, bias2, res_scale)
+    _, hidden = check(emulation, "residual_block", *arguments, True)
+    check(emulation, "residual_block", *arguments, False)
+    arguments = (grad, x, hidden, weight1, weight2, res_scale, True, False)
+    check(emulation, "residual_block_backward", *arguments)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (1, 6), (9, 17)], ids=str)
+@pytest.mark.parametrize("channels, hidden_channels", [(64, 64), (16, 48), (3, 16)])
+@pytest.mark.parametrize("res_scale", [1.0, 0.1])
+def test_sizes_and_channels(emulation, dtype, size, channels, hidden_channels, res_scale):
+    check_both(emulation, *operands(2, channels, hidden_channels, *size, dtype), res_scale)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(emulation, layout):
+    check_both(emulation, *operands(3, 16, 16, 6, 5, torch.bfloat16, layout), 0.5)
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_any_order_of_warps(emulation, seed):
+    emulation.seed(seed)
+    check_both(emulation, *operands(1, 32, 32, 9, 5, torch.bfloat16), 0.5)
+
+
+def test_without_bias(emulation):
+    grad, x, weight1, _, weight2, _ = operands(1, 16, 16, 6, 5, torch.float16)
+    check_both(emulation, grad, x, weight1, None, weight2, None, 1.0)
+
+
+def test_empty_batch(emulation):
+    check_both(emulation, *operands(0, 16, 16, 6, 5, torch.float16), 1.0)
