@@ -32,7 +32,6 @@ def gpu(load, monkeypatch):
         "contrastive": [ops.Contrast(case("info_nce", 3, 5, 8))],
     }
     monkeypatch.setattr(ops, "table", lambda: table)
-    monkeypatch.setattr(module, "MODES", {})  # nothing compiles here
     monkeypatch.setattr(measure, "BLOCK_MS", 0.01)
 
     def run_item(item, options, seconds, write):
@@ -46,7 +45,8 @@ def gpu(load, monkeypatch):
 
 
 def without_compilers(gpu, monkeypatch):
-    chosen = [i for i in gpu.items() if not {"compile", "max_autotune"} & set(i.baselines)]
+    compiling = ("compile", "max_autotune")
+    chosen = [i for i in gpu.items() if not any(b.startswith(compiling) for b in i.baselines)]
     monkeypatch.setattr(gpu, "items", lambda: chosen)
 
 
