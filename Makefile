@@ -32,7 +32,7 @@ bench: .venv/installed
 
 # Needs nvcc, no GPU. Installs nothing.
 cuda: .venv/installed
-	$(BIN)/pytest tests/test_cuda_build.py tests/test_sass.py
+	$(BIN)/pytest tests/test_cuda_build.py tests/test_cuda_sass.py
 
 # On a machine with a GPU, in a Python that has a PyTorch for it: nothing is installed. The kernels
 # are built into clsd_fast/, or LIBRARY= names a _C_cuda.so that was built elsewhere.

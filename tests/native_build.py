@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+#: What cmake/cuda.cmake builds the CUDA kernels for with nvcc >= 12.8.
+ARCHITECTURES = "8.0;8.6;8.9;9.0a;10.0;12.0+PTX"
 
 
 def tool(name: str) -> str | None:
@@ -45,6 +47,17 @@ def build(folder: str, target: str, **environment: str) -> Path:
     _run([cmake, "-S", ROOT, "-B", path, "-G", "Ninja", *definitions], environment)
     _run([cmake, "--build", path, "--target", target], environment)
     return path / f"{target}.so"
+
+
+def missing_for_cuda() -> str | None:
+    """What this machine lacks to build the CUDA kernels, if anything."""
+    lacking = [missing(), None if os.environ.get("CUDACXX") or shutil.which("nvcc") else "nvcc"]
+    return ", ".join(filter(None, lacking)) or None
+
+
+def build_cuda() -> Path:
+    """_C_cuda for all architectures."""
+    return build("cuda", "_C_cuda", TORCH_CUDA_ARCH_LIST=ARCHITECTURES)
 
 
 def _run(command: list, environment: dict[str, str]) -> None:

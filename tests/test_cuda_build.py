@@ -1,7 +1,7 @@
 """The CUDA library builds without a GPU and without a PyTorch for GPUs."""
 
-import os
-import shutil
+import importlib
+from pathlib import Path
 
 import native_build
 import pytest
@@ -9,23 +9,20 @@ import torch
 
 from clsd_fast import _native
 
-#: The architectures that a kernel is written for; others are variations of them.
-ARCHITECTURES = "8.0;9.0a"
+TOOLS = Path(__file__).parent.parent / "tools"
 
 
 @pytest.fixture(scope="module")
 def library():
-    lacking = native_build.missing()
-    if lacking is None and not (os.environ.get("CUDACXX") or shutil.which("nvcc")):
-        lacking = "nvcc"
-    if lacking:
+    if lacking := native_build.missing_for_cuda():
         pytest.skip(f"needs {lacking} to build the CUDA kernels")
-    return native_build.build("cuda", "_C_cuda", TORCH_CUDA_ARCH_LIST=ARCHITECTURES)
+    return native_build.build_cuda()
 
 
 def test_has_every_architecture(library):
     contents = library.read_bytes()
-    assert b"sm_80" in contents and b"sm_90a" in contents
+    names = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
+    assert [name for name in names if name.encode() not in contents] == []
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="needs a PyTorch without CUDA")
@@ -37,3 +34,18 @@ def test_needs_pytorch_with_cuda(library):
 def test_unknown_architecture(library):
     with pytest.raises(RuntimeError, match="expected items like 8.0, 9.0a .*, got sm_80"):
         native_build.build("cuda_unknown", "_C_cuda", TORCH_CUDA_ARCH_LIST="sm_80")
+
+
+@pytest.mark.parametrize("capability, name", [((8, 6), "8.6"), ((9, 0), "9.0a"), ((12, 0), "12.0")])
+def test_architecture_of_a_gpu(monkeypatch, capability, name):
+    monkeypatch.syspath_prepend(TOOLS)
+    assert importlib.import_module("build_cuda").architectures(capability) == name
+
+
+def test_a_library_from_elsewhere(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(TOOLS)
+    build_cuda = importlib.import_module("build_cuda")
+    monkeypatch.setattr(build_cuda, "TARGET", tmp_path / "_C_cuda.so")
+    (tmp_path / "other.so").write_bytes(b"kernels")
+    build_cuda.main(["--library", str(tmp_path / "other.so")])
+    assert (tmp_path / "_C_cuda.so").read_bytes() == b"kernels"

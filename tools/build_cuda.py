@@ -30,7 +30,7 @@ def build() -> Path:
     sys.path.append(str(ROOT / "tests"))
     import native_build
 
-    if lacking := native_build.missing():
+    if lacking := native_build.missing_for_cuda():
         raise SystemExit(f"build_cuda: expected {lacking}, got none")
     environment = {}
     if "TORCH_CUDA_ARCH_LIST" not in os.environ and torch.cuda.is_available():

@@ -30,9 +30,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-#: As in cmake/cuda.cmake, for nvcc >= 12.8.
+#: As in cmake/cuda.cmake, for nvcc >= 12.8, and in the order of the report.
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
-ARCHITECTURE_LIST = "8.0;8.6;8.9;9.0a;10.0;12.0+PTX"
 NAMESPACE = "clsd::cuda::"
 
 #: An instruction in cuobjdump's listing, with its predicate.
@@ -89,7 +88,9 @@ def build() -> Path:
     sys.path.append(str(ROOT / "tests"))
     import native_build
 
-    return native_build.build("cuda_report", "_C_cuda", TORCH_CUDA_ARCH_LIST=ARCHITECTURE_LIST)
+    if lacking := native_build.missing_for_cuda():
+        raise SystemExit(f"sass_report: expected {lacking}, got none")
+    return native_build.build_cuda()
 
 
 def report(library: Path) -> list[Kernel]:

@@ -1,8 +1,6 @@
 """The machine code of the CUDA kernels, for every architecture: no spills, and tensor cores."""
 
 import importlib
-import os
-import shutil
 from pathlib import Path
 
 import native_build
@@ -22,11 +20,9 @@ def sass_report():
 
 @pytest.fixture(scope="module")
 def kernels(sass_report):
-    lacking = [native_build.missing(), sass_report.missing()]
-    if not (os.environ.get("CUDACXX") or shutil.which("nvcc")):
-        lacking.append("nvcc")
-    if any(lacking):
-        pytest.skip(f"needs {', '.join(filter(None, lacking))} to read the CUDA kernels' code")
+    lacking = list(filter(None, (native_build.missing_for_cuda(), sass_report.missing())))
+    if lacking:
+        pytest.skip(f"needs {', '.join(lacking)} to read the CUDA kernels' code")
     return sass_report.report(sass_report.build())
 
 
