@@ -20,7 +20,7 @@ def check_both(emulation, batch, channels, out_channels, size, factor, dtype, la
     op = "pixel_shuffle_upsample"
     check(emulation, op, x, weight, bias, factor)
     check(emulation, op, x, weight, None, factor)
-    check(emulation, f"{op}_backward", grad, x, weight, factor, True, False, False)
+    check(emulation, f"{op}_backward", grad, x, weight, factor, True, True, True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
