@@ -18,19 +18,9 @@ unsigned grid_size(int64_t blocks) {
                            " tiles, got " + std::to_string(blocks));
 }
 
-template <class T>
-sm80::Grid grid_of(const Convolution<T>& conv) {
-  const auto tiles = [](int64_t size, int tile) {
-    return static_cast<int>((size + tile - 1) / tile);
-  };
-  return {tiles(conv.width, sm80::kTileW), tiles(conv.height, sm80::kTileH),
-          ChannelGroup::groups(conv.inputs, conv.input_upscale),
-          ChannelGroup::groups(conv.outputs, conv.output_upscale)};
-}
-
 template <auto kKernel, class T>
 void launch_tiles(const Convolution<T>& conv, uint32_t shared_bytes, Stream stream) {
-  const sm80::Grid grid = grid_of(conv);
+  const Grid grid = grid_of<sm80::kTileH, sm80::kTileW>(conv);
   const unsigned blocks =
       grid_size(conv.batch * grid.tiles_y * grid.tiles_x * grid.output_groups);
   launch<kKernel>(blocks, sm80::kThreads, shared_bytes, stream, conv, grid);
@@ -45,7 +35,8 @@ void convolve_as(const Convolution<T>& conv, Stream stream) {
   if (conv.outputs <= kFewChannels) {
     return launch_tiles<few::conv3x3_to_few_kernel<T, kTransposed>>(conv, few::kToFewBytes, stream);
   }
-  const uint32_t shared_bytes = sm80::shared_bytes(grid_of(conv).input_groups);
+  const int input_groups = ChannelGroup::groups(conv.inputs, conv.input_upscale);
+  const uint32_t shared_bytes = sm80::shared_bytes(input_groups);
   const int inputs_of_a_phase = conv.inputs / (conv.input_upscale * conv.input_upscale);
   if (inputs_of_a_phase % ChannelGroup::kChannels == 0) {
     launch_tiles<sm80::conv3x3_kernel<T, kTransposed, true>>(conv, shared_bytes, stream);

@@ -9,9 +9,8 @@
 // permuted by the row number, so that the 8 rows of a ldmatrix hit all banks once.
 #pragma once
 
-#include "convolution.h"
-#include "epilogue.cuh"
 #include "platform.cuh"
+#include "tiles.cuh"
 
 namespace clsd::cuda::sm80 {
 
@@ -22,7 +21,6 @@ constexpr int kGroup = ChannelGroup::kChannels, kPieces = kGroup / 8;
 constexpr uint32_t kRowBytes = 2 * kGroup;
 constexpr uint32_t kHaloBytes = kHaloPixels * kRowBytes;
 constexpr uint32_t kTapBytes = kGroup * kRowBytes;
-constexpr int kTaps = 9;
 constexpr int kHaloSlice = kHaloPixels * kPieces / kTaps;
 static_assert(kHaloSlice * kTaps == kHaloPixels * kPieces);
 // Sums of a warp on their way out, after the last product: float rows in place of the operands.
@@ -47,28 +45,6 @@ constexpr uint32_t shared_bytes(int input_groups) {
 
 __device__ __forceinline__ uint32_t swizzled(int row, int piece) {
   return row * kRowBytes + ((piece ^ (row & 7)) << 4);
-}
-
-// How the pixels and output channels are cut into blocks.
-struct Grid {
-  int tiles_x, tiles_y, input_groups, output_groups;
-};
-
-// What a block works on.
-struct Place {
-  int n, y, x;  // image and first pixel
-  ChannelGroup outputs;
-};
-
-// Blocks of the same pixels follow each other: their input comes from the cache.
-template <class T>
-__device__ Place place_of_block(const Convolution<T>& conv, const Grid& grid) {
-  const unsigned tile = blockIdx.x / grid.output_groups;
-  const unsigned row = tile / grid.tiles_x;
-  return {static_cast<int>(row / grid.tiles_y), static_cast<int>(row % grid.tiles_y) * kTileH,
-          static_cast<int>(tile % grid.tiles_x) * kTileW,
-          ChannelGroup::of(static_cast<int>(blockIdx.x % grid.output_groups), conv.outputs,
-                           conv.output_upscale)};
 }
 
 // Ask for pieces [first, last) of a halo tile. Zeros stand outside the image, and for channels that
@@ -201,7 +177,7 @@ __device__ void write_staged(const Convolution<T>& conv, const Place& place) {
 template <class T, bool kTransposed, bool kWhole>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     conv3x3_kernel(const Convolution<T> conv, const Grid grid) {
-  const Place place = place_of_block(conv, grid);
+  const Place place = place_of_block<kTileH, kTileW>(conv, grid);
   const auto group_of = [&](int index) {
     return ChannelGroup::of(index, conv.inputs, conv.input_upscale);
   };
