@@ -21,6 +21,22 @@ inline void check_cuda(cudaError_t status, const char* what) {
   throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
 }
 
+// Whether the current device runs this library's code for sm_90a, whose instructions no other
+// architecture has. CMake says whether there is any.
+inline bool runs_sm90a() {
+#ifdef CLSD_HAS_SM90A
+  int device = 0, major = 0, minor = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+             "cudaDeviceGetAttribute");
+  check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
+             "cudaDeviceGetAttribute");
+  return major == 9 && minor == 0;
+#else
+  return false;
+#endif
+}
+
 // Shared memory above 48 KiB has to be asked for, once for each kernel and device.
 template <auto kKernel>
 void allow_shared_memory(size_t bytes) {

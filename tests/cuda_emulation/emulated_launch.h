@@ -5,6 +5,8 @@
 
 namespace clsd::cuda {
 
+inline bool runs_sm90a() { return emulation::sm90a; }
+
 template <auto kKernel, class... Arguments>
 void launch(dim3 grid, dim3 block, size_t shared_bytes, Stream /*stream*/,
             const Arguments&... arguments) {
