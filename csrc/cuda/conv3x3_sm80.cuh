@@ -47,15 +47,15 @@ __device__ __forceinline__ uint32_t swizzled(int row, int piece) {
   return row * kRowBytes + ((piece ^ (row & 7)) << 4);
 }
 
-// Ask for pieces [first, last) of a halo tile. Zeros stand outside the image, and for channels that
-// the group has not.
-template <class T>
+// Ask for pieces [first, last) of a tile with a border, by default of a halo tile. Zeros stand
+// outside the image, and for channels that the group has not.
+template <int kWidth = kHaloW, int kBorder = 1, class T>
 __device__ __forceinline__ void load_halo(const Convolution<T>& conv, const Place& place,
                                           ChannelGroup inputs, uint32_t halo, int first,
                                           int last) {
   for (int i = first + static_cast<int>(threadIdx.x); i < last; i += kThreads) {
     const int pixel = i / kPieces, piece = i % kPieces;
-    const int y = place.y + pixel / kHaloW - 1, x = place.x + pixel % kHaloW - 1;
+    const int y = place.y + pixel / kWidth - kBorder, x = place.x + pixel % kWidth - kBorder;
     const bool valid = y >= 0 && y < conv.height && x >= 0 && x < conv.width &&
                        8 * piece < inputs.count;
     const int64_t offset = pixel_offset(place.n, y, x, conv.height, conv.width, conv.inputs,
@@ -98,14 +98,15 @@ __device__ __forceinline__ void load_weights(uint32_t (&weights)[4], uint32_t ta
 }
 
 // Add the products of a depth of 16 for output channels [8 j, 8 j + 16).
-template <class T>
-__device__ __forceinline__ void multiply_pair(Sums& sums, const uint32_t (&pixels)[kWarpRows][4],
+template <class T, int kFragments>
+__device__ __forceinline__ void multiply_pair(float (&sums)[kFragments][kGroup / 8][4],
+                                              const uint32_t (&pixels)[kFragments][4],
                                               const uint32_t (&weights)[4], int j) {
   const uint32_t even[2] = {weights[0], weights[1]}, odd[2] = {weights[2], weights[3]};
 #pragma unroll
-  for (int row = 0; row < kWarpRows; ++row) {
-    mma<T>(sums[row][j], pixels[row], even);
-    mma<T>(sums[row][j + 1], pixels[row], odd);
+  for (int i = 0; i < kFragments; ++i) {
+    mma<T>(sums[i][j], pixels[i], even);
+    mma<T>(sums[i][j + 1], pixels[i], odd);
   }
 }
 
