@@ -9,18 +9,15 @@
 
 namespace clsd::cuda::few {
 
-using sm80::Grid;
 using sm80::kHaloBytes;
 using sm80::kHaloPixels;
 using sm80::kHaloW;
 using sm80::kPieces;
-using sm80::kTaps;
 using sm80::kThreads;
 using sm80::kTileH;
 using sm80::kTileW;
 using sm80::kWarpRows;
 using sm80::kWarps;
-using sm80::Place;
 
 // Two 16-deep products take all taps of all channels of a pixel.
 constexpr int kDepth = 32, kDepthPieces = kDepth / 8;
@@ -102,7 +99,7 @@ __device__ void gather_depth_weights(const Convolution<T>& conv, const ChannelGr
 template <class T, bool kTransposed>
 __global__ void __launch_bounds__(kThreads, 4)
     conv3x3_from_few_kernel(const Convolution<T> conv, const Grid grid) {
-  const Place place = sm80::place_of_block(conv, grid);
+  const Place place = place_of_block<kTileH, kTileW>(conv, grid);
   const int thread = threadIdx.x;
   gather_patch(thread, conv.input, conv.inputs, conv.height, conv.width, place.n,
                place.y + thread / kTileW, place.x + thread % kTileW);
@@ -188,7 +185,7 @@ __device__ void write_columns(const Convolution<T>& conv, const Place& place,
 template <class T, bool kTransposed>
 __global__ void __launch_bounds__(kThreads, 4)
     conv3x3_to_few_kernel(const Convolution<T> conv, const Grid grid) {
-  const Place place = sm80::place_of_block(conv, grid);
+  const Place place = place_of_block<kTileH, kTileW>(conv, grid);
   float sums[kWarpRows][4] = {};
   for (int group = 0; group < grid.input_groups; ++group) {
     const ChannelGroup inputs = ChannelGroup::of(group, conv.inputs, conv.input_upscale);

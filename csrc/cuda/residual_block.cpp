@@ -15,18 +15,23 @@ std::tuple<Tensor, Tensor> residual_block(Tensor x, Tensor weight1, std::optiona
   const Device device(x);
   const Tensor input = as_nhwc(x), kernels1 = as_nhwc(weight1), kernels2 = as_nhwc(weight2);
   const auto offsets1 = as_contiguous(bias1), offsets2 = as_contiguous(bias2);
-  const Tensor hidden = empty(x, hidden_shape, MemoryFormat::ChannelsLast);
   Output output(x, shape_of(x), memory_format(x));
+  const bool fused = !save_hidden && fuses_residual_block(x.size(0), x.size(2), x.size(3),
+                                                          x.size(1), hidden_shape[1]);
+  // Fused, it is neither written nor read: an image of the same shape stands for it.
+  const Tensor hidden = fused ? output.written()
+                              : empty(x, hidden_shape, MemoryFormat::ChannelsLast);
   dispatch_16_bit(op, x.scalar_type(), [&](auto type) {
     using T = decltype(type);
     auto first = forward_convolution<T>(input, kernels1, hidden);
     first.bias = to_global<T>(offsets1);
     first.relu = true;
-    convolve(first, device.stream());
     auto second = forward_convolution<T>(hidden, kernels2, output.written());
     second.bias = to_global<T>(offsets2);
     second.residual = to_global<T>(input);
     second.scale = static_cast<float>(res_scale);
+    if (fused) return convolve_residual_block(first, second, device.stream());
+    convolve(first, device.stream());
     convolve(second, device.stream());
   });
   return {output.finish(), save_hidden ? hidden : absent(x)};
