@@ -12,7 +12,7 @@ OPERATORS := conv3x3 residual_block pixel_shuffle_upsample pairwise_similarity i
     distance_ratio_loss library
 SOURCES := $(shell find csrc cmake clsd_fast python -name '*.py' -o -name '*.c*' -o -name '*.h')
 
-.PHONY: demo test lint bench sanitize cuda
+.PHONY: demo test lint bench sanitize cuda gpu-build gpu-test gpu-bench gpu-memcheck gpu-racecheck
 
 demo: .venv/installed
 	rm -rf demo-output
@@ -32,7 +32,31 @@ bench: .venv/installed
 
 # Needs nvcc, no GPU. Installs nothing.
 cuda: .venv/installed
-	$(BIN)/pytest tests/test_cuda_build.py
+	$(BIN)/pytest tests/test_cuda_build.py tests/test_sass.py
+
+# On a machine with a GPU, in a Python that has a PyTorch for it: nothing is installed. The kernels
+# are built into clsd_fast/, or LIBRARY= names a _C_cuda.so that was built elsewhere.
+GPU_PYTHON ?= python3
+GPU_TEST := PYTHONPATH=. $(GPU_PYTHON) -m pytest -m gpu -rs
+
+gpu-build:
+	$(GPU_PYTHON) tools/build_cuda.py $(if $(LIBRARY),--library $(LIBRARY))
+
+gpu-test: gpu-build
+	$(GPU_TEST) $(wildcard tests/test_*_gpu.py)
+
+gpu-bench:
+	PYTHON=$(GPU_PYTHON) benchmarks/gpu.sh $(if $(LIBRARY),--library $(LIBRARY))
+
+# Every kernel at small sizes. Without PyTorch's cache of memory, each tensor has its own bounds.
+gpu-memcheck gpu-racecheck: gpu-%: gpu-build
+	@if command -v compute-sanitizer >/dev/null; then \
+	    PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTHONPATH=. compute-sanitizer --tool $* \
+	        --target-processes all --error-exitcode 1 \
+	        $(GPU_PYTHON) -m pytest -m gpu -rs tests/test_cuda_gpu.py -k test_small; \
+	else \
+	    echo "gpu-$*: skipped, needs compute-sanitizer of the CUDA toolkit"; \
+	fi
 
 # The operators' tests on kernels that report bad accesses and undefined operations; they take ten
 # times as long there, so those of 1000 rows are left out.

@@ -60,15 +60,18 @@ def layout_of(name: str) -> str:
 
 
 def error_over_bound(
-    ours: Iterable[Tensor], reference: Iterable[Tensor], theirs: Iterable[Tensor]
+    ours: Iterable[Tensor],
+    reference: Iterable[Tensor],
+    theirs: Iterable[Tensor],
+    dtype: torch.dtype = torch.float32,
 ) -> float:
-    """The gate's figure: the worst error of our results in units of what float32 loses anyway.
+    """The gate's figure: the worst error of our results in units of what dtype loses anyway.
 
     That is, over all results, the largest ::
 
-        |ours - reference| / (2 |theirs - reference| + (2 * 2**-24 + share) |reference|)
+        |ours - reference| / (2 |theirs - reference| + (2 roundoff + share) |reference|)
 
-    with ``reference`` plain PyTorch in float64 and ``theirs`` in float32. It is the rule of
+    with ``reference`` plain PyTorch in float64 and ``theirs`` in dtype. It is the rule of
     tests/tolerance.py in the Euclidean norm: the largest single error of a deep network is a
     matter of luck. The first result is the value, with the share 0; the others are gradients, with
     RELU_SHARE.
@@ -77,18 +80,18 @@ def error_over_bound(
     share = 0.0
     for a, r, b in zip(ours, reference, theirs, strict=True):
         error, their_error = ((t.double() - r).norm().item() for t in (a, b))
-        bound = 2 * their_error + (2 * 2**-24 + share) * r.norm().item()
+        bound = 2 * their_error + (torch.finfo(dtype).eps + share) * r.norm().item()
         share = RELU_SHARE
         # A gradient that is zero has the bound zero; NaN is no zero and stays NaN.
         worst.append(error / bound if error and bound else error)
     return torch.tensor(worst).max().item()  # unlike the built-in max, this keeps a NaN
 
 
-def gate(name: str, figure: float) -> None:
+def gate(name: str, figure: float, limit: float = LIMIT) -> None:
     """End the program unless the results are right: a wrong result has no speed."""
-    if not figure <= LIMIT:
+    if not figure <= limit:
         raise SystemExit(
-            f"{name}: expected errors of at most {LIMIT:g} times the bound, got {figure:.3g}; "
+            f"{name}: expected errors of at most {limit:g} times the bound, got {figure:.3g}; "
             "nothing was timed"
         )
 

@@ -100,7 +100,7 @@ def run_all(
     double = leaves(rounded, torch.float64, contiguous)
     exact_grad = tested_grad = None
     if not expanded_grad:
-        tested_grad = layout(rand(*plain(*double).shape, seed=7).to(dtype))
+        tested_grad = layout(rand(*plain(*double).shape, seed=7).to(tested[0]))
         exact_grad = tested_grad.double()
     before = [t if t is None else t.detach().clone() for t in (*tested, tested_grad)]
     ours = run(function, tested, tested_grad)

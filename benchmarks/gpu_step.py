@@ -1,0 +1,109 @@
+"""A training step of CLSD on a GPU under bfloat16 autocast: what `gpu.py` times of it.
+
+The step is `step.py`'s, with PyTorch's fused Adam for everybody and all images channels_last:
+
+    ours, eager      clsd_fast.CLSD and plain.CLSD
+    *_graph          the same, the whole step in one CUDA graph, the batch copied into its memory
+    compile          torch.compile of plain.CLSD
+    max_autotune     the same with mode="max-autotune", whose CUDA graphs are PyTorch's own
+"""
+
+import argparse
+from collections.abc import Callable
+
+import gpu_measure
+import measure
+import step
+import torch
+from torch import Tensor
+
+BASES = {
+    "ours": "ours_channels_last",
+    "eager": "eager_channels_last",
+    "compile": "compile_channels_last",
+    "max_autotune": "eager_channels_last",  # compiled below, in its mode
+}
+
+
+class Trainer(step.Trainer):
+    """One configuration of BASES; in float64, without autocast, it is the reference.
+
+    Args:
+        name: of the configuration.
+        options: of `step.py`'s command line.
+        dtype: of the weights.
+    """
+
+    def __init__(
+        self, name: str, options: argparse.Namespace, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.device = torch.device(options.device)
+        self.autocasts = dtype == torch.float32
+        super().__init__(BASES[name], options, dtype)
+        self.has_own_graphs = name == "max_autotune"
+        if self.has_own_graphs:
+            self.forward = torch.compile(self.model, mode="max-autotune", dynamic=False)
+
+    def reset_optimizer(self) -> None:
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(),
+            lr=step.LEARNING_RATE,
+            fused=True,
+            capturable=self.device.type == "cuda",
+        )
+        self.optimizer.zero_grad()
+
+    def losses(self, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocasts):
+            return super().losses(lr, hr)
+
+    def train(self, lr: Tensor, hr: Tensor) -> None:
+        if self.has_own_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        # First, because max_autotune's gradients lie in memory that its next forward writes.
+        self.optimizer.zero_grad()
+        self.losses(lr, hr)["total"].backward()
+        self.optimizer.step()
+
+    def step(self, index: int) -> None:
+        self.train(*self.batches[index % step.NUM_BATCHES])
+
+
+def captured(trainer: Trainer) -> Callable[[int], None]:
+    """The trainer's step as one CUDA graph."""
+    batch = [image.clone() for image in trainer.batches[0]]
+    graph = gpu_measure.captured(lambda index: trainer.train(*batch))
+
+    def run(index: int) -> None:
+        for image, source in zip(batch, trainer.batches[index % step.NUM_BATCHES], strict=True):
+            image.copy_(source)
+        graph(index)
+
+    return run
+
+
+def make_calls(names: list[str], options: argparse.Namespace) -> dict[str, gpu_measure.Call]:
+    """A step of each configuration, and of each with a CUDA graph, on weights of its own."""
+    calls = {}
+    for name in names:
+        graph = name.endswith(gpu_measure.GRAPH)
+        trainer = Trainer(name.removesuffix(gpu_measure.GRAPH), options)
+        calls[name] = captured(trainer) if graph else trainer.step
+    return calls
+
+
+def correctness(options: argparse.Namespace) -> float:
+    """`measure.error_over_bound` of ours against the plain model in float64."""
+    reference = Trainer("eager", options, torch.float64).gradients()
+    ours, theirs = (Trainer(name, options).gradients() for name in ("ours", "eager"))
+    rows = [(ours[key], reference[key], theirs[key]) for key in reference]
+    return measure.error_over_bound(*zip(*rows, strict=True), dtype=torch.bfloat16)
+
+
+def flops(options: argparse.Namespace) -> int:
+    """Of a forward and backward of the plain model."""
+    on_meta = argparse.Namespace(**{**vars(options), "device": "meta"})
+    trainer = step.Trainer("eager_channels_last", on_meta)
+    return gpu_measure.flops_of(
+        lambda index: trainer.losses(*trainer.batches[0])["total"].backward()
+    )
