@@ -25,7 +25,7 @@ def check_both(emulation, grad, x, weight1, bias1, weight2, bias2, res_scale):
     arguments = (x, weight1, bias1, weight2, bias2, res_scale)
     _, hidden = check(emulation, "residual_block", *arguments, True)
     check(emulation, "residual_block", *arguments, False)
-    arguments = (grad, x, hidden, weight1, weight2, res_scale, True, False)
+    arguments = (grad, x, hidden, weight1, weight2, res_scale, True, True)
     check(emulation, "residual_block_backward", *arguments)
 
 
@@ -51,6 +51,16 @@ def test_any_order_of_warps(emulation, seed):
 def test_without_bias(emulation):
     grad, x, weight1, _, weight2, _ = operands(1, 16, 16, 6, 5, torch.float16)
     check_both(emulation, grad, x, weight1, None, weight2, None, 1.0)
+
+
+@pytest.mark.parametrize("needs", [(True, False), (False, True), (False, False)], ids=str)
+def test_only_some_gradients_are_asked_for(emulation, needs):
+    grad, x, weight1, _, weight2, _ = operands(1, 16, 48, 6, 5, torch.bfloat16)
+    _, hidden = emulation.ops.residual_block(x, weight1, None, weight2, None, 1.0, True)
+    arguments = (grad, x, hidden, weight1, weight2, 0.5, *needs)
+    grads = check(emulation, "residual_block_backward", *arguments)
+    needed = (needs[0], *[needs[1]] * 4)
+    assert [bool(grad.numel()) for grad in grads] == list(needed)
 
 
 def test_empty_batch(emulation):

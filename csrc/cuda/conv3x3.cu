@@ -57,7 +57,6 @@ void convolve_as(const Convolution<T>& conv, Stream stream) {
 template <class T>
 void convolve_any(const Convolution<T>& conv, Stream stream) {
   if (conv.batch == 0) return;
-  constexpr int64_t kMaxSide = int64_t{1} << 30;  // kernels count pixels of a side in an int
   if (conv.height > kMaxSide || conv.width > kMaxSide) {
     throw std::runtime_error("convolution: expected sides of at most 2^30 pixels");
   }

@@ -35,6 +35,9 @@ struct Convolution {
   bool transposed = false;
 };
 
+// Kernels count the pixels of a side in an int.
+constexpr int64_t kMaxSide = int64_t{1} << 30;
+
 // Run it by the kernel for its channels.
 void convolve(const Convolution<Bf16>& convolution, Stream stream);
 void convolve(const Convolution<Fp16>& convolution, Stream stream);
