@@ -35,8 +35,7 @@ def _cuda_state() -> str:
     state = _native_state(_native.CUDA_LIBRARY, _native.cuda_missing, "convolutions on GPUs run")
     if _native.cuda_missing is not None:
         return state
-    served = ", ".join(sorted(_native.cuda_operators)) or "no operator yet"
-    return f"{state}, for {served}"
+    return f"{state}, for {', '.join(sorted(_native.cuda_operators))}"
 
 
 def _triton_state() -> str:

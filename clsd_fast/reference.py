@@ -220,7 +220,7 @@ def conv3x3_backward(
         groups=1,
         output_mask=needs,
     )
-    formats = (memory_format(x), torch.contiguous_format, torch.contiguous_format)
+    formats = (memory_format(x), memory_format(weight), torch.contiguous_format)
     # Not every convolution of PyTorch heeds the mask.
     return tuple(
         grad.contiguous(memory_format=layout) if need else _empty(x)

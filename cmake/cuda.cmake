@@ -44,6 +44,11 @@ if(NOT CLSD_FAST_CUDA STREQUAL "off")
     add_library(_C_cuda MODULE ${CLSD_CUDA_OPERATORS} ${CLSD_CUDA_KERNELS})
     clsd_uses_torch(_C_cuda)
     target_compile_definitions(_C_cuda PRIVATE USE_CUDA)
+    # Where both are there, a device of 9.0 may get the code without warpgroup products.
+    if("90a-real" IN_LIST CMAKE_CUDA_ARCHITECTURES
+       AND NOT "90-real" IN_LIST CMAKE_CUDA_ARCHITECTURES)
+      target_compile_definitions(_C_cuda PRIVATE CLSD_HAS_SM90A)
+    endif()
     # Profilers and compute-sanitizer name source lines.
     target_compile_options(_C_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo>)
   elseif(CLSD_FAST_CUDA STREQUAL "on")

@@ -33,14 +33,31 @@ class Emulation:
         functions.clsd_emulation_seed.argtypes = [ctypes.c_uint64]
         #: Seed of the order of warps and lanes, and of which copies are late.
         self.seed = functions.clsd_emulation_seed
-        #: Let every thread skip its i-th barrier of a block, or wait for copies; -1: none.
+        #: Whether the device is one that runs the kernels for sm_90a.
+        self.sm90a = functions.clsd_emulation_sm90a
+        self._kernel = functions.clsd_emulation_kernel
+        self._kernel.restype = ctypes.c_char_p
+        #: Let every thread skip its i-th barrier of a block, wait for copies, proxy fence or wait
+        #: for products; -1: none.
         self.skip_barrier = functions.clsd_emulation_skip_barrier
         self.skip_wait = functions.clsd_emulation_skip_wait
+        self.skip_proxy_fence = functions.clsd_emulation_skip_proxy_fence
+        self.skip_product_wait = functions.clsd_emulation_skip_product_wait
+
+    def kernel(self) -> str:
+        """The one that was launched last."""
+        return self._kernel().decode()
 
     def reset(self) -> None:
         self.seed(0)
-        self.skip_barrier(-1)
-        self.skip_wait(-1)
+        self.sm90a(False)
+        for skip in (
+            self.skip_barrier,
+            self.skip_wait,
+            self.skip_proxy_fence,
+            self.skip_product_wait,
+        ):
+            skip(-1)
 
 
 def reference_of(op: str):

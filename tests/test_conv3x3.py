@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch.library import opcheck
 from util import DTYPES, LAYOUTS, channels_last, compare, contiguous, memory_format, rand, sliced
 
+import clsd_fast
 from clsd_fast import conv3x3
 
 SIZES = [(5, 7), (1, 1), (1, 6), (9, 1), (17, 14)]
@@ -111,6 +112,17 @@ def test_output_keeps_the_memory_format(backend, layout):
     x, weight, bias, _ = inputs(2, 4, 6, 5, 7)
     expected = "contiguous" if layout is sliced else layout.__name__
     assert memory_format(conv3x3(layout(x), weight, bias)) == expected
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_weights_gradient_has_the_weights_memory_format(backend, layout):
+    x, weight, _, _ = inputs(2, 4, 6, 5, 7)
+    backward = torch.ops.clsd_fast.conv3x3_backward
+    arguments = (rand(2, 6, 5, 7), x, layout(weight), 1.0, False, True, False)
+    grad = backward(*arguments)[1]
+    expected = "contiguous" if layout is sliced else layout.__name__
+    assert memory_format(grad) == expected
+    torch.testing.assert_close(grad, clsd_fast.reference.conv3x3_backward(*arguments)[1])
 
 
 def test_gradcheck(backend):

@@ -45,7 +45,8 @@ def conv3x3(
 
     Under autocast all tensors are cast to the autocast dtype. 16-bit inputs are accumulated in
     float32 and rounded once. Saved for backward: x, weight, and the output if ``relu``.
-    Native CPU results are bit-equal from run to run and for any number of threads.
+    Native results, gradients too, are bit-equal from run to run; on the CPU also for any number of
+    threads.
 
     Source: the fused epilogue is that of ``cudnnConvolutionBiasActivationForward``.
     """
@@ -75,10 +76,13 @@ def _fake(x, weight, bias, residual, res_scale, relu):
 
 
 def fake_conv_grads(x, weight, needs_x, needs_weight, needs_bias):
-    """Outputs of a convolution's backward; empty where a gradient is not needed."""
+    """Outputs of a convolution's backward; empty where a gradient is not needed.
+
+    Those of images and of weights have their memory format.
+    """
     return (
         empty_images(x, x.shape[1]) if needs_x else x.new_empty(0),
-        weight.new_empty(weight.shape) if needs_weight else x.new_empty(0),
+        empty_images(weight, weight.shape[1]) if needs_weight else x.new_empty(0),
         weight.new_empty(weight.shape[0]) if needs_bias else x.new_empty(0),
     )
 

@@ -32,7 +32,8 @@ std::pair<Tensor, Tensor> parameter_gradients(const Images<const S>& input,
                                               const Images<const S>& grad, const Tensor& weight,
                                               Accumulator<S> scale, bool needs_weight,
                                               bool needs_bias) {
-  const Tensor grad_weight = needs_weight ? empty(weight, shape_of(weight)) : absent(weight);
+  const Tensor grad_weight =
+      needs_weight ? empty(weight, shape_of(weight), memory_format(weight)) : absent(weight);
   const Tensor grad_bias = needs_bias ? empty(weight, {weight.size(0)}) : absent(weight);
   if (needs_weight || needs_bias) {
     const Tensor* to_weight = needs_weight ? &grad_weight : nullptr;

@@ -153,15 +153,18 @@ void write_weight_gradient(const Images<const S>& input, const Images<const S>& 
   S* target = data<S>(grad_weight);
   const int64_t inputs = input.channels, outputs = grad.channels;
   const int64_t tiles = ceil_div(outputs, kTileCols);
+  int64_t strides[4];
+  for (int64_t dim = 0; dim < 4; ++dim) strides[dim] = grad_weight.stride(dim);
   torch::stable::parallel_for(0, tiles * inputs, 16, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t k = task / inputs * kTileCols, c = task % inputs;
       Accumulator<S> values[9 * kTileCols];
       taps(c, k, values);
       for (int64_t v = 0; v < std::min(kTileCols, outputs - k); ++v) {
-        S* kernel = target + (grad.order[k + v] * inputs + input.order[c]) * 9;
+        S* kernel = target + grad.order[k + v] * strides[0] + input.order[c] * strides[1];
         for (int64_t tap = 0; tap < 9; ++tap) {
-          kernel[tap] = static_cast<S>(values[tap * kTileCols + v] * scale);
+          kernel[tap / 3 * strides[2] + tap % 3 * strides[3]] =
+              static_cast<S>(values[tap * kTileCols + v] * scale);
         }
       }
     }

@@ -1,5 +1,6 @@
 #include <tuple>
 
+#include "gradients.h"
 #include "ops.h"
 #include "tensors.h"
 
@@ -33,18 +34,8 @@ std::tuple<Tensor, Tensor, Tensor> conv3x3_backward(Tensor grad_output, Tensor x
   const Shape shape = check_conv3x3(op, x, weight, std::nullopt);
   check_backward(op, "grad_output", x, grad_output, shape);
   check_channels(op, weight);
-  refuse_parameter_gradients(op, needs_weight || needs_bias);
-  const Device device(x);
-  if (!needs_x) return {absent(x), absent(x), absent(x)};
-  const Tensor grad = as_nhwc(grad_output), kernels = as_nhwc(weight);
-  Output grad_x(x, shape_of(x), memory_format(x));
-  dispatch_16_bit(op, x.scalar_type(), [&](auto type) {
-    using T = decltype(type);
-    auto conv = input_gradient<T>(grad, kernels, grad_x.written());
-    conv.scale = static_cast<float>(res_scale);
-    convolve(conv, device.stream());
-  });
-  return {grad_x.finish(), absent(x), absent(x)};
+  return convolution_backward(op, grad_output, x, weight, res_scale, 1, needs_x, needs_weight,
+                              needs_bias);
 }
 
 }  // namespace clsd::cuda

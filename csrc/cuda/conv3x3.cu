@@ -4,6 +4,7 @@
 
 #include "conv3x3_few.cuh"
 #include "conv3x3_sm80.cuh"
+#include "conv3x3_sm90.cuh"
 #include "convolution.h"
 #include "launch.cuh"
 
@@ -18,46 +19,48 @@ unsigned grid_size(int64_t blocks) {
                            " tiles, got " + std::to_string(blocks));
 }
 
-template <class T>
-sm80::Grid grid_of(const Convolution<T>& conv) {
-  const auto tiles = [](int64_t size, int tile) {
-    return static_cast<int>((size + tile - 1) / tile);
-  };
-  return {tiles(conv.width, sm80::kTileW), tiles(conv.height, sm80::kTileH),
-          ChannelGroup::groups(conv.inputs, conv.input_upscale),
-          ChannelGroup::groups(conv.outputs, conv.output_upscale)};
-}
-
-template <auto kKernel, class T>
-void launch_tiles(const Convolution<T>& conv, uint32_t shared_bytes, Stream stream) {
-  const sm80::Grid grid = grid_of(conv);
+template <auto kKernel, int kTileH = sm80::kTileH, int kTileW = sm80::kTileW, class T>
+void launch_tiles(const Convolution<T>& conv, int threads, uint32_t shared_bytes, Stream stream) {
+  const Grid grid = grid_of<kTileH, kTileW>(conv);
   const unsigned blocks =
       grid_size(conv.batch * grid.tiles_y * grid.tiles_x * grid.output_groups);
-  launch<kKernel>(blocks, sm80::kThreads, shared_bytes, stream, conv, grid);
+  launch<kKernel>(blocks, threads, shared_bytes, stream, conv, grid);
+}
+
+template <class T, bool kTransposed>
+void convolve_sm80(const Convolution<T>& conv, bool whole_input_groups, Stream stream) {
+  const int input_groups = ChannelGroup::groups(conv.inputs, conv.input_upscale);
+  const uint32_t shared_bytes = sm80::shared_bytes(input_groups);
+  if (whole_input_groups) {
+    launch_tiles<sm80::conv3x3_kernel<T, kTransposed, true>>(conv, sm80::kThreads, shared_bytes,
+                                                             stream);
+  } else {
+    launch_tiles<sm80::conv3x3_kernel<T, kTransposed, false>>(conv, sm80::kThreads, shared_bytes,
+                                                              stream);
+  }
 }
 
 template <class T, bool kTransposed>
 void convolve_as(const Convolution<T>& conv, Stream stream) {
+  const bool whole_inputs = ChannelGroup::are_whole(conv.inputs, conv.input_upscale);
+  const bool whole_outputs = ChannelGroup::are_whole(conv.outputs, conv.output_upscale);
   if (conv.inputs <= kFewChannels) {
-    return launch_tiles<few::conv3x3_from_few_kernel<T, kTransposed>>(conv, few::kFromFewBytes,
-                                                                      stream);
-  }
-  if (conv.outputs <= kFewChannels) {
-    return launch_tiles<few::conv3x3_to_few_kernel<T, kTransposed>>(conv, few::kToFewBytes, stream);
-  }
-  const uint32_t shared_bytes = sm80::shared_bytes(grid_of(conv).input_groups);
-  const int inputs_of_a_phase = conv.inputs / (conv.input_upscale * conv.input_upscale);
-  if (inputs_of_a_phase % ChannelGroup::kChannels == 0) {
-    launch_tiles<sm80::conv3x3_kernel<T, kTransposed, true>>(conv, shared_bytes, stream);
+    launch_tiles<few::conv3x3_from_few_kernel<T, kTransposed>>(conv, few::kThreads,
+                                                               few::kFromFewBytes, stream);
+  } else if (conv.outputs <= kFewChannels) {
+    launch_tiles<few::conv3x3_to_few_kernel<T, kTransposed>>(conv, few::kThreads, few::kToFewBytes,
+                                                             stream);
+  } else if (whole_inputs && whole_outputs && runs_sm90a()) {
+    launch_tiles<sm90::conv3x3_kernel<T, kTransposed>, sm90::kTileH, sm90::kTileW>(
+        conv, sm90::kThreads, sm90::kSharedBytes, stream);
   } else {
-    launch_tiles<sm80::conv3x3_kernel<T, kTransposed, false>>(conv, shared_bytes, stream);
+    convolve_sm80<T, kTransposed>(conv, whole_inputs, stream);
   }
 }
 
 template <class T>
 void convolve_any(const Convolution<T>& conv, Stream stream) {
   if (conv.batch == 0) return;
-  constexpr int64_t kMaxSide = int64_t{1} << 30;  // kernels count pixels of a side in an int
   if (conv.height > kMaxSide || conv.width > kMaxSide) {
     throw std::runtime_error("convolution: expected sides of at most 2^30 pixels");
   }

@@ -9,18 +9,15 @@
 
 namespace clsd::cuda::few {
 
-using sm80::Grid;
 using sm80::kHaloBytes;
 using sm80::kHaloPixels;
 using sm80::kHaloW;
 using sm80::kPieces;
-using sm80::kTaps;
 using sm80::kThreads;
 using sm80::kTileH;
 using sm80::kTileW;
 using sm80::kWarpRows;
 using sm80::kWarps;
-using sm80::Place;
 
 // Two 16-deep products take all taps of all channels of a pixel.
 constexpr int kDepth = 32, kDepthPieces = kDepth / 8;
@@ -67,22 +64,22 @@ __device__ __forceinline__ uint32_t depth_offset(int row, int piece) {
   return row * kDepthBytes + ((piece ^ (row >> 1 & 3)) << 4);
 }
 
-// Depth d of a pixel's patch is input channel d % inputs at tap d / inputs.
+// The patch around pixel (y, x) of image n, to a row of shared memory: depth d is channel
+// d % channels at tap d / channels. Zeros stand outside the image and above the last depth.
 template <class T>
-__device__ void gather_patch(const Convolution<T>& conv, const Place& place) {
-  const int pixel = threadIdx.x, y = place.y + pixel / kTileW, x = place.x + pixel % kTileW;
+__device__ void gather_patch(int row_of_shared, Global<const T> image, int channels, int64_t height,
+                             int64_t width, int64_t n, int64_t y, int64_t x) {
   const auto element = [&](int depth) {
-    const int tap = depth / conv.inputs;
+    const int tap = depth / channels;
     const int64_t row = y + tap / 3 - 1, column = x + tap % 3 - 1;
-    const bool valid =
-        tap < kTaps && row >= 0 && row < conv.height && column >= 0 && column < conv.width;
+    const bool valid = tap < kTaps && row >= 0 && row < height && column >= 0 && column < width;
     if (!valid) return zero<T>();
-    const int64_t at = (place.n * conv.height + row) * conv.width + column;
-    return load(conv.input + (at * conv.inputs + depth % conv.inputs));
+    return load(image + (((n * height + row) * width + column) * channels + depth % channels));
   };
 #pragma unroll
   for (int piece = 0; piece < kDepthPieces; ++piece) {
-    store_shared(depth_offset(pixel, piece), gather([&](int i) { return element(8 * piece + i); }));
+    store_shared(depth_offset(row_of_shared, piece),
+                 gather([&](int i) { return element(8 * piece + i); }));
   }
 }
 
@@ -102,12 +99,14 @@ __device__ void gather_depth_weights(const Convolution<T>& conv, const ChannelGr
 template <class T, bool kTransposed>
 __global__ void __launch_bounds__(kThreads, 4)
     conv3x3_from_few_kernel(const Convolution<T> conv, const Grid grid) {
-  const Place place = sm80::place_of_block(conv, grid);
-  gather_patch(conv, place);
+  const Place place = place_of_block<kTileH, kTileW>(conv, grid);
+  const int thread = threadIdx.x;
+  gather_patch(thread, conv.input, conv.inputs, conv.height, conv.width, place.n,
+               place.y + thread / kTileW, place.x + thread % kTileW);
   gather_depth_weights<T, kTransposed>(conv, place.outputs);
   __syncthreads();
   sm80::Sums sums{};
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int lane = thread % 32, warp = thread / 32;
 #pragma unroll
   for (int depth = 0; depth < kDepth / 16; ++depth) {
     uint32_t pixels[kWarpRows][4];
@@ -186,7 +185,7 @@ __device__ void write_columns(const Convolution<T>& conv, const Place& place,
 template <class T, bool kTransposed>
 __global__ void __launch_bounds__(kThreads, 4)
     conv3x3_to_few_kernel(const Convolution<T> conv, const Grid grid) {
-  const Place place = sm80::place_of_block(conv, grid);
+  const Place place = place_of_block<kTileH, kTileW>(conv, grid);
   float sums[kWarpRows][4] = {};
   for (int group = 0; group < grid.input_groups; ++group) {
     const ChannelGroup inputs = ChannelGroup::of(group, conv.inputs, conv.input_upscale);

@@ -9,9 +9,8 @@
 // permuted by the row number, so that the 8 rows of a ldmatrix hit all banks once.
 #pragma once
 
-#include "convolution.h"
-#include "epilogue.cuh"
 #include "platform.cuh"
+#include "tiles.cuh"
 
 namespace clsd::cuda::sm80 {
 
@@ -22,7 +21,6 @@ constexpr int kGroup = ChannelGroup::kChannels, kPieces = kGroup / 8;
 constexpr uint32_t kRowBytes = 2 * kGroup;
 constexpr uint32_t kHaloBytes = kHaloPixels * kRowBytes;
 constexpr uint32_t kTapBytes = kGroup * kRowBytes;
-constexpr int kTaps = 9;
 constexpr int kHaloSlice = kHaloPixels * kPieces / kTaps;
 static_assert(kHaloSlice * kTaps == kHaloPixels * kPieces);
 // Sums of a warp on their way out, after the last product: float rows in place of the operands.
@@ -49,37 +47,15 @@ __device__ __forceinline__ uint32_t swizzled(int row, int piece) {
   return row * kRowBytes + ((piece ^ (row & 7)) << 4);
 }
 
-// How the pixels and output channels are cut into blocks.
-struct Grid {
-  int tiles_x, tiles_y, input_groups, output_groups;
-};
-
-// What a block works on.
-struct Place {
-  int n, y, x;  // image and first pixel
-  ChannelGroup outputs;
-};
-
-// Blocks of the same pixels follow each other: their input comes from the cache.
-template <class T>
-__device__ Place place_of_block(const Convolution<T>& conv, const Grid& grid) {
-  const unsigned tile = blockIdx.x / grid.output_groups;
-  const unsigned row = tile / grid.tiles_x;
-  return {static_cast<int>(row / grid.tiles_y), static_cast<int>(row % grid.tiles_y) * kTileH,
-          static_cast<int>(tile % grid.tiles_x) * kTileW,
-          ChannelGroup::of(static_cast<int>(blockIdx.x % grid.output_groups), conv.outputs,
-                           conv.output_upscale)};
-}
-
-// Ask for pieces [first, last) of a halo tile. Zeros stand outside the image, and for channels that
-// the group has not.
-template <class T>
+// Ask for pieces [first, last) of a tile with a border, by default of a halo tile. Zeros stand
+// outside the image, and for channels that the group has not.
+template <int kWidth = kHaloW, int kBorder = 1, class T>
 __device__ __forceinline__ void load_halo(const Convolution<T>& conv, const Place& place,
                                           ChannelGroup inputs, uint32_t halo, int first,
                                           int last) {
   for (int i = first + static_cast<int>(threadIdx.x); i < last; i += kThreads) {
     const int pixel = i / kPieces, piece = i % kPieces;
-    const int y = place.y + pixel / kHaloW - 1, x = place.x + pixel % kHaloW - 1;
+    const int y = place.y + pixel / kWidth - kBorder, x = place.x + pixel % kWidth - kBorder;
     const bool valid = y >= 0 && y < conv.height && x >= 0 && x < conv.width &&
                        8 * piece < inputs.count;
     const int64_t offset = pixel_offset(place.n, y, x, conv.height, conv.width, conv.inputs,
@@ -122,14 +98,15 @@ __device__ __forceinline__ void load_weights(uint32_t (&weights)[4], uint32_t ta
 }
 
 // Add the products of a depth of 16 for output channels [8 j, 8 j + 16).
-template <class T>
-__device__ __forceinline__ void multiply_pair(Sums& sums, const uint32_t (&pixels)[kWarpRows][4],
+template <class T, int kFragments>
+__device__ __forceinline__ void multiply_pair(float (&sums)[kFragments][kGroup / 8][4],
+                                              const uint32_t (&pixels)[kFragments][4],
                                               const uint32_t (&weights)[4], int j) {
   const uint32_t even[2] = {weights[0], weights[1]}, odd[2] = {weights[2], weights[3]};
 #pragma unroll
-  for (int row = 0; row < kWarpRows; ++row) {
-    mma<T>(sums[row][j], pixels[row], even);
-    mma<T>(sums[row][j + 1], pixels[row], odd);
+  for (int i = 0; i < kFragments; ++i) {
+    mma<T>(sums[i][j], pixels[i], even);
+    mma<T>(sums[i][j + 1], pixels[i], odd);
   }
 }
 
@@ -201,7 +178,7 @@ __device__ void write_staged(const Convolution<T>& conv, const Place& place) {
 template <class T, bool kTransposed, bool kWhole>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     conv3x3_kernel(const Convolution<T> conv, const Grid grid) {
-  const Place place = place_of_block(conv, grid);
+  const Place place = place_of_block<kTileH, kTileW>(conv, grid);
   const auto group_of = [&](int index) {
     return ChannelGroup::of(index, conv.inputs, conv.input_upscale);
   };

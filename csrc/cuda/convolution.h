@@ -35,8 +35,21 @@ struct Convolution {
   bool transposed = false;
 };
 
+// Kernels count the pixels of a side in an int.
+constexpr int64_t kMaxSide = int64_t{1} << 30;
+
 // Run it by the kernel for its channels.
 void convolve(const Convolution<Bf16>& convolution, Stream stream);
 void convolve(const Convolution<Fp16>& convolution, Stream stream);
+
+// Whether one kernel for both convolutions of a residual block, which does not store the image
+// between them, is expected to be faster than two.
+bool fuses_residual_block(int64_t batch, int64_t height, int64_t width, int64_t channels,
+                          int64_t hidden_channels);
+// Run it: `second` convolves the result of `first`. Only for what fuses_residual_block accepts.
+void convolve_residual_block(const Convolution<Bf16>& first, const Convolution<Bf16>& second,
+                             Stream stream);
+void convolve_residual_block(const Convolution<Fp16>& first, const Convolution<Fp16>& second,
+                             Stream stream);
 
 }  // namespace clsd::cuda

@@ -18,6 +18,11 @@ struct ChannelGroup {
     return square * ((channels / square + kChannels - 1) / kChannels);
   }
 
+  // Whether all groups have 64 channels.
+  static bool are_whole(int channels, int upscale) {
+    return channels / (upscale * upscale) % kChannels == 0;
+  }
+
   __device__ static ChannelGroup of(int index, int channels, int upscale) {
     const int square = upscale * upscale, per_phase = channels / square;
     const int groups_per_phase = (per_phase + kChannels - 1) / kChannels;

@@ -21,6 +21,32 @@ inline void check_cuda(cudaError_t status, const char* what) {
   throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
 }
 
+inline int current_device() {
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  return device;
+}
+
+// Of the current device.
+inline int attribute(cudaDeviceAttr name) {
+  int value = 0;
+  check_cuda(cudaDeviceGetAttribute(&value, name, current_device()), "cudaDeviceGetAttribute");
+  return value;
+}
+
+inline int multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount); }
+
+// Whether the current device runs this library's code for sm_90a, whose instructions no other
+// architecture has. CMake says whether there is any.
+inline bool runs_sm90a() {
+#ifdef CLSD_HAS_SM90A
+  return attribute(cudaDevAttrComputeCapabilityMajor) == 9 &&
+         attribute(cudaDevAttrComputeCapabilityMinor) == 0;
+#else
+  return false;
+#endif
+}
+
 // Shared memory above 48 KiB has to be asked for, once for each kernel and device.
 template <auto kKernel>
 void allow_shared_memory(size_t bytes) {
@@ -28,8 +54,7 @@ void allow_shared_memory(size_t bytes) {
   constexpr int kDevices = 64;
   static std::atomic<size_t> allowed[kDevices];
   if (bytes <= kAlwaysAllowed) return;
-  int device = 0;
-  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  const int device = current_device();
   if (device < kDevices && allowed[device].load() >= bytes) return;
   check_cuda(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   static_cast<int>(bytes)),

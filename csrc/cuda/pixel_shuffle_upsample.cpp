@@ -1,5 +1,6 @@
 #include <tuple>
 
+#include "gradients.h"
 #include "ops.h"
 #include "tensors.h"
 
@@ -31,17 +32,8 @@ std::tuple<Tensor, Tensor, Tensor> pixel_shuffle_upsample_backward(
   const Shape shape = check_pixel_shuffle_upsample(op, x, weight, std::nullopt, upscale_factor);
   check_backward(op, "grad_output", x, grad_output, shape);
   check_channels(op, weight, upscale_factor);
-  refuse_parameter_gradients(op, needs_weight || needs_bias);
-  const Device device(x);
-  if (!needs_x) return {absent(x), absent(x), absent(x)};
-  const Tensor grad = as_nhwc(grad_output), kernels = as_nhwc(weight);
-  Output grad_x(x, shape_of(x), memory_format(x));
-  dispatch_16_bit(op, x.scalar_type(), [&](auto type) {
-    using T = decltype(type);
-    convolve(input_gradient<T>(grad, kernels, grad_x.written(), static_cast<int>(upscale_factor)),
-             device.stream());
-  });
-  return {grad_x.finish(), absent(x), absent(x)};
+  return convolution_backward(op, grad_output, x, weight, 1.0, static_cast<int>(upscale_factor),
+                              needs_x, needs_weight, needs_bias);
 }
 
 }  // namespace clsd::cuda

@@ -36,6 +36,10 @@ __device__ __forceinline__ void store_vector(T* target, uint4 value) {
   *reinterpret_cast<uint4*>(target) = value;
 }
 
+__device__ __forceinline__ void store_pair(float* target, float2 value) {
+  *reinterpret_cast<float2*>(target) = value;
+}
+
 __device__ __forceinline__ unsigned char* shared_memory() {
   extern __shared__ __align__(1024) unsigned char memory[];
   return memory;

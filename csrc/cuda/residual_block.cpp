@@ -1,5 +1,6 @@
 #include <tuple>
 
+#include "gradients.h"
 #include "ops.h"
 #include "tensors.h"
 
@@ -14,18 +15,23 @@ std::tuple<Tensor, Tensor> residual_block(Tensor x, Tensor weight1, std::optiona
   const Device device(x);
   const Tensor input = as_nhwc(x), kernels1 = as_nhwc(weight1), kernels2 = as_nhwc(weight2);
   const auto offsets1 = as_contiguous(bias1), offsets2 = as_contiguous(bias2);
-  const Tensor hidden = empty(x, hidden_shape, MemoryFormat::ChannelsLast);
   Output output(x, shape_of(x), memory_format(x));
+  const bool fused = !save_hidden && fuses_residual_block(x.size(0), x.size(2), x.size(3),
+                                                          x.size(1), hidden_shape[1]);
+  // Fused, it is neither written nor read: an image of the same shape stands for it.
+  const Tensor hidden = fused ? output.written()
+                              : empty(x, hidden_shape, MemoryFormat::ChannelsLast);
   dispatch_16_bit(op, x.scalar_type(), [&](auto type) {
     using T = decltype(type);
     auto first = forward_convolution<T>(input, kernels1, hidden);
     first.bias = to_global<T>(offsets1);
     first.relu = true;
-    convolve(first, device.stream());
     auto second = forward_convolution<T>(hidden, kernels2, output.written());
     second.bias = to_global<T>(offsets2);
     second.residual = to_global<T>(input);
     second.scale = static_cast<float>(res_scale);
+    if (fused) return convolve_residual_block(first, second, device.stream());
+    convolve(first, device.stream());
     convolve(second, device.stream());
   });
   return {output.finish(), save_hidden ? hidden : absent(x)};
@@ -40,24 +46,41 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> residual_block_backward(
   check_backward(op, "grad_output", x, grad_output, shape_of(x));
   check_backward(op, "hidden", x, hidden, hidden_shape);
   check_channels(op, weight1);
-  refuse_parameter_gradients(op, needs_params);
+  const ParameterGradients parameters1(weight1, needs_params, needs_params);
+  const ParameterGradients parameters2(weight2, needs_params, needs_params);
+  Tensor grad_x = absent(x);
+  const auto gradients = [&] {
+    return std::make_tuple(grad_x, parameters1.weight, parameters1.bias, parameters2.weight,
+                           parameters2.bias);
+  };
+  if (!needs_x && !needs_params) return gradients();
   const Device device(x);
-  if (!needs_x) return {absent(x), absent(x), absent(x), absent(x), absent(x)};
   const Tensor grad = as_nhwc(grad_output), activation = as_nhwc(hidden);
   const Tensor kernels1 = as_nhwc(weight1), kernels2 = as_nhwc(weight2);
   const Tensor grad_hidden = empty(x, hidden_shape, MemoryFormat::ChannelsLast);
-  Output grad_x(x, shape_of(x), memory_format(x));
   dispatch_16_bit(op, x.scalar_type(), [&](auto type) {
     using T = decltype(type);
     auto second = input_gradient<T>(grad, kernels2, grad_hidden);
     second.scale = static_cast<float>(res_scale);
     second.positive = to_global<T>(activation);
     convolve(second, device.stream());
-    auto first = input_gradient<T>(grad_hidden, kernels1, grad_x.written());
-    first.residual = to_global<T>(grad);
-    convolve(first, device.stream());
+    if (needs_x) {
+      Output output(x, shape_of(x), memory_format(x));
+      auto first = input_gradient<T>(grad_hidden, kernels1, output.written());
+      first.residual = to_global<T>(grad);
+      convolve(first, device.stream());
+      grad_x = output.finish();
+    }
+    if (needs_params) {
+      const Tensor input = as_nhwc(x);
+      const int channels = static_cast<int>(x.size(1));
+      const int hidden_channels = static_cast<int>(hidden.size(1));
+      compute<T>({weight_gradient<T>(grad_hidden, input, parameters1, hidden_channels),
+                  weight_gradient<T>(grad, activation, parameters2, channels, res_scale)},
+                 x, device.stream());
+    }
   });
-  return {grad_x.finish(), absent(x), absent(x), absent(x), absent(x)};
+  return gradients();
 }
 
 }  // namespace clsd::cuda

@@ -114,11 +114,6 @@ inline void check_channels(const char* op, const Tensor& weight, int64_t upscale
        "weight of shape " + to_string(shape_of(weight)));
 }
 
-// There are no kernels of these gradients yet.
-inline void refuse_parameter_gradients(const char* op, bool needed) {
-  if (needed) fail(op, "the gradient of x alone for its CUDA kernel", "also those of parameters");
-}
-
 // The convolution of x with weight, [K, C, 3, 3], both dense [N, H, W, C]. With an upscale factor,
 // output is shuffled by it.
 template <class T>

@@ -14,6 +14,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define threadIdx (clsd::emulation::position.thread)
 #define blockIdx (clsd::emulation::position.block)
 #define blockDim (clsd::emulation::position.block_size)
@@ -74,6 +75,10 @@ uint4 load_vector(Global<T> source) {
 template <class T>
 void store_vector(Global<T> target, uint4 value) {
   store_checked(target, value, "store_vector");
+}
+
+inline void store_pair(Global<float> target, float2 value) {
+  store_checked(target, value, "store_pair");
 }
 
 template <class V>

@@ -18,6 +18,7 @@ namespace clsd::emulation {
 Position position;
 unsigned char* shared = nullptr;
 size_t shared_bytes = 0;
+bool sm90a = false;
 
 namespace {
 
@@ -38,7 +39,8 @@ struct Thread {
   State state = State::kReady;
   bool started = false;
   std::string waits_for;
-  int barriers = 0, waits = 0;           // that it has come to
+  // That it has come to.
+  int barriers = 0, waits = 0, proxy_fences = 0, product_waits = 0;
   std::vector<Copy> open_group;          // copies not yet committed
   std::deque<std::vector<Copy>> groups;  // committed copies that have not happened
   std::vector<uint32_t> unfenced;        // pieces that it wrote since its last proxy fence
@@ -62,7 +64,7 @@ struct Barrier {
 std::mutex launching;
 std::vector<std::unique_ptr<Thread>> pool;
 const std::function<void()>* body;
-const char* kernel;
+std::string kernel;
 int threads;
 Thread* current;
 jmp_buf scheduler;
@@ -71,7 +73,7 @@ std::map<std::pair<int, int>, Meeting> meetings;  // by group size and first thr
 std::map<int, Barrier> barriers;
 std::vector<int> unfenced_writer;  // of each piece of shared memory: thread number, or -1
 uint64_t seed = 0, random_state = 0;
-int skipped_barrier = -1, skipped_wait = -1;
+int skipped_barrier = -1, skipped_wait = -1, skipped_proxy_fence = -1, skipped_product_wait = -1;
 
 // splitmix64
 unsigned draw(unsigned bound) {
@@ -148,7 +150,7 @@ void run_lanes(int warp) {
 }
 
 [[noreturn]] void report_deadlock() {
-  std::string message = std::string(kernel) + ", block " + text(position.block) +
+  std::string message = kernel + ", block " + text(position.block) +
                         ": no thread can go on:";
   std::string last;
   for (int number = 0; number < threads; ++number) {
@@ -164,13 +166,15 @@ void run_lanes(int warp) {
 
 void run_block() {
   const int warps = (threads + kWarpLanes - 1) / kWarpLanes;
+  const int lagging = static_cast<int>(draw(2 * static_cast<unsigned>(warps)));  // if there is one
   std::vector<int> ready;
   for (;;) {
     ready.clear();
     bool done = true;
     for (int warp = 0; warp < warps; ++warp) {
-      if (has_ready_lane(warp)) ready.push_back(warp);
+      if (warp != lagging && has_ready_lane(warp)) ready.push_back(warp);
     }
+    if (ready.empty() && has_ready_lane(lagging)) ready.push_back(lagging);
     for (int number = 0; number < threads; ++number) {
       done = done && pool[number]->state == Thread::State::kDone;
     }
@@ -195,7 +199,7 @@ void reset_block() {
     thread.number = number;
     thread.state = Thread::State::kReady;
     thread.started = false;
-    thread.barriers = thread.waits = 0;
+    thread.barriers = thread.waits = thread.proxy_fences = thread.product_waits = 0;
     thread.open_group.clear();
     thread.groups.clear();
     thread.unfenced.clear();
@@ -214,13 +218,15 @@ void perform(const Copy& copy) {
 }  // namespace
 
 void fail(const std::string& message) {
-  failure = std::string(kernel) + ", block " + text(position.block) + ", thread " +
+  failure = kernel + ", block " + text(position.block) + ", thread " +
             text(position.thread) + ": " + message;
   current->state = Thread::State::kDone;
   _longjmp(scheduler, 1);
 }
 
 bool toss() { return draw(2) == 0; }
+
+bool skips_product_wait() { return current->product_waits++ == skipped_product_wait; }
 
 int thread_number() { return current->number; }
 
@@ -348,6 +354,7 @@ void mark_written(uint32_t offset, size_t bytes) {
 }
 
 void fence_written() {
+  if (current->proxy_fences++ == skipped_proxy_fence) return;
   for (uint32_t piece : current->unfenced) {
     if (unfenced_writer[piece] == current->number) unfenced_writer[piece] = -1;
   }
@@ -379,5 +386,9 @@ void check_global(const void* address, size_t bytes, const void* begin, const vo
 }  // namespace clsd::emulation
 
 void clsd_emulation_seed(uint64_t seed) { clsd::emulation::seed = seed; }
+void clsd_emulation_sm90a(int runs) { clsd::emulation::sm90a = runs; }
+const char* clsd_emulation_kernel() { return clsd::emulation::kernel.c_str(); }
 void clsd_emulation_skip_barrier(int index) { clsd::emulation::skipped_barrier = index; }
 void clsd_emulation_skip_wait(int index) { clsd::emulation::skipped_wait = index; }
+void clsd_emulation_skip_proxy_fence(int index) { clsd::emulation::skipped_proxy_fence = index; }
+void clsd_emulation_skip_product_wait(int index) { clsd::emulation::skipped_product_wait = index; }

@@ -1,9 +1,10 @@
 // Runs a kernel's blocks one after another on the CPU, with a fiber for each thread.
 //
 // Warps take turns in an order drawn from a seed, a warp running on until it waits or is preempted
-// at random; so do the lanes of a warp. Shared memory starts as NaN in every block. What the hardware
-// does later than it is told to (cp.async, wgmma) happens either at once or at its wait, by lot.
-// Any violation ends the launch with an exception that names kernel, block and thread.
+// at random; so do the lanes of a warp. In half of the blocks one warp lags as far as it can.
+// Shared memory starts as NaN in every block. What the hardware does later than it is told to
+// (cp.async, wgmma) happens either at once or at its wait, by lot. Any violation ends the launch
+// with an exception that names kernel, block and thread.
 #pragma once
 
 #include <cstddef>
@@ -32,6 +33,9 @@ extern Position position;
 // The dynamic shared memory of the block that runs.
 extern unsigned char* shared;
 extern size_t shared_bytes;
+
+// Whether the device is one that runs code for sm_90a.
+extern bool sm90a;
 
 // Run `body` once for each thread of the grid.
 void run(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes,
@@ -66,6 +70,8 @@ void mark_written(uint32_t offset, size_t bytes);
 void fence_written();
 void check_fenced(uint32_t offset, size_t bytes);
 
+// Whether the running thread is to skip the wait for products that it has come to.
+bool skips_product_wait();
 // Of wgmma.cpp: whether products of the running thread's warpgroup have not happened, and an end to
 // those of all.
 bool has_products();
@@ -82,8 +88,14 @@ void check_global(const void* address, size_t bytes, const void* begin, const vo
 extern "C" {
 // Seed of the order of warps and lanes, and of what is late, in the launches that follow.
 CLSD_EXPORT void clsd_emulation_seed(uint64_t seed);
-// Plant a fault: every thread skips its index-th barrier or wait for copies (from 0) of a launch's
-// block. Index -1 removes the fault.
+// Kernels for sm_90a (1) or those for sm_80 (0) in the launches that follow.
+CLSD_EXPORT void clsd_emulation_sm90a(int runs);
+// Name of the kernel that was launched last.
+CLSD_EXPORT const char* clsd_emulation_kernel();
+// Plant a fault: every thread skips its index-th barrier, wait for copies, fence_proxy_async or
+// wait for products (from 0) of a launch's block. Index -1 removes the fault.
 CLSD_EXPORT void clsd_emulation_skip_barrier(int index);
 CLSD_EXPORT void clsd_emulation_skip_wait(int index);
+CLSD_EXPORT void clsd_emulation_skip_proxy_fence(int index);
+CLSD_EXPORT void clsd_emulation_skip_product_wait(int index);
 }

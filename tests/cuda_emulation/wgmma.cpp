@@ -2,6 +2,7 @@
 #include <deque>
 #include <map>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "emulation.h"
@@ -68,6 +69,13 @@ void perform(const Issued& issued) {
   }
 }
 
+void complete(Queue& at, size_t left) {
+  while (at.groups.size() > left) {
+    for (const Issued& issued : at.groups.front()) perform(issued);
+    at.groups.pop_front();
+  }
+}
+
 struct Argument {
   float* sums;
   const WarpgroupProduct* product;
@@ -113,25 +121,19 @@ void issue_product(float* sums, const WarpgroupProduct& product) {
 void wgmma_commit() {
   emulation::collective("wgmma_commit", kWarpgroupThreads, nullptr, [](void* const*) {
     Queue& at = queue();
-    // Products of a warpgroup happen in order: early ones only where none is left before them.
-    if (at.groups.empty() && emulation::toss()) {
-      for (const Issued& issued : at.open_group) perform(issued);
-    } else {
-      at.groups.push_back(at.open_group);
-    }
+    at.groups.push_back(std::move(at.open_group));
     at.open_group.clear();
+    // Products of a warpgroup happen in order: early ones with all before them.
+    if (emulation::toss()) complete(at, 0);
   });
 }
 
 void wait_products(int pending) {
+  if (emulation::skips_product_wait()) return;
   int argument = pending;
   emulation::collective("wgmma_wait", kWarpgroupThreads, &argument, [](void* const* arguments) {
     Queue& at = queue();
-    const auto left = static_cast<size_t>(*static_cast<const int*>(arguments[0]));
-    while (at.groups.size() > left) {
-      for (const Issued& issued : at.groups.front()) perform(issued);
-      at.groups.pop_front();
-    }
+    complete(at, static_cast<size_t>(*static_cast<const int*>(arguments[0])));
     at.fenced = false;
   });
 }

@@ -1,0 +1,99 @@
+// What the kernels of weight gradients share: a launch's tasks, and the sum of what they leave.
+//
+// The sum over all pixels is cut into splits, each of which writes its sums as floats into the
+// workspace. A second kernel adds them in a fixed order and rounds once. Neither has atomics, so
+// results are bit-equal from run to run.
+#pragma once
+
+#include "platform.cuh"
+#include "wgrad.h"
+
+namespace clsd::cuda::wgrad {
+
+constexpr int kTaps = 9;
+constexpr int kMaxTasks = 4;
+
+// One convolution, and how its pixels are cut. A step is what a kernel works on at a time: a row of
+// a strip, or a run of pixels.
+template <class T>
+struct Task : WeightGradient<T> {
+  Global<float> weight_sums;  // [splits][outputs][3][3][inputs], where grad_weight is asked for
+  Global<float> bias_sums;    // [splits][outputs], where grad_bias is
+  int64_t steps, steps_of_split;
+  int splits, input_groups, output_groups;
+
+  __host__ __device__ int blocks() const { return splits * input_groups * output_groups; }
+  __host__ __device__ int64_t weights() const {
+    return static_cast<int64_t>(this->outputs) * kTaps * this->inputs;
+  }
+};
+
+template <class T>
+struct Tasks {
+  Task<T> at[kMaxTasks];
+  int count = 0;
+};
+
+// What a block works on. Blocks of the same pixels follow each other: they share the cache.
+struct Place {
+  int task, split, outputs, inputs;  // the latter two count groups of channels
+};
+
+template <class T>
+__device__ Place place_of_block(const Tasks<T>& tasks) {
+  int task = 0, block = static_cast<int>(blockIdx.x);
+  while (block >= tasks.at[task].blocks()) block -= tasks.at[task++].blocks();
+  const int inputs = tasks.at[task].input_groups, outputs = tasks.at[task].output_groups;
+  return {task, block / (inputs * outputs), block / inputs % outputs, block % inputs};
+}
+
+// Two 1s: the sum of rows or columns is their product with a matrix of ones.
+template <class T>
+__device__ __forceinline__ uint32_t ones() {
+  return pack<T>(1.0f, 1.0f);
+}
+
+// Eight warps add every eighth split of 32 elements, so that their loads are under way together.
+constexpr int kReducedElements = 32, kReducingWarps = 8;
+constexpr int kReducingThreads = kReducedElements * kReducingWarps;
+constexpr uint32_t kReducingBytes = 4 * kReducingThreads;
+
+// Where element [k][tap][c] of the workspace goes.
+template <class T>
+__device__ __forceinline__ int64_t weight_index(const Task<T>& task, int64_t element) {
+  if (task.channels_last) return element;
+  const int64_t c = element % task.inputs, row = element / task.inputs;
+  return (row / kTaps * task.inputs + c) * kTaps + row % kTaps;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kReducingThreads)
+    wgrad_reduce_kernel(const __grid_constant__ Tasks<T> tasks) {
+  const Task<T>& task = tasks.at[blockIdx.y];
+  const int lane = threadIdx.x % kReducedElements, warp = threadIdx.x / kReducedElements;
+  const int64_t weights = task.grad_weight ? task.weights() : 0;
+  const int64_t elements = weights + (task.grad_bias ? task.outputs : 0);
+  const int64_t element = static_cast<int64_t>(blockIdx.x) * kReducedElements + lane;
+  const bool is_weight = element < weights;
+  float sum = 0;
+  if (element < elements) {
+    const Global<const float> sums =
+        is_weight ? task.weight_sums + element : task.bias_sums + (element - weights);
+    const int64_t stride = is_weight ? weights : task.outputs;
+#pragma unroll 8
+    for (int split = warp; split < task.splits; split += kReducingWarps) {
+      sum += load(sums + split * stride);
+    }
+  }
+  store_shared(4 * threadIdx.x, sum);
+  __syncthreads();
+  if (warp > 0 || element >= elements) return;
+  for (int i = 1; i < kReducingWarps; ++i) {
+    sum += load_shared<float>(4 * (i * kReducedElements + lane));
+  }
+  const Global<T> target = is_weight ? task.grad_weight + weight_index(task, element)
+                                     : task.grad_bias + (element - weights);
+  store(target, from_float<T>(sum * task.scale));
+}
+
+}  // namespace clsd::cuda::wgrad
