@@ -11,6 +11,7 @@ from .ops import (
     pairwise_similarity,
     pixel_shuffle_upsample,
     residual_block,
+    upsample_tail,
 )
 
 _native.load()
@@ -30,5 +31,6 @@ __all__ = [
     "pairwise_similarity",
     "pixel_shuffle_upsample",
     "residual_block",
+    "upsample_tail",
     "use_backend",
 ]

@@ -14,6 +14,9 @@ i, all others are its negatives. mask is [B, N, number of negatives' keys], labe
 returns the loss and a list: its statistics, or with save_gradients what its backward would for a
 gradient of 1, which is the gradients of query, positive_key, and those given of negative_keys and
 learned_temperature.
+
+``upsample_tail`` takes parameters in the accumulator's dtype, the second pair for upscale factor 4
+alone. It returns the output and the composed kernel of ``_tail.py``, which its backward takes.
 """
 
 from collections.abc import Callable
@@ -40,6 +43,13 @@ SCHEMAS = {
     "pixel_shuffle_upsample_backward": "(Tensor grad_output, Tensor x, Tensor weight, "
     "int upscale_factor, bool needs_x, bool needs_weight, bool needs_bias) "
     "-> (Tensor, Tensor, Tensor)",
+    "upsample_tail": "(Tensor x, Tensor up_weight1, Tensor? up_bias1, Tensor? up_weight2, "
+    "Tensor? up_bias2, Tensor out_weight, Tensor? out_bias, int upscale_factor) "
+    "-> (Tensor, Tensor)",
+    "upsample_tail_backward": "(Tensor grad_output, Tensor x, Tensor kernel, Tensor up_weight1, "
+    "Tensor? up_bias1, Tensor? up_weight2, Tensor? up_bias2, Tensor out_weight, "
+    "int upscale_factor, bool needs_x, bool needs_params) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "pairwise_similarity": "(Tensor query, Tensor key, str metric) -> Tensor",
     "pairwise_similarity_backward": "(Tensor grad_output, Tensor query, Tensor key, str metric) "
     "-> (Tensor, Tensor)",

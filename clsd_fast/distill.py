@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .edsr import EDSR, make_tail
+from .edsr import EDSR
 from .losses import feature_ratio, gather_positions, pos_only, sample_positions
 from .nn import Conv3x3, ResidualBlock
 from .ops import info_nce
@@ -144,10 +144,10 @@ class CLSD(nn.Module):
 
         channels = student.channels
         projects = bool(contrast_weight) and contrast in ("info_nce", "patch_nce")
-        shared = make_tail(student.scale, channels) if ds_weight and share_tail else None
+        shared = student.make_tail() if ds_weight and share_tail else None
         heads = {}
         for tap in self.taps:
-            tail = make_tail(student.scale, channels) if ds_weight and not share_tail else shared
+            tail = student.make_tail() if ds_weight and not share_tail else shared
             projection = _projection(channels, projection_dim) if projects else None
             heads[str(tap)] = Head(channels, head_blocks, tail, projection)
         if projects:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .backend import uses_kernel
-from .nn import Conv3x3, MeanShift, PixelShuffleUpsampler, ResidualBlock
+from .nn import Conv3x3, MeanShift, ResidualBlock, UpsampleTail
 from .reference import memory_format
 
 #: Mean colour of DIV2K, R G B, at value range 1.
@@ -22,6 +22,7 @@ class EDSR(nn.Module):
         channels: of all feature maps.
         res_scale: factor of each residual branch.
         value_range: value of white, 255.0 or 1.0.
+        collapse: compose the convolutions of the tail (:class:`clsd_fast.nn.UpsampleTail`).
 
     The state_dict has the keys and shapes of EDSR-PyTorch. Trainable parameters at the defaults:
     1,369,859 (x2), 1,554,499 (x3), 1,517,571 (x4).
@@ -39,6 +40,8 @@ class EDSR(nn.Module):
         channels: int = 64,
         res_scale: float = 1.0,
         value_range: float = 255.0,
+        *,
+        collapse: bool = True,
     ) -> None:
         super().__init__()
         if scale not in (2, 3, 4):
@@ -51,12 +54,17 @@ class EDSR(nn.Module):
         self.channels = channels
         self.res_scale = res_scale
         self.value_range = value_range
+        self.collapse = collapse
         self.sub_mean = MeanShift(value_range, RGB_MEAN, sign=-1)
         self.add_mean = MeanShift(value_range, RGB_MEAN, sign=1)
         self.head = nn.Sequential(Conv3x3(3, channels))
         blocks = [ResidualBlock(channels, res_scale) for _ in range(num_blocks)]
         self.body = nn.Sequential(*blocks, Conv3x3(channels, channels))
-        self.tail = make_tail(scale, channels)
+        self.tail = self.make_tail()
+
+    def make_tail(self) -> UpsampleTail:
+        """A new tail like this student's: [B, C, h, w] to [B, 3, scale h, scale w]."""
+        return UpsampleTail(self.scale, self.channels, collapse=self.collapse)
 
     def forward(self, lr: Tensor) -> Tensor:
         """Low-resolution images [B, 3, h, w] in 0..value_range to [B, 3, scale h, scale w].
@@ -100,8 +108,3 @@ class EDSR(nn.Module):
         """
         image = self.add_mean((self.tail if tail is None else tail)(deep))
         return image.contiguous(memory_format=memory_format(like))
-
-
-def make_tail(scale: int, channels: int) -> nn.Sequential:
-    """Upsampler and last convolution: features [B, C, h, w] to [B, 3, scale h, scale w]."""
-    return nn.Sequential(PixelShuffleUpsampler(scale, channels), Conv3x3(channels, 3))

@@ -9,6 +9,7 @@ from .ops import (
     info_nce,
     pixel_shuffle_upsample,
     residual_block,
+    upsample_tail,
 )
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "MeanShift",
     "PixelShuffleUpsampler",
     "ResidualBlock",
+    "UpsampleTail",
 ]
 
 
@@ -94,6 +96,44 @@ class PixelShuffleUpsampler(nn.Sequential):
         for conv, shuffle in zip(layers[::2], layers[1::2], strict=True):
             x = pixel_shuffle_upsample(x, conv.weight, conv.bias, shuffle.upscale_factor)
         return x
+
+
+class UpsampleTail(nn.Sequential):
+    """Upsampler and last convolution on :func:`clsd_fast.upsample_tail`.
+
+    Args:
+        upscale_factor: 2, 3 or 4.
+        channels: of the input.
+        out_channels: of the output.
+        collapse: compose all convolutions into one. The other way makes the intermediate maps, by
+            the operators of the children; it gives the same up to rounding, and is there to
+            compare with.
+
+    The parameters are those of ``nn.Sequential(PixelShuffleUpsampler(...), Conv3x3(...))``, as in
+    EDSR-PyTorch's ``tail``. The children's own ``forward`` is not called where they are composed:
+    hooks on them do not run.
+
+    Raises:
+        ValueError: for another factor.
+    """
+
+    def __init__(
+        self, upscale_factor: int, channels: int, out_channels: int = 3, *, collapse: bool = True
+    ) -> None:
+        super().__init__(
+            PixelShuffleUpsampler(upscale_factor, channels), Conv3x3(channels, out_channels)
+        )
+        self.upscale_factor = upscale_factor
+        self.collapse = collapse
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] to [N, out_channels, upscale_factor * H, upscale_factor * W]."""
+        if not self.collapse:
+            return super().forward(x)
+        upsampler, last = self
+        convs = list(upsampler)[::2]
+        weights, biases = [conv.weight for conv in convs], [conv.bias for conv in convs]
+        return upsample_tail(x, weights, biases, last.weight, last.bias, self.upscale_factor)
 
 
 class MeanShift(nn.Conv2d):

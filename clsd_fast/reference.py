@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import _tail
+
 #: Rows with a smaller Euclidean norm count as zero: similarity 0, gradient 0.
 NORM_EPS = 1e-12
 
@@ -63,6 +65,12 @@ def pixel_shuffle_upsample(
     factors = (weight.shape[0] // upscale_factor**2, upscale_factor, upscale_factor)
     y = y.unflatten(1, factors).permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
     return y.contiguous(memory_format=memory_format(x))
+
+
+def upsample_tail(x: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
+    """Output and composed kernel: see ``_tail.py``, whose arguments these are."""
+    output, kernel = _tail.upsample_tail(x, *arguments)
+    return output.contiguous(memory_format=memory_format(x)), kernel.contiguous()
 
 
 def normalize(rows: Tensor) -> Tensor:
@@ -261,6 +269,15 @@ def pixel_shuffle_upsample_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad = F.pixel_unshuffle(grad_output, upscale_factor)
     return conv3x3_backward(grad, x, weight, 1.0, needs_x, needs_weight, needs_bias)
+
+
+def upsample_tail_backward(
+    grad_output: Tensor, x: Tensor, *arguments: object
+) -> tuple[Tensor, ...]:
+    grad_x, *others = _tail.upsample_tail_backward(grad_output, x, *arguments)
+    if grad_x.dim() == 4:
+        grad_x = grad_x.contiguous(memory_format=memory_format(x))
+    return grad_x, *others
 
 
 def _normalize_backward(grad: Tensor, rows: Tensor) -> Tensor:

@@ -6,6 +6,20 @@ import torch
 from util import rand
 
 import clsd_fast
+from clsd_fast import reference
+
+
+def upsample_tail_by_4(x, weight1, bias1, weight2, bias2, out_weight, out_bias):
+    weights, biases = [weight1, weight2], [bias1, bias2]
+    return clsd_fast.upsample_tail(x, weights, biases, out_weight, out_bias, 4)
+
+
+def tail_tensors(batch, channels, middle, last, height, width):
+    """x, weight and bias of each of three convolutions."""
+    sizes = ((4 * middle, channels), (4 * last, middle), (3, last))
+    parameters = [(rand(k, c, 3, 3), rand(k)) for k, c in sizes]
+    return [rand(batch, channels, height, width), *(t for pair in parameters for t in pair)]
+
 
 IMAGES = {
     "conv3x3": (
@@ -20,6 +34,11 @@ IMAGES = {
         partial(clsd_fast.pixel_shuffle_upsample, upscale_factor=2),
         lambda: [rand(2, 4, 5, 6), rand(8, 4, 3, 3), rand(8)],
     ),
+    "upsample_tail x3": (
+        lambda x, w, b, v, c: clsd_fast.upsample_tail(x, [w], [b], v, c, 3),
+        lambda: [rand(2, 4, 5, 6), rand(18, 4, 3, 3), rand(18), rand(3, 2, 3, 3), rand(3)],
+    ),
+    "upsample_tail x4": (upsample_tail_by_4, lambda: tail_tensors(2, 4, 2, 3, 2, 5)),
 }
 ROWS = {
     **{
@@ -67,6 +86,7 @@ LARGE = {
         clsd_fast.residual_block,
         lambda: [rand(2, 16, 33, 29), rand(16, 16, 3, 3), rand(16), rand(16, 16, 3, 3), rand(16)],
     ),
+    "upsample_tail x4 large": (upsample_tail_by_4, lambda: tail_tensors(3, 16, 16, 17, 33, 29)),
     "pairwise_similarity l1 large": (
         partial(clsd_fast.pairwise_similarity, metric="l1"),
         lambda: [rand(70, 10_000), rand(50, 10_000)],
@@ -76,6 +96,8 @@ LARGE = {
 
 X, WEIGHT, WEIGHT2 = rand(2, 3, 4, 5), rand(4, 3, 3, 3), rand(3, 4, 3, 3)
 MAP, HIDDEN = rand(2, 4, 4, 5), rand(2, 4, 4, 5, seed=1).relu()
+TAIL_BY_2 = (X, rand(8, 3, 3, 3), rand(8), None, None, rand(3, 2, 3, 3))
+TAIL_BY_4 = (X, rand(8, 3, 3, 3), None, rand(12, 2, 3, 3), rand(12), rand(2, 3, 3, 3))
 ROWS_A, ROWS_B, ROWS_C = rand(2, 7, 5), rand(2, 7, 5, seed=1), rand(2, 3, 5)
 STATISTICS = rand(2, 7, seed=1).abs() + 8, rand(2, 7, seed=2).abs() + 1
 MASK, LABELS = rand(2, 7, 7) > 0.5, torch.arange(14).reshape(2, 7) % 3
@@ -100,12 +122,22 @@ def info_nce_saved(query, *options):
     return grad_loss, torch.stack([*STATISTICS, rand(2, 7, seed=3)])[..., :rows].contiguous()
 
 
+def tail_saved(x, *parameters, factor, needs):
+    """The arguments of a tail's backward for a call of these arguments."""
+    kernel = reference.upsample_tail(x, *parameters, None, factor)[1]
+    outputs, (batch, _, height, width) = len(parameters[-1]), x.shape
+    grad = rand(batch, outputs, factor * height, factor * width)
+    return grad, x, kernel, *parameters, factor, *needs
+
+
 # Calls of the operators themselves, (operator, arguments), in float64.
 FORWARDS = [
     ("conv3x3", (X, WEIGHT, rand(4), MAP, 0.5, True)),
     ("conv3x3", (X, WEIGHT, None, None, 0.5, False)),
     ("residual_block", (X, WEIGHT, rand(4), WEIGHT2, rand(3), 0.5, True)),
     ("pixel_shuffle_upsample", (X, WEIGHT, rand(4), 2)),
+    ("upsample_tail", (*TAIL_BY_2, rand(3), 2)),
+    ("upsample_tail", (*TAIL_BY_4, None, 4)),
     *(("pairwise_similarity", (ROWS_A, ROWS_C, metric)) for metric in ("cosine", "dot", "l1")),
     *(("info_nce", arguments) for arguments in INFO_NCE_FORWARD),
     ("distance_ratio_loss", (ROWS_A, ROWS_B, None, 0.1)),
@@ -117,6 +149,9 @@ BACKWARDS = [
     ("residual_block_backward", (X, X, HIDDEN, WEIGHT, WEIGHT2, 0.5, True, True)),
     ("residual_block_backward", (X, X, HIDDEN, WEIGHT, WEIGHT2, 0.5, True, False)),
     ("pixel_shuffle_upsample_backward", (rand(2, 1, 8, 10), X, WEIGHT, 2, True, True, True)),
+    ("upsample_tail_backward", tail_saved(*TAIL_BY_2, factor=2, needs=(True, True))),
+    ("upsample_tail_backward", tail_saved(*TAIL_BY_4, factor=4, needs=(True, True))),
+    ("upsample_tail_backward", tail_saved(*TAIL_BY_4, factor=4, needs=(True, False))),
     *(
         ("pairwise_similarity_backward", (rand(2, 7, 3), ROWS_A, ROWS_C, metric))
         for metric in ("cosine", "dot", "l1")

@@ -44,6 +44,7 @@ def test_public_names():
         "pairwise_similarity",
         "pixel_shuffle_upsample",
         "residual_block",
+        "upsample_tail",
         "use_backend",
     ]
     assert all(hasattr(clsd_fast, name) for name in clsd_fast.__all__)
@@ -65,6 +66,13 @@ def test_schemas_are_what_saved_programs_call():
         "pixel_shuffle_upsample_backward": "(Tensor grad_output, Tensor x, Tensor weight, "
         "int upscale_factor, bool needs_x, bool needs_weight, bool needs_bias) "
         "-> (Tensor, Tensor, Tensor)",
+        "upsample_tail": "(Tensor x, Tensor up_weight1, Tensor? up_bias1, Tensor? up_weight2, "
+        "Tensor? up_bias2, Tensor out_weight, Tensor? out_bias, int upscale_factor) "
+        "-> (Tensor, Tensor)",
+        "upsample_tail_backward": "(Tensor grad_output, Tensor x, Tensor kernel, "
+        "Tensor up_weight1, Tensor? up_bias1, Tensor? up_weight2, Tensor? up_bias2, "
+        "Tensor out_weight, int upscale_factor, bool needs_x, bool needs_params) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         "pairwise_similarity": "(Tensor query, Tensor key, str metric) -> Tensor",
         "pairwise_similarity_backward": "(Tensor grad_output, Tensor query, Tensor key, "
         "str metric) -> (Tensor, Tensor)",

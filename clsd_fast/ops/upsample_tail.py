@@ -1,0 +1,154 @@
+"""The end of EDSR, from features to an image, as one linear map."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .. import reference
+from .._library import register
+from .._tail_axes import AXES, STAGES
+from ..backend import uses_kernel
+from . import _common
+from .conv3x3 import empty_images
+
+
+def upsample_tail(
+    x: Tensor,
+    up_weights: Sequence[Tensor],
+    up_biases: Sequence[Tensor | None],
+    out_weight: Tensor,
+    out_bias: Tensor | None,
+    upscale_factor: int,
+) -> Tensor:
+    """Convolution and pixel shuffle (twice for 4), then a convolution, composed beforehand.
+
+    Equivalent to::
+
+        for weight, bias in zip(up_weights, up_biases):
+            r = 3 if upscale_factor == 3 else 2
+            x = F.pixel_shuffle(F.conv2d(x, weight, bias, padding=1), r)
+        F.conv2d(x, out_weight, out_bias, padding=1)
+
+    With no activation between, this is one linear map: a transposed convolution of stride
+    ``upscale_factor`` whose kernel is 8, 11 or 18 wide, with other taps at the borders, where the
+    zeros around the intermediate maps show. For K = 3 it takes 1/12 to 1/15 of the multiplications,
+    and no map of M channels is made.
+
+    Args:
+        x: images [N, C, H, W]; float32, float64, bfloat16 or float16; any strides.
+        up_weights: [M * r**2, C, 3, 3], of x's dtype and device; for 4 two, the second of them
+            [L * r**2, M, 3, 3].
+        up_biases: [M * r**2] or None, for each of the weights.
+        out_weight: [K, M, 3, 3], or [K, L, 3, 3].
+        out_bias: [K] or None.
+        upscale_factor: 2, 3 or 4.
+
+    Returns:
+        [N, K, upscale_factor * H, upscale_factor * W] in x's dtype; channels_last if x is, else
+        contiguous.
+
+    Raises:
+        ValueError: if a shape, dtype, device, length or the factor does not fit.
+        RuntimeError: if the chosen backend cannot serve the tensors' device.
+
+    Under autocast all tensors are cast to the autocast dtype. For 16-bit tensors the weights are
+    composed in float32. Saved for backward: x, the weights and the composed kernel.
+    Native CPU results are bit-equal from run to run and for any number of threads.
+
+    Source: Lim et al. (arXiv 1707.02921) for the layers; ``docs/tail.md`` for the map.
+    """
+    op = "upsample_tail"
+    _check_lengths(op, up_weights, up_biases, upscale_factor)
+    count = len(up_weights)
+    x, out_weight, out_bias, *ups = _common.cast(x, out_weight, out_bias, *up_weights, *up_biases)
+    up_weights, up_biases = ups[:count], ups[count:]
+    _common.check_images(op, "x", x)
+    _check_parameters(op, x, up_weights, up_biases, out_weight, out_bias, upscale_factor)
+    stages = [t for pair in zip(up_weights, up_biases, strict=True) for t in pair]
+    stages += [None] * (4 - len(stages))
+    parameters = [_accumulated(t) for t in (*stages, out_weight, out_bias)]
+    if uses_kernel(op, x):
+        return _upsample_tail(x, *parameters, upscale_factor)[0]
+    with _common.without_autocast(x):
+        return reference.upsample_tail(x, *parameters, upscale_factor)[0]
+
+
+def _check_lengths(op, up_weights, up_biases, upscale_factor):
+    if upscale_factor not in STAGES:
+        _common.fail(op, "upscale_factor 2, 3 or 4", upscale_factor)
+    count = len(STAGES[upscale_factor])
+    for name, tensors in (("up_weights", up_weights), ("up_biases", up_biases)):
+        if len(tensors) != count:
+            _common.fail(op, f"{count} {name} for upscale_factor {upscale_factor}", len(tensors))
+
+
+def _check_parameters(op, x, up_weights, up_biases, out_weight, out_bias, upscale_factor):
+    channels = x.shape[1]
+    stages = zip(STAGES[upscale_factor], up_weights, up_biases, strict=True)
+    for number, (stage, weight, bias) in enumerate(stages):
+        name, square = f"up_weights[{number}]", stage**2
+        shape = weight.shape
+        if len(shape) != 4 or shape[0] < 1 or shape[0] % square or shape[1:] != (channels, 3, 3):
+            _common.fail(op, f"{name} of shape [{square} M, {channels}, 3, 3]", list(shape))
+        _common.check_shape(op, f"up_biases[{number}]", bias, [shape[0]])
+        _common.check_like(op, x, **{name: weight, f"up_biases[{number}]": bias})
+        channels = shape[0] // square
+    shape = out_weight.shape
+    if len(shape) != 4 or shape[0] < 1 or shape[1:] != (channels, 3, 3):
+        _common.fail(op, f"out_weight of shape [K, {channels}, 3, 3]", list(shape))
+    _common.check_shape(op, "out_bias", out_bias, [shape[0]])
+    _common.check_like(op, x, out_weight=out_weight, out_bias=out_bias)
+
+
+def _accumulated(parameter):
+    if parameter is None or parameter.element_size() > 2:
+        return parameter
+    return parameter.float()
+
+
+def _fake(x, up_weight1, up_bias1, up_weight2, up_bias2, out_weight, out_bias, upscale_factor):
+    taps = AXES[upscale_factor][0].size
+    kernel = out_weight.new_empty(x.shape[1] + 1, taps, taps, out_weight.shape[0])
+    return empty_images(x, out_weight.shape[0], upscale_factor), kernel
+
+
+def _fake_backward(grad_output, x, kernel, *arguments):
+    up_weight1, _, up_weight2, _, out_weight, _, needs_x, needs_params = arguments
+    grad_x = empty_images(x, x.shape[1]) if needs_x else x.new_empty(0)
+    shapes = [(0,)] * 6
+    if needs_params:
+        for index, weight in enumerate((up_weight1, up_weight2, out_weight)):
+            if weight is not None:
+                shapes[2 * index : 2 * index + 2] = weight.shape, weight.shape[:1]
+    return grad_x, *(kernel.new_empty(shape) for shape in shapes)
+
+
+def _setup_context(ctx, inputs, output):
+    x, *parameters, out_weight, _, upscale_factor = inputs
+    kernel = output[1]
+    ctx.mark_non_differentiable(kernel)
+    ctx.set_materialize_grads(False)  # nobody needs zeros for the kernel
+    ctx.save_for_backward(x, kernel, *parameters, out_weight)
+    ctx.upscale_factor = upscale_factor
+
+
+def _backward(ctx, grad_output, _):
+    if grad_output is None:
+        return (None,) * 8
+    needs = ctx.needs_input_grad[:7]
+    grads = _upsample_tail_backward(
+        grad_output, *ctx.saved_tensors, ctx.upscale_factor, needs[0], any(needs[1:])
+    )
+    return *_common.given(grads, needs), None
+
+
+_upsample_tail = register(
+    "upsample_tail",
+    reference=reference.upsample_tail,
+    fake=_fake,
+    backward=_backward,
+    setup_context=_setup_context,
+)
+_upsample_tail_backward = register(
+    "upsample_tail_backward", reference=reference.upsample_tail_backward, fake=_fake_backward
+)
