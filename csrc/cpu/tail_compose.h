@@ -19,41 +19,59 @@ namespace clsd::cpu {
 constexpr int64_t kComposeChain = 16;   // steps of one summation chain (tile.h)
 constexpr int64_t kComposeGroups = 8;   // parts of the channels whose gradients are added in order
 
-// A stage of an upsampler: weight [M r^2, C, 3, 3] and bias [M r^2], of the accumulator's type.
+// A weight [K, C, 3, 3] of any strides: a tensor takes too long to tell them for every element.
+template <class T>
+struct TailWeight {
+  const T* data;
+  int64_t outputs, inputs, stride_k, stride_c, taps[9];
+
+  explicit TailWeight(const Tensor& weight)
+      : data(const_data<T>(weight)),
+        outputs(weight.size(0)),
+        inputs(weight.size(1)),
+        stride_k(weight.stride(0)),
+        stride_c(weight.stride(1)) {
+    for (int64_t i = 0; i < 9; ++i) taps[i] = i / 3 * weight.stride(2) + i % 3 * weight.stride(3);
+  }
+
+  const T* kernel(int64_t k, int64_t c) const { return data + k * stride_k + c * stride_c; }
+};
+
+// A stage of an upsampler: weight [M r^2, C, 3, 3] and bias [M r^2].
+template <class T>
 struct TailStage {
-  Tensor weight;
-  std::optional<Tensor> bias;
+  TailWeight<T> weight;
+  const T* bias = nullptr;
+  int64_t bias_stride = 0;
   int64_t factor;
 
-  int64_t inputs() const { return weight.size(1); }
-  int64_t outputs() const { return weight.size(0) / (factor * factor); }
+  TailStage(const Tensor& weight, const std::optional<Tensor>& bias, int64_t factor)
+      : weight(weight), factor(factor) {
+    if (bias) this->bias = const_data<T>(*bias), bias_stride = bias->stride(0);
+  }
+
+  int64_t inputs() const { return weight.inputs; }
+  int64_t outputs() const { return weight.outputs / (factor * factor); }
 };
 
 // The last convolution [K, M, 3, 3] as a composed kernel [M + 1][3][3][K].
 template <class T>
-void compose_out(const Tensor& weight, T* kernel) {
-  const int64_t outputs = weight.size(0), inputs = weight.size(1);
-  const T* source = const_data<T>(weight);
-  for (int64_t m = 0; m < inputs; ++m) {
-    for (int64_t tap = 0; tap < 9; ++tap) {
-      const int64_t row = 2 - tap % 3, column = 2 - tap / 3;
-      for (int64_t k = 0; k < outputs; ++k) {
-        *kernel++ = source[k * weight.stride(0) + m * weight.stride(1) + row * weight.stride(2) +
-                           column * weight.stride(3)];
-      }
+void compose_out(const TailWeight<T>& weight, T* kernel) {
+  for (int64_t m = 0; m < weight.inputs; ++m) {
+    for (int64_t i = 0; i < 9; ++i) {
+      const int64_t tap = weight.taps[8 - (i % 3 * 3 + i / 3)];
+      for (int64_t k = 0; k < weight.outputs; ++k) *kernel++ = weight.kernel(k, m)[tap];
     }
   }
-  std::fill_n(kernel, 9 * outputs, T(0));
+  std::fill_n(kernel, 9 * weight.outputs, T(0));
 }
 
 template <class T>
-void compose_out_backward(const T* grad, const Tensor& grad_weight) {
-  const int64_t outputs = grad_weight.size(0), inputs = grad_weight.size(1);
-  T* target = data<T>(grad_weight);
+void compose_out_backward(const T* grad, int64_t outputs, int64_t inputs, T* grad_weight) {
   for (int64_t m = 0; m < inputs; ++m) {
-    for (int64_t tap = 0; tap < 9; ++tap) {
-      const int64_t row = 2 - tap % 3, column = 2 - tap / 3;
-      for (int64_t k = 0; k < outputs; ++k) target[((k * inputs + m) * 3 + row) * 3 + column] = *grad++;
+    for (int64_t i = 0; i < 9; ++i) {
+      const int64_t tap = 8 - (i % 3 * 3 + i / 3);
+      for (int64_t k = 0; k < outputs; ++k) grad_weight[(k * inputs + m) * 9 + tap] = *grad++;
     }
   }
 }
@@ -64,7 +82,7 @@ void compose_out_backward(const T* grad, const Tensor& grad_weight) {
 template <class T>
 class TailComposer {
  public:
-  TailComposer(const TailStage& stage, const TailAxis& axis, const TailAxis& after_axis,
+  TailComposer(const TailStage<T>& stage, const TailAxis& axis, const TailAxis& after_axis,
                const T* after, int64_t outputs)
       : stage_(stage),
         axis_(axis),
@@ -106,8 +124,7 @@ class TailComposer {
   }
 
   // From the gradient of the kernel to those of weight, bias and `after`.
-  void backward(const T* grad, const Tensor& grad_weight, const Tensor& grad_bias,
-                T* grad_after) const {
+  void backward(const T* grad, T* grad_weight, T* grad_bias, T* grad_after) const {
     Workspace workspace;
     const T* columns = pack_after(workspace, true);
     const int64_t size = round_up(steps_, kRowStep) * columns_;
@@ -155,44 +172,43 @@ class TailComposer {
   // What a pixel of channel c adds to the shuffled map: [3 r][3 r][M + 1].
   void respond(int64_t c, T* responses) const {
     std::fill_n(responses, rows_ * steps_ + kRowStep, T(0));
-    const Tensor& weight = stage_.weight;
-    visit_phases([&](int64_t m, int64_t i, int64_t j, int64_t feature) {
-      const T* kernel = const_data<T>(weight) + feature * weight.stride(0) + c * weight.stride(1);
-      if (c < stage_.inputs()) {
+    const TailWeight<T>& weight = stage_.weight;
+    if (c < weight.inputs) {
+      visit_phases([&](int64_t m, int64_t i, int64_t j, int64_t feature) {
+        const T* kernel = weight.kernel(feature, c);
         for (int64_t tap = 0; tap < 9; ++tap) {
-          responses[response(m, i, j, tap)] =
-              kernel[tap / 3 * weight.stride(2) + tap % 3 * weight.stride(3)];
+          responses[response(m, i, j, tap)] = kernel[weight.taps[tap]];
         }
-      } else if (stage_.bias) {
-        responses[response(m, i, j, kMiddle)] =
-            const_data<T>(*stage_.bias)[feature * stage_.bias->stride(0)];
+      });
+      return;
+    }
+    visit_phases([&](int64_t m, int64_t i, int64_t j, int64_t feature) {
+      if (stage_.bias) {
+        responses[response(m, i, j, kMiddle)] = stage_.bias[feature * stage_.bias_stride];
       }
     });
-    if (c < stage_.inputs()) return;
     for (int64_t phase = 0; phase < stage_.factor * stage_.factor; ++phase) {
       responses[response(steps_ - 1, phase / stage_.factor, phase % stage_.factor, kMiddle)] = 1;
     }
   }
 
   // The gradients of a channel's weights, or of the bias, from those of its responses.
-  void respond_backward(int64_t c, const T* grad, int64_t stride, const Tensor& grad_weight,
-                        const Tensor& grad_bias) const {
+  void respond_backward(int64_t c, const T* grad, int64_t stride, T* grad_weight,
+                        T* grad_bias) const {
     const int64_t inputs = stage_.inputs();
     visit_phases([&](int64_t m, int64_t i, int64_t j, int64_t feature) {
-      const auto of = [&](int64_t tap) {
-        return grad[(response(m, i, j, tap) - m) / steps_ * stride + m];
-      };
+      const auto of = [&](int64_t tap) { return grad[position(i, j, tap) * stride + m]; };
       if (c == inputs) {
-        data<T>(grad_bias)[feature] = of(kMiddle);
+        grad_bias[feature] = of(kMiddle);
         return;
       }
-      T* kernel = data<T>(grad_weight) + (feature * inputs + c) * 9;
+      T* kernel = grad_weight + (feature * inputs + c) * 9;
       for (int64_t tap = 0; tap < 9; ++tap) kernel[tap] = of(tap);
     });
   }
 
   void add_gradients(int64_t first, int64_t last, const T* grad, const T* columns,
-                     const Tensor& grad_weight, const Tensor& grad_bias, T* grad_after) const {
+                     T* grad_weight, T* grad_bias, T* grad_after) const {
     Workspace scratch;
     const int64_t width = round_up(steps_, kTileCols);
     T* responses = take_responses(scratch);
@@ -234,10 +250,12 @@ class TailComposer {
     }
   }
 
+  // Of the 3 r * 3 r pixels that one reaches, that of phase (i, j) by a tap of the weights.
+  int64_t position(int64_t i, int64_t j, int64_t tap) const {
+    return (stage_.factor * (2 - tap / 3) + i) * side_ + stage_.factor * (2 - tap % 3) + j;
+  }
   int64_t response(int64_t m, int64_t i, int64_t j, int64_t tap) const {
-    const int64_t row = stage_.factor * (2 - tap / 3) + i;
-    const int64_t column = stage_.factor * (2 - tap % 3) + j;
-    return (row * side_ + column) * steps_ + m;
+    return position(i, j, tap) * steps_ + m;
   }
 
   // Call visit(product, tap, count, sign) for each `count` products that are parts of as many taps.
@@ -258,7 +276,7 @@ class TailComposer {
   static constexpr int64_t kMiddle = 4;  // tap of a 3x3 kernel
 
   const TileKernels<T>& kernels_ = tile_kernels<T>();
-  const TailStage& stage_;
+  const TailStage<T>& stage_;
   const TailAxis &axis_, &after_axis_;
   const T* after_;
   int64_t outputs_, steps_, side_, rows_, after_size_, columns_;
