@@ -8,8 +8,8 @@ TORCH ?= torch==2.13.0
 # CUDA, CLSD_FAST_CUDA=auto.
 export CLSD_FAST_CUDA ?= off
 BIN := .venv/bin
-OPERATORS := conv3x3 residual_block pixel_shuffle_upsample pairwise_similarity info_nce \
-    distance_ratio_loss library
+OPERATORS := conv3x3 residual_block pixel_shuffle_upsample upsample_tail pairwise_similarity \
+    info_nce distance_ratio_loss library
 SOURCES := $(shell find csrc cmake clsd_fast python -name '*.py' -o -name '*.c*' -o -name '*.h')
 
 .PHONY: demo test lint bench sanitize cuda gpu-build gpu-test gpu-bench gpu-memcheck gpu-racecheck
@@ -27,6 +27,7 @@ lint: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/step.py --scale 4
 	$(BIN)/python benchmarks/ops.py
 	$(BIN)/python benchmarks/contrastive.py
 

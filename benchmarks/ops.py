@@ -39,12 +39,14 @@ OURS = {
     "conv3x3": clsd_fast.nn.Conv3x3,
     "residual_block": clsd_fast.nn.ResidualBlock,
     "pixel_shuffle_upsample": clsd_fast.nn.PixelShuffleUpsampler,
+    "upsample_tail": clsd_fast.nn.UpsampleTail,
     "inference": clsd_fast.EDSR,
 }
 PLAIN = {
     "conv3x3": plain.conv3x3,
     "residual_block": plain.ResidualBlock,
     "pixel_shuffle_upsample": plain.Upsampler,
+    "upsample_tail": plain.make_tail,
     "inference": plain.EDSR,
 }
 
@@ -62,6 +64,8 @@ def quick_table() -> list[Case]:
     return [
         Case("residual_block", (64,), (4, 64, 48, 48)),
         Case("pixel_shuffle_upsample", (2, 64), (4, 64, 48, 48)),
+        Case("upsample_tail", (2, 64), (4, 64, 48, 48)),
+        Case("upsample_tail", (4, 64), (4, 64, 48, 48)),
         Case("conv3x3", (3, 64), (4, 3, 48, 48)),
         Case("conv3x3", (64, 3), (4, 64, 96, 96)),
         Case("inference", (2, 16, 64), (1, 3, 512, 512)),
@@ -77,7 +81,8 @@ def full_table() -> list[Case]:
             for n, size, c in product(batches, sizes, channels)
         ),
         *(
-            Case("pixel_shuffle_upsample", (scale, 64), (n, 64, size, size))
+            Case(op, (scale, 64), (n, 64, size, size))
+            for op in ("pixel_shuffle_upsample", "upsample_tail")
             for scale, n, size in product(scales, batches, (24, 48, 96))
         ),
         *(

@@ -33,6 +33,7 @@ def ops(load, monkeypatch):
     table = [
         module.Case("residual_block", (8,), (2, 8, 6, 7)),
         module.Case("pixel_shuffle_upsample", (4, 8), (2, 8, 6, 7)),
+        module.Case("upsample_tail", (4, 8), (2, 8, 6, 7)),
         module.Case("conv3x3", (3, 8), (2, 3, 6, 7)),
         module.Case("inference", (3, 2, 8), (1, 3, 9, 8)),
     ]

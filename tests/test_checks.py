@@ -9,6 +9,7 @@ from clsd_fast import ops
 
 ops_native = torch.ops.clsd_fast
 X, W, B = rand(2, 4, 5, 6), rand(4, 4, 3, 3), rand(4)
+TAIL_WEIGHTS = (W, B, None, None, rand(3, 1, 3, 3))
 Q = rand(2, 7, 9)
 MASK, LABELS = torch.zeros(2, 7, 7, dtype=torch.bool), torch.arange(14).reshape(2, 7)
 NO_OPTIONS = (None, None, None, None)  # negative_keys, mask, labels, learned_temperature
@@ -54,6 +55,42 @@ BAD_CALLS = [
     (
         lambda: ops.residual_block(X, W, B, W, rand(3)),
         "residual_block: expected bias2 of shape [4], got [3]",
+    ),
+    (
+        lambda: ops.upsample_tail(X, [W], [B], rand(3, 1, 3, 3), None, 5),
+        "upsample_tail: expected upscale_factor 2, 3 or 4, got 5",
+    ),
+    (
+        lambda: ops.upsample_tail(X, [W], [B], rand(3, 1, 3, 3), None, 4),
+        "upsample_tail: expected 2 up_weights for upscale_factor 4, got 1",
+    ),
+    (
+        lambda: ops.upsample_tail(X, [W], [], rand(3, 1, 3, 3), None, 2),
+        "upsample_tail: expected 1 up_biases for upscale_factor 2, got 0",
+    ),
+    (
+        lambda: ops.upsample_tail(rand(4, 5, 6), [W], [B], rand(3, 1, 3, 3), None, 2),
+        "upsample_tail: expected x of shape [N, C, H, W] with C, H, W >= 1, got [4, 5, 6]",
+    ),
+    (
+        lambda: ops.upsample_tail(X, [W], [B], rand(3, 1, 3, 3), None, 3),
+        "upsample_tail: expected up_weights[0] of shape [9 M, 4, 3, 3], got [4, 4, 3, 3]",
+    ),
+    (
+        lambda: ops.upsample_tail(X, [W, W], [B, None], rand(3, 1, 3, 3), None, 4),
+        "upsample_tail: expected up_weights[1] of shape [4 M, 1, 3, 3], got [4, 4, 3, 3]",
+    ),
+    (
+        lambda: ops.upsample_tail(X, [W], [rand(3)], rand(3, 1, 3, 3), None, 2),
+        "upsample_tail: expected up_biases[0] of shape [4], got [3]",
+    ),
+    (
+        lambda: ops.upsample_tail(X, [W], [B], rand(3, 4, 3, 3), None, 2),
+        "upsample_tail: expected out_weight of shape [K, 1, 3, 3], got [3, 4, 3, 3]",
+    ),
+    (
+        lambda: ops.upsample_tail(X, [W], [B], rand(3, 1, 3, 3).float(), None, 2),
+        "upsample_tail: expected out_weight of dtype float64, got float32",
     ),
     (
         lambda: ops.pixel_shuffle_upsample(X, rand(6, 4, 3, 3), None, 2),
@@ -179,6 +216,52 @@ BAD_OPERATOR_CALLS = [
     (
         lambda: ops_native.pixel_shuffle_upsample(X, rand(6, 4, 3, 3), None, 2),
         "pixel_shuffle_upsample: expected weight of shape [4 K, 4, 3, 3], got [6, 4, 3, 3]",
+    ),
+    (
+        lambda: ops_native.upsample_tail(X, W, B, None, None, rand(3, 1, 3, 3), None, 5),
+        "upsample_tail: expected upscale_factor 2, 3 or 4, got 5",
+    ),
+    (
+        lambda: ops_native.upsample_tail(X, W, B, None, None, rand(3, 1, 3, 3), None, 4),
+        "upsample_tail: expected up_weight2 for upscale_factor 4, got none",
+    ),
+    (
+        lambda: ops_native.upsample_tail(X, W, B, W, B, rand(3, 1, 3, 3), None, 2),
+        "upsample_tail: expected no up_weight2 for upscale_factor 2, got one",
+    ),
+    (
+        lambda: ops_native.upsample_tail(X, W, B, None, None, rand(3, 1, 3, 3), None, 3),
+        "upsample_tail: expected up_weight1 of shape [9 M, 4, 3, 3], got [4, 4, 3, 3]",
+    ),
+    (
+        lambda: ops_native.upsample_tail(X, W, rand(5), None, None, rand(3, 1, 3, 3), None, 2),
+        "upsample_tail: expected up_bias1 of shape [4], got [5]",
+    ),
+    (
+        lambda: ops_native.upsample_tail(X, W, B, None, None, rand(3, 2, 3, 3), None, 2),
+        "upsample_tail: expected out_weight of shape [K, 1, 3, 3], got [3, 2, 3, 3]",
+    ),
+    (
+        lambda: ops_native.upsample_tail(X.half(), W, B, None, None, rand(3, 1, 3, 3), None, 2),
+        "upsample_tail: expected up_weight1 of dtype float32, got float64",
+    ),
+    (
+        lambda: ops_native.upsample_tail_backward(
+            rand(2, 3, 10, 11), X, rand(5, 10, 10, 3), *TAIL_WEIGHTS, 2, True, True
+        ),
+        "upsample_tail_backward: expected grad_output of shape [2, 3, 10, 12], got [2, 3, 10, 11]",
+    ),
+    (
+        lambda: ops_native.upsample_tail_backward(
+            rand(2, 3, 10, 12), X, rand(5, 8, 8, 3), *TAIL_WEIGHTS, 2, True, True
+        ),
+        "upsample_tail_backward: expected kernel of shape [5, 10, 10, 3], got [5, 8, 8, 3]",
+    ),
+    (
+        lambda: ops_native.upsample_tail_backward(
+            rand(2, 3, 10, 12), X, rand(5, 10, 10, 6)[..., ::2], *TAIL_WEIGHTS, 2, True, True
+        ),
+        "upsample_tail_backward: expected kernel contiguous, got strides [600, 60, 6, 2]",
     ),
     (
         lambda: ops_native.pairwise_similarity(Q, rand(2, 7, 8), "dot"),

@@ -68,6 +68,14 @@ def test_patch_nce_is_that_written_out(backend):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("share_tail", [True, False])
+def test_the_heads_tails_are_composed_as_the_students(share_tail):
+    for collapse in (True, False):
+        model = CLSD(EDSR(2, 4, 8, collapse=collapse), TAPS, 2, share_tail=share_tail)
+        tails = [model.student.tail, *(model.heads[str(tap)].tail for tap in TAPS)]
+        assert {tail.collapse for tail in tails} == {collapse}
+
+
 def test_eps_is_that_of_the_ratio():
     small, large = (make("feature_ratio", eps=eps)(*batch()).losses["cl"] for eps in (0, 1e4))
     assert large < 1e-2 * small

@@ -11,6 +11,7 @@ from clsd_fast.nn import (
     MeanShift,
     PixelShuffleUpsampler,
     ResidualBlock,
+    UpsampleTail,
 )
 
 
@@ -37,6 +38,29 @@ def test_upsampler_is_its_sequential(backend, factor, keys):
 def test_upsampler_refuses_other_factors():
     with pytest.raises(ValueError, match=r"expected upscale_factor in \{2, 3, 4\}, got 5"):
         PixelShuffleUpsampler(5, 6)
+
+
+@pytest.mark.parametrize("collapse", [True, False])
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_tail_is_its_sequential(backend, factor, collapse):
+    tail = UpsampleTail(factor, 6, 2, collapse=collapse).double()
+    upsampler, last = tail
+    x = rand(2, 6, 4, 5)
+    expected = last(torch.nn.Sequential(*upsampler)(x))
+    assert expected.shape == (2, 2, 4 * factor, 5 * factor)
+    torch.testing.assert_close(tail(x), expected)
+    plain = torch.nn.Sequential(PixelShuffleUpsampler(factor, 6), Conv3x3(6, 2))
+    assert set(tail.state_dict()) == set(plain.state_dict())
+
+
+def test_tail_is_composed_unless_told_otherwise(backend, monkeypatch):
+    tail = UpsampleTail(2, 4)
+    for child in tail:
+        monkeypatch.setattr(child, "forward", None)  # calling one would raise
+    assert tail(rand(1, 4, 3, 3).float()).shape == (1, 3, 6, 6)
+    tail.collapse = False
+    with pytest.raises(TypeError):
+        tail(rand(1, 4, 3, 3).float())
 
 
 def test_conv_is_nn_conv2d(backend):

@@ -28,7 +28,8 @@ def run(isa, *arguments):
 def test_narrower_instruction_sets(native, isa):
     if "expected one of" in run(isa, "-c", PROBE).stderr:
         pytest.skip(f"needs a processor with {isa}")
-    files = ("residual_block", "pairwise_similarity", "info_nce", "distance_ratio_loss")
+    files = ("residual_block", "upsample_tail", "pairwise_similarity", "info_nce")
+    files += ("distance_ratio_loss",)
     # info_nce's grid up to 64 rows: the larger ones take minutes on the portable tile.
     selection = "native and (layouts or gradcheck or sizes) and not 1000 and not reduced"
     suite = [f"test_{name}.py" for name in files]

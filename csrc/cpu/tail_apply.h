@@ -8,16 +8,15 @@
 
 namespace clsd::cpu {
 
-constexpr int64_t kTailTasks = 8;             // bands of all images, at least, where they have rows
 constexpr int64_t kTailLeastRows = 8;         // of a band
 constexpr int64_t kTailCanvasBytes = 1 << 20;  // of the canvas of a band, at most
 
-// Rows of the input in a band: the shape alone decides.
+// Rows of the input in a band, to cut all images into `tasks` bands.
 template <class T>
-int64_t tail_band(const TailShape& shape, int64_t batch) {
+int64_t tail_band(const TailShape& shape, int64_t batch, int64_t tasks) {
   const int64_t row = shape.axis.upscale * shape.axis.upscale * shape.width * shape.outputs;
   const int64_t fitting = kTailCanvasBytes / (row * static_cast<int64_t>(sizeof(T)));
-  const int64_t fair = ceil_div(shape.height * batch, kTailTasks);
+  const int64_t fair = ceil_div(shape.height * batch, tasks);
   return std::clamp(std::min(fitting, fair), std::min(kTailLeastRows, shape.height), shape.height);
 }
 
@@ -31,7 +30,7 @@ class TailForward {
         input_(input),
         output_(output),
         bias_(shape),
-        band_(tail_band<T>(shape, input.batch)) {}
+        band_(tail_band<T>(shape, input.batch, tasks(input.batch))) {}
 
   void write(const T* kernel, const T* out_bias) const {
     Workspace workspace;
@@ -61,6 +60,13 @@ class TailForward {
   }
 
  private:
+  // A pixel is the same sum in every band, so the number of threads may choose the bands. The rows
+  // beside one are computed twice: whole images are best, if all threads get as many.
+  static int64_t tasks(int64_t batch) {
+    const int64_t threads = torch::stable::get_num_threads();
+    return batch % threads == 0 ? std::max<int64_t>(batch, 1) : 4 * threads;
+  }
+
   // Each part's taps as the right side of a product, [tiles of taps][C][kTileCols].
   const T* pack(Workspace& workspace, const T* kernel) const {
     const int64_t channels = shape_.channels;
@@ -149,7 +155,7 @@ class TailGradient {
         input_(input),
         grad_(grad),
         bias_(shape),
-        band_(tail_band<T>(shape, input.batch)),
+        band_(tail_band<T>(shape, input.batch, kTailGroups)),
         bands_(ceil_div(shape.height, band_)),
         groups_(std::min(input.batch * bands_, kTailGroups)),
         size_(shape.tiles * round_up(shape.channels, kRowStep)) {}

@@ -16,7 +16,7 @@
 
 namespace clsd::cpu {
 
-constexpr int64_t kComposeChain = 16;   // steps of one summation chain (tile.h)
+constexpr int64_t kComposeChain = 33;   // steps of one summation chain (tile.h)
 constexpr int64_t kComposeGroups = 8;   // parts of the channels whose gradients are added in order
 
 // A weight [K, C, 3, 3] of any strides: a tensor takes too long to tell them for every element.

@@ -163,22 +163,24 @@ struct TailCanvas {
   template <class S>
   void move(const Images<S>& image, int64_t n) const {
     constexpr int64_t kBlock = 16;  // columns whose cache lines of the canvas stay in L1
-    const int64_t outputs = image.channels;
+    const int64_t stride = column, step = image.stride_w;
     for (int64_t left = 0; left < image.width; left += kBlock) {
-      const int64_t right = std::min(left + kBlock, image.width);
+      const int64_t count = std::min(kBlock, image.width - left);
       for (int64_t y = 0; y < rows; ++y) {
-        T* pixel = values + left * column + y * outputs;
-        const bool inside = first + y >= 0 && first + y < image.height;
-        S* source = inside ? image.pixel(n, first + y, left) : nullptr;
-        for (int64_t x = left; x < right; ++x, pixel += column) {
-          for (int64_t k = 0; k < outputs; ++k) {
+        for (int64_t k = 0; k < image.channels; ++k) {
+          T* packed = values + left * stride + y * image.channels + k;
+          if (first + y < 0 || first + y >= image.height) {
+            for (int64_t x = 0; x < count; ++x) packed[x * stride] = 0;
+            continue;
+          }
+          S* pixel = image.pixel(n, first + y, left) + image.channel[k];
+          for (int64_t x = 0; x < count; ++x) {
             if constexpr (std::is_const_v<S>) {
-              pixel[k] = inside ? static_cast<T>(source[image.channel[k]]) : T(0);
+              packed[x * stride] = static_cast<T>(pixel[x * step]);
             } else {
-              source[image.channel[k]] = static_cast<S>(pixel[k]);
+              pixel[x * step] = static_cast<S>(packed[x * stride]);
             }
           }
-          if (inside) source += image.stride_w;
         }
       }
     }

@@ -25,7 +25,8 @@ class Tail {
     const std::vector<int64_t> factors =
         upscale_factor == 4 ? std::vector<int64_t>{2, 2} : std::vector<int64_t>{upscale_factor};
     if (up_weight2.has_value() != (factors.size() == 2)) {
-      fail(op, (up_weight2 ? "no up_weight2" : "up_weight2") + (" for upscale_factor " + text(upscale_factor)),
+      const std::string expected = up_weight2 ? "no up_weight2" : "up_weight2";
+      fail(op, expected + " for upscale_factor " + text(upscale_factor),
            up_weight2 ? "one" : "none");
     }
     channels_ = x.size(1);
@@ -185,7 +186,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> upsample_tail
   check_like(op, "grad_output", x, grad_output);
   check_shape(op, "kernel", kernel, tail.kernel_shape());
   tail.check_parameter("kernel", kernel);
-  check(kernel.is_contiguous(), op, "kernel contiguous", "another layout");
+  if (!kernel.is_contiguous()) {
+    Shape strides(4);
+    for (size_t i = 0; i < 4; ++i) strides[i] = kernel.stride(static_cast<int64_t>(i));
+    fail(op, "kernel contiguous", "strides " + to_string(strides));
+  }
   const Tensor grad_x = needs_x ? empty(x, shape_of(x), memory_format(x)) : absent(x);
   const Tensor grad_bias = needs_params ? empty(out_weight, {tail.outputs()}) : absent(out_weight);
   std::vector<Tensor> grads;
