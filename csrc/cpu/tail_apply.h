@@ -8,8 +8,8 @@
 
 namespace clsd::cpu {
 
-constexpr int64_t kTailLeastRows = 8;         // of a band
-constexpr int64_t kTailCanvasBytes = 1 << 20;  // of the canvas of a band, at most
+constexpr int64_t kTailLeastRows = 8;          // of a band
+constexpr int64_t kTailCanvasBytes = 8 << 20;  // of the canvas of a band, at most
 
 // Rows of the input in a band, to cut all images into `tasks` bands.
 template <class T>
@@ -111,7 +111,8 @@ class TailForward {
       std::fill_n(values, shape_.strip_columns() * strip.run + 2 * kTileCols, T(0));
       for (const TailPart& part : strip.parts) {
         const auto pixels = row.pixels(part);
-        TileOperands<T> operands{pixels.data, pixels.stride,    1,          packed + part.first * shape_.channels,
+        const T* taps = packed + part.first * shape_.channels;
+        TileOperands<T> operands{pixels.data, pixels.stride,    1,          taps,
                                  kTileCols,   shape_.channels, kTailChain, true};
         operands.rows = round_up(pixels.count, kRowStep);
         operands.acc_row = shape_.pixel_stride(strip);

@@ -1,5 +1,5 @@
-// The rows and columns of the collapsed tail: which taps it has, and which paths make them up. It is
-// clsd_fast/_tail_axes.py once more; docs/tail.md derives it.
+// The rows and columns of the collapsed tail: which taps it has, and which paths make them up. This
+// is clsd_fast/_tail_axes.py once more; docs/tail.md derives it.
 //
 // Over one axis, a tail maps each pixel to `taps` output pixels. Its intermediate maps end at their
 // borders, and paths through pixels beyond those do not exist: so the pixels at the edge have

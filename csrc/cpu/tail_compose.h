@@ -1,7 +1,7 @@
 // Composing the kernel of a collapsed tail (docs/tail.md), and the gradients of what it is made of.
 //
-// A composed kernel is [C + 1][columns][rows][K], over all taps of both axes (tail_axis.h). The last
-// of its channels is one that is 1 everywhere, to multiply with the biases. Composing begins at the
+// A composed kernel is [C + 1][columns][rows][K], over all taps of both axes (tail_axis.h). Its
+// last channel is one that is 1 everywhere, to multiply with the biases. Composing begins at the
 // output, which has few channels.
 #pragma once
 
@@ -16,8 +16,8 @@
 
 namespace clsd::cpu {
 
-constexpr int64_t kComposeChain = 33;   // steps of one summation chain (tile.h)
-constexpr int64_t kComposeGroups = 8;   // parts of the channels whose gradients are added in order
+constexpr int64_t kComposeChain = 33;  // steps of one summation chain (tile.h): half of 64 + 1
+constexpr int64_t kComposeGroups = 8;  // parts of the channels whose gradients are added in order
 
 // A weight [K, C, 3, 3] of any strides: a tensor takes too long to tell them for every element.
 template <class T>
@@ -117,7 +117,7 @@ class TailComposer {
         T* target = kernel + c * size();
         std::fill_n(target, size(), T(0));
         visit_paths([&](int64_t product, int64_t tap, int64_t count, T sign) {
-          for (int64_t i = 0; i < count; ++i) target[tap + i] += sign * products[product + i];
+          add_signed(target + tap, products + product, sign, count);
         });
       }
     });
@@ -218,7 +218,7 @@ class TailComposer {
       std::fill_n(grad_products, rows_ * columns_, T(0));
       const T* source = grad + c * size();
       visit_paths([&](int64_t product, int64_t tap, int64_t count, T sign) {
-        for (int64_t i = 0; i < count; ++i) grad_products[product + i] += sign * source[tap + i];
+        add_signed(grad_products + product, source + tap, sign, count);
       });
       TileOperands<T> back{grad_products, columns_,    1,    columns, kTileCols,
                            after_size_, kComposeChain, false};
@@ -237,6 +237,10 @@ class TailComposer {
       add.b_panel = kTileCols;
       kernels_.multiply(grad_after, add);
     }
+  }
+
+  static void add_signed(T* __restrict target, const T* __restrict source, T sign, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) target[i] += sign * source[i];
   }
 
   // Call visit(m, i, j, feature) for each output channel and its place in the weights.

@@ -7,8 +7,8 @@
 //   gradient of the row = strip * kernel^T
 //   gradient of the kernel = row^T * strip      products whose right or left rows overlap
 //
-// Each segment of the rows (tail_axis.h) has a strip of its own, for each segment of the columns a
-// product adds to it. Strips are added to a canvas, in the same order, that holds a band of the output.
+// Each segment of the rows (tail_axis.h) has a strip of its own, to which a product for each
+// segment of the columns adds. Strips are added to a canvas, a band of the output in their order.
 #pragma once
 
 #include <algorithm>
@@ -20,9 +20,9 @@
 
 namespace clsd::cpu {
 
-constexpr int64_t kTailChain = 64;   // steps of one summation chain (tile.h)
-constexpr int64_t kTailReach = 2;    // rows of the input beside a band that reach it
-constexpr int64_t kTailGroups = 8;   // parts of the rows whose gradients are added in order
+constexpr int64_t kTailChain = 64;  // steps of one summation chain (tile.h)
+constexpr int64_t kTailReach = 2;   // rows of the input beside a band that reach it
+constexpr int64_t kTailGroups = 8;  // parts of the rows whose gradients are added in order
 
 // One product of a strip: the taps of a segment of the columns.
 struct TailPart {
@@ -85,8 +85,8 @@ struct TailShape {
   }
 };
 
-// Pixels of one kind are alike where the input is 1 everywhere: the first, the last, and all others.
-// So an axis of three pixels stands for any.
+// Where the input is 1 everywhere, an axis has three kinds of pixels: the first, the last, and all
+// others. So an axis of three pixels stands for any.
 inline int64_t tail_like(int64_t pixel, int64_t size) {
   return pixel == size - 1 ? std::min<int64_t>(size, 3) - 1 : std::min<int64_t>(pixel, 1);
 }
