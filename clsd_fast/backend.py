@@ -62,6 +62,13 @@ def uses_kernel(op: str, tensor: Tensor, *weights: Tensor, upscale_factor: int =
     return implementation(op, tensor, *weights, upscale_factor=upscale_factor) != "reference"
 
 
+def has_kernel(op: str, tensor: Tensor) -> bool:
+    """Whether the chosen backend has a kernel for ``op`` on ``tensor``'s device: for callers that
+    have another way if not, so that nothing raises."""
+    names = _WHY_NOT if _current == "auto" else {_current} & _WHY_NOT.keys()
+    return any(_WHY_NOT[name](op, tensor, (), 1) is None for name in names)
+
+
 def implementation(op: str, tensor: Tensor, *weights: Tensor, upscale_factor: int = 1) -> str:
     """Which backend serves ``op`` on ``tensor``: native, triton or reference.
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from .backend import has_kernel
 from .ops import (
     conv3x3,
     distance_ratio_loss,
@@ -105,9 +106,9 @@ class UpsampleTail(nn.Sequential):
         upscale_factor: 2, 3 or 4.
         channels: of the input.
         out_channels: of the output.
-        collapse: compose all convolutions into one. The other way makes the intermediate maps, by
-            the operators of the children; it gives the same up to rounding, and is there to
-            compare with.
+        collapse: compose all convolutions into one. The other way, which gives the same up to
+            rounding, makes the intermediate maps by the operators of the children. None composes
+            where there is a kernel for that: on CPUs with the native library.
 
     The parameters are those of ``nn.Sequential(PixelShuffleUpsampler(...), Conv3x3(...))``, as in
     EDSR-PyTorch's ``tail``. The children's own ``forward`` is not called where they are composed:
@@ -118,7 +119,12 @@ class UpsampleTail(nn.Sequential):
     """
 
     def __init__(
-        self, upscale_factor: int, channels: int, out_channels: int = 3, *, collapse: bool = True
+        self,
+        upscale_factor: int,
+        channels: int,
+        out_channels: int = 3,
+        *,
+        collapse: bool | None = None,
     ) -> None:
         super().__init__(
             PixelShuffleUpsampler(upscale_factor, channels), Conv3x3(channels, out_channels)
@@ -128,7 +134,8 @@ class UpsampleTail(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] to [N, out_channels, upscale_factor * H, upscale_factor * W]."""
-        if not self.collapse:
+        collapse = has_kernel("upsample_tail", x) if self.collapse is None else self.collapse
+        if not collapse:
             return super().forward(x)
         upsampler, last = self
         convs = list(upsampler)[::2]

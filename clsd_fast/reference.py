@@ -274,10 +274,13 @@ def pixel_shuffle_upsample_backward(
 def upsample_tail_backward(
     grad_output: Tensor, x: Tensor, *arguments: object
 ) -> tuple[Tensor, ...]:
-    grad_x, *others = _tail.upsample_tail_backward(grad_output, x, *arguments)
-    if grad_x.dim() == 4:
-        grad_x = grad_x.contiguous(memory_format=memory_format(x))
-    return grad_x, *others
+    grads = _tail.upsample_tail_backward(grad_output, x, *arguments)
+    _, up_weight1, up_bias1, up_weight2, up_bias2, out_weight, *_ = arguments
+    tensors = (x, up_weight1, up_bias1, up_weight2, up_bias2, out_weight, None)
+    return tuple(
+        grad.contiguous(memory_format=memory_format(tensor)) if grad.dim() == 4 else grad
+        for grad, tensor in zip(grads, tensors, strict=True)
+    )
 
 
 def _normalize_backward(grad: Tensor, rows: Tensor) -> Tensor:

@@ -169,6 +169,19 @@ def test_operators_without_a_cuda_kernel(cuda_library):
             backend.implementation("residual_block", OnGpu())
 
 
+@pytest.mark.parametrize(
+    "name, on_gpu, on_cpu",
+    [("auto", True, True), ("native", True, True), ("triton", False, False)]
+    + [("reference", False, False)],
+)
+def test_asking_for_a_kernel_raises_nothing(cuda_library, monkeypatch, name, on_gpu, on_cpu):
+    monkeypatch.setattr(_triton, "devices", frozenset())
+    with clsd_fast.use_backend(name):
+        assert backend.has_kernel("conv3x3", OnGpu()) is on_gpu
+        assert backend.has_kernel("residual_block", OnGpu()) is False
+        assert backend.has_kernel("residual_block", torch.empty(1)) is on_cpu
+
+
 def test_env_reports_the_cuda_library(cuda_library, monkeypatch):
     assert env.report()["native CUDA kernels"].endswith("_C_cuda.so, for conv3x3")
     monkeypatch.setattr(_native, "cuda_missing", "this PyTorch is built without CUDA")

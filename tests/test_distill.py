@@ -70,7 +70,7 @@ def test_patch_nce_is_that_written_out(backend):
 
 @pytest.mark.parametrize("share_tail", [True, False])
 def test_the_heads_tails_are_composed_as_the_students(share_tail):
-    for collapse in (True, False):
+    for collapse in (True, False, None):
         model = CLSD(EDSR(2, 4, 8, collapse=collapse), TAPS, 2, share_tail=share_tail)
         tails = [model.student.tail, *(model.heads[str(tap)].tail for tap in TAPS)]
         assert {tail.collapse for tail in tails} == {collapse}

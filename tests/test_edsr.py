@@ -52,11 +52,12 @@ def test_equals_plain_pytorch(backend, scale):
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_the_tail_is_composed_or_not(backend, scale):
-    collapsed, layered = (EDSR(scale, 2, 8, collapse=c).double() for c in (True, False))
-    layered.load_state_dict(collapsed.state_dict(), strict=True)
-    assert [collapsed.tail.collapse, layered.tail.collapse] == [True, False]
+    default, *others = (EDSR(scale, 2, 8, collapse=c).double() for c in (None, True, False))
     lr = rand(2, 3, 7, 5) * 255
-    torch.testing.assert_close(collapsed(lr), layered(lr), rtol=1e-12, atol=1e-12)
+    for student, collapse in zip(others, (True, False), strict=True):
+        assert student.tail.collapse is collapse
+        student.load_state_dict(default.state_dict(), strict=True)
+        torch.testing.assert_close(student(lr), default(lr), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)

@@ -40,7 +40,7 @@ def test_upsampler_refuses_other_factors():
         PixelShuffleUpsampler(5, 6)
 
 
-@pytest.mark.parametrize("collapse", [True, False])
+@pytest.mark.parametrize("collapse", [True, False, None])
 @pytest.mark.parametrize("factor", [2, 3, 4])
 def test_tail_is_its_sequential(backend, factor, collapse):
     tail = UpsampleTail(factor, 6, 2, collapse=collapse).double()
@@ -53,14 +53,14 @@ def test_tail_is_its_sequential(backend, factor, collapse):
     assert set(tail.state_dict()) == set(plain.state_dict())
 
 
-def test_tail_is_composed_unless_told_otherwise(backend, monkeypatch):
-    tail = UpsampleTail(2, 4)
-    for child in tail:
-        monkeypatch.setattr(child, "forward", None)  # calling one would raise
-    assert tail(rand(1, 4, 3, 3).float()).shape == (1, 3, 6, 6)
-    tail.collapse = False
-    with pytest.raises(TypeError):
-        tail(rand(1, 4, 3, 3).float())
+@pytest.mark.parametrize("collapse", [True, False, None])
+def test_tail_is_composed_where_there_is_a_kernel(backend, monkeypatch, collapse):
+    tail, calls = UpsampleTail(2, 4, collapse=collapse), []
+    last = tail[1].forward
+    monkeypatch.setattr(tail[1], "forward", lambda x: calls.append(x.shape) or last(x))
+    tail(rand(1, 4, 3, 3).float())
+    composed = backend == "native" if collapse is None else collapse
+    assert calls == ([] if composed else [(1, 4, 6, 6)])
 
 
 def test_conv_is_nn_conv2d(backend):

@@ -115,12 +115,13 @@ def _fake(x, up_weight1, up_bias1, up_weight2, up_bias2, out_weight, out_bias, u
 def _fake_backward(grad_output, x, kernel, *arguments):
     up_weight1, _, up_weight2, _, out_weight, _, needs_x, needs_params = arguments
     grad_x = empty_images(x, x.shape[1]) if needs_x else x.new_empty(0)
-    shapes = [(0,)] * 6
-    if needs_params:
-        for index, weight in enumerate((up_weight1, up_weight2, out_weight)):
-            if weight is not None:
-                shapes[2 * index : 2 * index + 2] = weight.shape, weight.shape[:1]
-    return grad_x, *(kernel.new_empty(shape) for shape in shapes)
+    grads = []
+    for weight in (up_weight1, up_weight2, out_weight):
+        if needs_params and weight is not None:
+            grads += [empty_images(weight, weight.shape[1]), kernel.new_empty(weight.shape[0])]
+        else:
+            grads += [kernel.new_empty(0), kernel.new_empty(0)]
+    return grad_x, *grads
 
 
 def _setup_context(ctx, inputs, output):

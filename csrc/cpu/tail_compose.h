@@ -7,7 +7,7 @@
 
 #include <algorithm>
 #include <optional>
-#include <vector>
+#include <type_traits>
 
 #include "../tensor_util.h"
 #include "tail_axis.h"
@@ -19,14 +19,15 @@ namespace clsd::cpu {
 constexpr int64_t kComposeChain = 33;  // steps of one summation chain (tile.h): half of 64 + 1
 constexpr int64_t kComposeGroups = 8;  // parts of the channels whose gradients are added in order
 
-// A weight [K, C, 3, 3] of any strides: a tensor takes too long to tell them for every element.
+// A weight [K, C, 3, 3] of any strides, which is only read if T is const: a tensor takes too long
+// to tell its strides for every element.
 template <class T>
 struct TailWeight {
-  const T* data;
+  T* data;
   int64_t outputs, inputs, stride_k, stride_c, taps[9];
 
   explicit TailWeight(const Tensor& weight)
-      : data(const_data<T>(weight)),
+      : data(clsd::data<std::remove_const_t<T>>(weight)),
         outputs(weight.size(0)),
         inputs(weight.size(1)),
         stride_k(weight.stride(0)),
@@ -34,13 +35,15 @@ struct TailWeight {
     for (int64_t i = 0; i < 9; ++i) taps[i] = i / 3 * weight.stride(2) + i % 3 * weight.stride(3);
   }
 
-  const T* kernel(int64_t k, int64_t c) const { return data + k * stride_k + c * stride_c; }
+  T& at(int64_t k, int64_t c, int64_t tap) const {
+    return data[k * stride_k + c * stride_c + taps[tap]];
+  }
 };
 
 // A stage of an upsampler: weight [M r^2, C, 3, 3] and bias [M r^2].
 template <class T>
 struct TailStage {
-  TailWeight<T> weight;
+  TailWeight<const T> weight;
   const T* bias = nullptr;
   int64_t bias_stride = 0;
   int64_t factor;
@@ -56,22 +59,22 @@ struct TailStage {
 
 // The last convolution [K, M, 3, 3] as a composed kernel [M + 1][3][3][K].
 template <class T>
-void compose_out(const TailWeight<T>& weight, T* kernel) {
+void compose_out(const TailWeight<const T>& weight, T* kernel) {
   for (int64_t m = 0; m < weight.inputs; ++m) {
     for (int64_t i = 0; i < 9; ++i) {
-      const int64_t tap = weight.taps[8 - (i % 3 * 3 + i / 3)];
-      for (int64_t k = 0; k < weight.outputs; ++k) *kernel++ = weight.kernel(k, m)[tap];
+      const int64_t tap = 8 - (i % 3 * 3 + i / 3);
+      for (int64_t k = 0; k < weight.outputs; ++k) *kernel++ = weight.at(k, m, tap);
     }
   }
   std::fill_n(kernel, 9 * weight.outputs, T(0));
 }
 
 template <class T>
-void compose_out_backward(const T* grad, int64_t outputs, int64_t inputs, T* grad_weight) {
-  for (int64_t m = 0; m < inputs; ++m) {
+void compose_out_backward(const T* grad, const TailWeight<T>& grad_weight) {
+  for (int64_t m = 0; m < grad_weight.inputs; ++m) {
     for (int64_t i = 0; i < 9; ++i) {
       const int64_t tap = 8 - (i % 3 * 3 + i / 3);
-      for (int64_t k = 0; k < outputs; ++k) grad_weight[(k * inputs + m) * 9 + tap] = *grad++;
+      for (int64_t k = 0; k < grad_weight.outputs; ++k) grad_weight.at(k, m, tap) = *grad++;
     }
   }
 }
@@ -124,7 +127,8 @@ class TailComposer {
   }
 
   // From the gradient of the kernel to those of weight, bias and `after`.
-  void backward(const T* grad, T* grad_weight, T* grad_bias, T* grad_after) const {
+  void backward(const T* grad, const TailWeight<T>& grad_weight, T* grad_bias,
+                T* grad_after) const {
     Workspace workspace;
     const T* columns = pack_after(workspace, true);
     const int64_t size = round_up(steps_, kRowStep) * columns_;
@@ -172,12 +176,10 @@ class TailComposer {
   // What a pixel of channel c adds to the shuffled map: [3 r][3 r][M + 1].
   void respond(int64_t c, T* responses) const {
     std::fill_n(responses, rows_ * steps_ + kRowStep, T(0));
-    const TailWeight<T>& weight = stage_.weight;
-    if (c < weight.inputs) {
+    if (c < stage_.inputs()) {
       visit_phases([&](int64_t m, int64_t i, int64_t j, int64_t feature) {
-        const T* kernel = weight.kernel(feature, c);
         for (int64_t tap = 0; tap < 9; ++tap) {
-          responses[response(m, i, j, tap)] = kernel[weight.taps[tap]];
+          responses[response(m, i, j, tap)] = stage_.weight.at(feature, c, tap);
         }
       });
       return;
@@ -193,22 +195,20 @@ class TailComposer {
   }
 
   // The gradients of a channel's weights, or of the bias, from those of its responses.
-  void respond_backward(int64_t c, const T* grad, int64_t stride, T* grad_weight,
+  void respond_backward(int64_t c, const T* grad, int64_t stride, const TailWeight<T>& grad_weight,
                         T* grad_bias) const {
-    const int64_t inputs = stage_.inputs();
     visit_phases([&](int64_t m, int64_t i, int64_t j, int64_t feature) {
       const auto of = [&](int64_t tap) { return grad[position(i, j, tap) * stride + m]; };
-      if (c == inputs) {
+      if (c == stage_.inputs()) {
         grad_bias[feature] = of(kMiddle);
         return;
       }
-      T* kernel = grad_weight + (feature * inputs + c) * 9;
-      for (int64_t tap = 0; tap < 9; ++tap) kernel[tap] = of(tap);
+      for (int64_t tap = 0; tap < 9; ++tap) grad_weight.at(feature, c, tap) = of(tap);
     });
   }
 
   void add_gradients(int64_t first, int64_t last, const T* grad, const T* columns,
-                     T* grad_weight, T* grad_bias, T* grad_after) const {
+                     const TailWeight<T>& grad_weight, T* grad_bias, T* grad_after) const {
     Workspace scratch;
     const int64_t width = round_up(steps_, kTileCols);
     T* responses = take_responses(scratch);

@@ -99,12 +99,12 @@ class Tail {
 template <class T>
 class TailKernels {
  public:
-  TailKernels(Workspace& workspace, const Tail& tail) : tail_(tail), out_(tail.out_weight) {
+  TailKernels(Workspace& workspace, const Tail& tail) : tail_(tail) {
     for (const auto& stage : tail.stages) {
       stages_.emplace_back(stage.weight, stage.bias, stage.factor);
     }
     for (size_t i = 0; i < stages_.size(); ++i) after_.push_back(take_after(workspace, i));
-    compose_out(out_, after_.back());
+    compose_out(TailWeight<const T>(tail.out_weight), after_.back());
     for (size_t i = stages_.size(); --i > 0;) composer(i).compose(after_[i - 1]);
   }
 
@@ -117,16 +117,17 @@ class TailKernels {
     std::vector<Tensor> grads;
     for (size_t i = 0; i < stages_.size(); ++i) {
       const Tensor& weight = tail_.stages[i].weight;
-      const Tensor grad_weight = empty(weight, shape_of(weight));
+      const Tensor grad_weight = empty(weight, shape_of(weight), memory_format(weight));
       const Tensor grad_bias = empty(weight, {weight.size(0)});
       T* grad_after = take_after(workspace, i);
-      composer(i).backward(grad, data<T>(grad_weight), data<T>(grad_bias), grad_after);
+      composer(i).backward(grad, TailWeight<T>(grad_weight), data<T>(grad_bias), grad_after);
       grads.insert(grads.end(), {grad_weight, grad_bias});
       grad = grad_after;
     }
     while (grads.size() < 4) grads.push_back(absent(tail_.out_weight));
-    grads.push_back(empty(tail_.out_weight, shape_of(tail_.out_weight)));
-    compose_out_backward(grad, out_.outputs, out_.inputs, data<T>(grads.back()));
+    const Tensor& weight = tail_.out_weight;
+    grads.push_back(empty(weight, shape_of(weight), memory_format(weight)));
+    compose_out_backward(grad, TailWeight<T>(grads.back()));
     return grads;
   }
 
@@ -142,7 +143,6 @@ class TailKernels {
   }
 
   const Tail& tail_;
-  TailWeight<T> out_;
   std::vector<TailStage<T>> stages_;
   std::vector<T*> after_;
 };
@@ -182,8 +182,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> upsample_tail
     int64_t upscale_factor, bool needs_x, bool needs_params) {
   const char* op = "upsample_tail_backward";
   const Tail tail(op, x, up_weight1, up_bias1, up_weight2, up_bias2, out_weight, upscale_factor);
-  check_shape(op, "grad_output", grad_output, tail.output_shape());
-  check_like(op, "grad_output", x, grad_output);
+  check_backward(op, "grad_output", x, grad_output, tail.output_shape());
   check_shape(op, "kernel", kernel, tail.kernel_shape());
   tail.check_parameter("kernel", kernel);
   if (!kernel.is_contiguous()) {
