@@ -69,16 +69,23 @@ class OutputBand {
     if (positive_.values) positive_.fill(*epilogue.positive, n, first, rows);
   }
 
-  // Take the sums of channels [k, k + channels) of `pixels` pixels of row y of the band.
+  // Take the sums of channels [k, k + channels) of `pixels` pixels, from pixel x of row y on.
   void store(const T* sums, int64_t sums_stride, int64_t y, int64_t x, int64_t pixels, int64_t k,
              int64_t channels) const {
-    const int64_t run = output_.values ? output_.channels : convolution_.output.run;
-    for (const int64_t end = k + channels; k < end;) {
-      const int64_t count = std::min(end - k, run - k % run);
-      store_run(sums, sums_stride, y, x, pixels, k, count);
-      k += count;
-      sums += count;
-    }
+    visit_runs(y, x, k, channels, [&](int64_t c, int64_t count, const PixelGrid<T>& output,
+                                      const TileEpilogue<T>& epilogue) {
+      kernels_.finish(output, sums + c - k, sums_stride, pixels, count, epilogue);
+    });
+  }
+
+  // Take the products of the Winograd tile whose first pixel is pixel x of row y.
+  void store_tile(const T* products, int64_t product_stride, int64_t y, int64_t x, int64_t rows,
+                  int64_t columns, int64_t k, int64_t channels) const {
+    visit_runs(y, x, k, channels, [&](int64_t c, int64_t count, const PixelGrid<T>& output,
+                                      const TileEpilogue<T>& epilogue) {
+      kernels_.winograd_output(output, rows, columns, products + c - k, product_stride, count,
+                               epilogue);
+    });
   }
 
   int64_t rows() const { return rows_; }
@@ -89,43 +96,45 @@ class OutputBand {
   }
 
  private:
-  // Where row y, pixel x has its channels from the k-th on.
-  template <class Q>
-  auto locate(const Images<Q>& image, const PackedRows<T>& packed, int64_t y, int64_t x,
-              int64_t k) const {
-    using P = std::conditional_t<std::is_const_v<Q>, const T, T>;
-    struct Place {
-      P* data;
-      int64_t stride;
-    };
-    if (packed.values) return Place{packed.pixel(y, x) + k, packed.channels};
-    if constexpr (std::is_same_v<std::remove_const_t<Q>, T>) {
-      return Place{image.pixel(n_, first_ + y, x) + image.channel[image.order[k]], image.stride_w};
+  // Call visit(c, count, output, epilogue) for the channels of [k, k + channels) that follow each
+  // other in the output, c to c + count, with what belongs to pixel x of row y and those channels.
+  template <class Visit>
+  void visit_runs(int64_t y, int64_t x, int64_t k, int64_t channels, const Visit& visit) const {
+    const int64_t run = output_.values ? output_.channels : convolution_.output.run;
+    for (const int64_t end = k + channels; k < end;) {
+      const int64_t count = std::min(end - k, run - k % run);
+      visit(k, count, locate(convolution_.output, output_, y, x, k), epilogue_at(y, x, k));
+      k += count;
     }
-    return Place{nullptr, 0};  // other types are always packed
   }
 
-  void store_run(const T* sums, int64_t sums_stride, int64_t y, int64_t x, int64_t pixels,
-                 int64_t k, int64_t channels) const {
+  TileEpilogue<T> epilogue_at(int64_t y, int64_t x, int64_t k) const {
     const Epilogue<S>& epilogue = convolution_.epilogue;
     TileEpilogue<T> tile{};
     tile.bias = epilogue.bias ? epilogue.bias->data() + k : nullptr;
     tile.scale = epilogue.scale;
     tile.relu = epilogue.relu;
-    if (epilogue.residual) {
-      const auto residual = locate(*epilogue.residual, residual_, y, x, k);
-      tile.residual = residual.data;
-      tile.residual_stride = residual.stride;
-    }
-    if (epilogue.positive) {
-      const auto positive = locate(*epilogue.positive, positive_, y, x, k);
-      tile.positive = positive.data;
-      tile.positive_stride = positive.stride;
-    }
-    const auto output = locate(convolution_.output, output_, y, x, k);
-    tile_kernels<T>().finish(output.data, output.stride, sums, sums_stride, pixels, channels, tile);
+    if (epilogue.residual) tile.residual = locate(*epilogue.residual, residual_, y, x, k);
+    if (epilogue.positive) tile.positive = locate(*epilogue.positive, positive_, y, x, k);
+    return tile;
   }
 
+  // The pixels from row y, pixel x on, with their channels from the k-th on.
+  template <class Q>
+  auto locate(const Images<Q>& image, const PackedRows<T>& packed, int64_t y, int64_t x,
+              int64_t k) const {
+    using Grid = PixelGrid<std::conditional_t<std::is_const_v<Q>, const T, T>>;
+    if (packed.values) {
+      return Grid{packed.pixel(y, x) + k, packed.columns * packed.channels, packed.channels};
+    }
+    if constexpr (std::is_same_v<std::remove_const_t<Q>, T>) {
+      return Grid{image.pixel(n_, first_ + y, x) + image.channel[image.order[k]], image.stride_h,
+                  image.stride_w};
+    }
+    return Grid{};  // other types are always packed
+  }
+
+  const TileKernels<T>& kernels_ = tile_kernels<T>();
   const Convolution<S>& convolution_;
   PackedRows<T> output_, residual_, positive_;  // without values where images are used in place
   int64_t n_ = 0, first_ = 0, rows_ = 0;

@@ -15,6 +15,10 @@
 #define CLSD_VECTOR_REGISTERS 16
 #endif
 
+// For what is called with vectors in registers and would pass them through memory otherwise.
+#define CLSD_ALWAYS_INLINE __attribute__((always_inline))
+#define CLSD_INLINE CLSD_ALWAYS_INLINE inline
+
 namespace clsd::cpu::CLSD_ISA {
 
 namespace {
@@ -381,33 +385,39 @@ void softmax_grad(const LogitTable<T>& table, const T* maximum, const T* scale) 
 // Pixels are worked on in pieces of a row, so what comes next lies beyond the present piece, and is
 // requested while that is computed: no prefetcher of a processor sees so many short streams.
 template <class T>
-void prefetch_finish(T* output, int64_t output_stride, int64_t pixel, int64_t channel,
-                     const TileEpilogue<T>& epilogue) {
-  __builtin_prefetch(output + pixel * output_stride + channel, 1);
-  if (epilogue.residual) {
-    __builtin_prefetch(epilogue.residual + pixel * epilogue.residual_stride + channel);
-  }
-  if (epilogue.positive) {
-    __builtin_prefetch(epilogue.positive + pixel * epilogue.positive_stride + channel);
-  }
+inline void prefetch_pixel(const PixelGrid<T>& output, const TileEpilogue<T>& epilogue, int64_t i,
+                           int64_t j, int64_t channel) {
+  __builtin_prefetch(output.at(i, j) + channel, 1);
+  if (epilogue.residual.data) __builtin_prefetch(epilogue.residual.at(i, j) + channel);
+  if (epilogue.positive.data) __builtin_prefetch(epilogue.positive.at(i, j) + channel);
 }
 
+// Store the sums of some channels of pixel (i, j).
 template <class T>
-void finish(T* output, int64_t output_stride, const T* sums, int64_t sums_stride, int64_t pixels,
-            int64_t channels, const TileEpilogue<T>& epilogue) {
+CLSD_INLINE void finish_vector(const PixelGrid<T>& output, const TileEpilogue<T>& epilogue,
+                               int64_t i, int64_t j, int64_t channel, Vec<T> value) {
   const Vec<T> zero = {};
+  if (epilogue.bias) value += load(epilogue.bias + channel);
+  value *= epilogue.scale;
+  if (epilogue.residual.data) value += load(epilogue.residual.at(i, j) + channel);
+  if (epilogue.relu) value = value < 0 ? zero : value;  // a NaN is kept
+  if (epilogue.positive.data) {
+    value = load(epilogue.positive.at(i, j) + channel) > 0 ? value : zero;
+  }
+  store(output.at(i, j) + channel, value);
+}
+
+// Here and below, what says where things are is copied: a store could change what lies behind a
+// reference, as far as the compiler knows, and it would load that again each time.
+template <class T>
+void finish(const PixelGrid<T>& output, const T* sums, int64_t sums_stride, int64_t pixels,
+            int64_t channels, const TileEpilogue<T>& epilogue) {
+  const PixelGrid<T> target = output;
+  const TileEpilogue<T> last = epilogue;
   for (int64_t p = 0; p < pixels; ++p) {
     for (int64_t v = 0; v < channels; v += kLanes<T>) {
-      if (v % kTileCols == 0) prefetch_finish(output, output_stride, p + pixels, v, epilogue);
-      Vec<T> value = load(sums + p * sums_stride + v);
-      if (epilogue.bias) value += load(epilogue.bias + v);
-      value *= epilogue.scale;
-      if (epilogue.residual) value += load(epilogue.residual + p * epilogue.residual_stride + v);
-      if (epilogue.relu) value = value < 0 ? zero : value;  // a NaN is kept
-      if (epilogue.positive) {
-        value = load(epilogue.positive + p * epilogue.positive_stride + v) > 0 ? value : zero;
-      }
-      store(output + p * output_stride + v, value);
+      if (v % kTileCols == 0) prefetch_pixel(target, last, 0, p + pixels, v);
+      finish_vector(target, last, 0, p, v, load(sums + p * sums_stride + v));
     }
   }
 }
@@ -492,24 +502,16 @@ struct GradWeightTransform {  // G^T
   }
 };
 
-// A square of vectors in memory: element (i, j) lies at data + i * row + j * column.
-template <class T>
-struct Square {
-  T* data;
-  int64_t row, column;
-};
-
-// Transform both dimensions. The squares are copies: the stores of a reference's target could
-// change its strides, as far as the compiler knows, and it would load them again each time.
-template <class T, template <class> class Transform>
-inline void transform_square(const Square<const T> source, const Square<T> target) {
+// Transform both dimensions of a square of vectors. Row i of the result, an array of vectors, goes
+// to finish_row(i, row).
+template <class T, template <class> class Transform, class FinishRow>
+CLSD_INLINE void transform_rows(const PixelGrid<const T> source, const FinishRow& finish_row) {
   using Matrix = Transform<T>;
   Vec<T> halfway[Matrix::kOut][Matrix::kIn], in[Matrix::kIn], out[Matrix::kOut];
 #pragma GCC unroll 6
   for (int j = 0; j < Matrix::kIn; ++j) {
-    const T* column = source.data + j * source.column;
 #pragma GCC unroll 6
-    for (int i = 0; i < Matrix::kIn; ++i) in[i] = load(column + i * source.row);
+    for (int i = 0; i < Matrix::kIn; ++i) in[i] = load(source.at(i, j));
     Matrix::apply(in, out);
 #pragma GCC unroll 6
     for (int i = 0; i < Matrix::kOut; ++i) halfway[i][j] = out[i];
@@ -517,10 +519,16 @@ inline void transform_square(const Square<const T> source, const Square<T> targe
 #pragma GCC unroll 6
   for (int i = 0; i < Matrix::kOut; ++i) {
     Matrix::apply(halfway[i], out);
-    T* row = target.data + i * target.row;
-#pragma GCC unroll 6
-    for (int j = 0; j < Matrix::kOut; ++j) store(row + j * target.column, out[j]);
+    finish_row(i, out);
   }
+}
+
+template <class T, template <class> class Transform>
+inline void transform_square(const PixelGrid<const T> source, const PixelGrid<T> target) {
+  transform_rows<T, Transform>(source, [target](int i, const Vec<T>* row) {
+#pragma GCC unroll 6
+    for (int j = 0; j < Transform<T>::kOut; ++j) store(target.at(i, j), row[j]);
+  });
 }
 
 // The columns that the next patch of a row has and this one does not.
@@ -553,10 +561,22 @@ void winograd_weight(T* target, int64_t target_stride, const T* taps) {
 }
 
 template <class T>
-void winograd_output(T* pixels, const T* products, int64_t product_stride, int64_t channels) {
+void winograd_output(const PixelGrid<T>& output, int64_t rows, int64_t columns, const T* products,
+                     int64_t product_stride, int64_t channels, const TileEpilogue<T>& epilogue) {
+  const PixelGrid<T> target = output;
+  const TileEpilogue<T> last = epilogue;
   for (int64_t c = 0; c < channels; c += kLanes<T>) {
-    transform_square<T, OutputTransform>({products + c, 6 * product_stride, product_stride},
-                                         {pixels + c, 4 * channels, channels});
+    const auto finish_row = [&](int i, const Vec<T>* row) CLSD_ALWAYS_INLINE {
+      if (i >= rows) return;
+#pragma GCC unroll 4
+      for (int j = 0; j < OutputTransform<T>::kOut; ++j) {
+        if (j >= columns) return;
+        if (c % kTileCols == 0) prefetch_pixel(target, last, i, j + columns, c);
+        finish_vector(target, last, i, j, c, row[j]);
+      }
+    };
+    transform_rows<T, OutputTransform>({products + c, 6 * product_stride, product_stride},
+                                       finish_row);
   }
 }
 

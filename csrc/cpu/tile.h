@@ -47,16 +47,23 @@ struct DistanceGradients {
   int64_t weight_stride;
 };
 
+// Rows and columns of pixels, each of them some channels that follow each other.
+template <class T>
+struct PixelGrid {
+  T* data;
+  int64_t row, column;  // from pixel to pixel
+
+  T* at(int64_t i, int64_t j) const { return data + i * row + j * column; }
+};
+
 // What a convolution does with its sums before they are stored, in this order.
 template <class T>
 struct TileEpilogue {
-  const T* bias;                             // [kTileCols] or null
-  T scale;                                   // of sum and bias
-  const T* residual;                         // added, or null
-  int64_t residual_stride;                   // from pixel to pixel
+  const T* bias;                // [channels] or null
+  T scale;                      // of sum and bias
+  PixelGrid<const T> residual;  // added, if there is data
   bool relu;
-  const T* positive;                         // 0 where this is not > 0, or null
-  int64_t positive_stride;
+  PixelGrid<const T> positive;  // 0 where this is not > 0, if there is data
 };
 
 // Running softmax statistics of queries, for the keys scanned so far: largest logit, sum of
@@ -99,18 +106,21 @@ struct TileKernels {
   void (*softmax_scan)(const SoftmaxStatistics<T>& statistics, const LogitTable<T>& table);
   // logit = exp(logit - maximum[query]) * scale[query]
   void (*softmax_grad)(const LogitTable<T>& table, const T* maximum, const T* scale);
-  // output[p * output_stride + v] = epilogue(sums[p * sums_stride + v]) for `pixels` pixels of
+  // output = epilogue(sums[p * sums_stride + v]) for the first `pixels` pixels of a row, of
   // `channels` channels (whole tiles)
-  void (*finish)(T* output, int64_t output_stride, const T* sums, int64_t sums_stride,
-                 int64_t pixels, int64_t channels, const TileEpilogue<T>& epilogue);
+  void (*finish)(const PixelGrid<T>& output, const T* sums, int64_t sums_stride, int64_t pixels,
+                 int64_t channels, const TileEpilogue<T>& epilogue);
 
   // Winograd F(4x4, 3x3), with the matrices of winograd.h: B^T d B of a 6x6 patch of the input,
   // A d A^T of a 4x4 patch of the output's gradient.
   WinogradTransform<T> winograd_input, winograd_grad_output;
   // G g G^T of kTileCols 3x3 kernels [9][kTileCols]
   void (*winograd_weight)(T* target, int64_t target_stride, const T* taps);
-  // A^T m A: pixels [16][channels] of the 36 products of one Winograd tile
-  void (*winograd_output)(T* pixels, const T* products, int64_t product_stride, int64_t channels);
+  // output = epilogue(A^T m A) of the 36 products of one Winograd tile, for the first rows and
+  // columns of its 4x4 pixels, of `channels` channels (whole tiles)
+  void (*winograd_output)(const PixelGrid<T>& output, int64_t rows, int64_t columns,
+                          const T* products, int64_t product_stride, int64_t channels,
+                          const TileEpilogue<T>& epilogue);
   // sums[c] += the sum of a 4x4 patch
   void (*add_patch)(double* sums, const T* source, int64_t row_stride, int64_t column_stride,
                     int64_t channels);

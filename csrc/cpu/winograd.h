@@ -221,8 +221,11 @@ class WinogradBlock {
       const int64_t channels = std::min(products_.channels, padded - k);
       multiply(weight, k, channels, count);
       for (int64_t t = 0; t < count; ++t) {
-        const int64_t y = (first + t) / bands.columns, x = (first + t) % bands.columns;
-        finish(band, t, y * kWinogradTile, x * kWinogradTile, k, channels, output);
+        const int64_t y = (first + t) / bands.columns * kWinogradTile;
+        const int64_t x = (first + t) % bands.columns * kWinogradTile;
+        band.store_tile(products_.at(0, t), products_.stride, y, x,
+                        std::min(kWinogradTile, band.rows() - y),
+                        std::min(kWinogradTile, output.width - x), k, channels);
       }
     }
   }
@@ -239,18 +242,6 @@ class WinogradBlock {
       operands.panels = channels / kTileCols;
       operands.b_panel = weight.panel;
       tile_kernels<T>().multiply(products_.at(e, 0), operands);
-    }
-  }
-
-  // y and x are the tile's first pixel in the band.
-  void finish(const OutputBand<S>& band, int64_t tile, int64_t y, int64_t x, int64_t k,
-              int64_t channels, const Images<S>& output) const {
-    alignas(64) T pixels[kWinogradTile * kWinogradTile * kOutputChunk];
-    tile_kernels<T>().winograd_output(pixels, products_.at(0, tile), products_.stride, channels);
-    const int64_t height = std::min(kWinogradTile, band.rows() - y);
-    for (int64_t i = 0; i < height; ++i) {
-      band.store(pixels + i * kWinogradTile * channels, channels, y + i, x,
-                 std::min(kWinogradTile, output.width - x), k, channels);
     }
   }
 
