@@ -46,7 +46,11 @@ class Run:
             torch.set_num_threads(options.threads)
         self.model = build_model(config).to(self.device, memory_format=torch.channels_last)
         self.optimizer = torch.optim.Adam(
-            self.model.parameters(), options.learning_rate, options.betas, options.eps
+            self.model.parameters(),
+            options.learning_rate,
+            options.betas,
+            options.eps,
+            fused=True,
         )
         self.iteration = 0
         if resume:
