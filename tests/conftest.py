@@ -49,6 +49,13 @@ def pytest_report_header() -> list[str]:
     ]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that name their backend: that decides which code runs, not what is built."""
+    for item in items:
+        if {"backend", "native"} & set(item.fixturenames):
+            item.add_marker("names_backend")
+
+
 @pytest.fixture(params=["native", "reference"])
 def backend(request):
     """Each backend that this installation has, in use for the test."""

@@ -51,7 +51,8 @@ def test_sizes(backend, size, layout, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("channels, out_channels", [(64, 64), (40, 72), (3, 64), (64, 3)])
 def test_images_larger_than_a_tile(backend, dtype, channels, out_channels):
-    compare(fused({}), plain, inputs(1, channels, out_channels, 25, 30), dtype)
+    # Rows of seven Winograd tiles, which no block of 24 ends with.
+    compare(fused({}), plain, inputs(1, channels, out_channels, 25, 27), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -111,7 +111,9 @@ def test_gradcheck_of_operators(op, values):
         result = getattr(torch.ops.clsd_fast, op)(*leaves)
         return result if isinstance(result, torch.Tensor) else result[0]
 
-    assert torch.autograd.gradcheck(first_output, leaves)
+    # The tail's Jacobian has a million elements: test_upsample_tail.py compares all gradients.
+    fast = op == "upsample_tail"
+    assert torch.autograd.gradcheck(first_output, leaves, fast_mode=fast)
 
 
 @pytest.mark.parametrize("op, values", BACKWARDS, ids=operator_ids(BACKWARDS))

@@ -1,7 +1,7 @@
 """Compiles every Triton kernel, as the operators launch it, for a GPU that need not be there.
 
 A process of its own, because Triton is imported either for its interpreter or for its compiler:
-``python triton_compile.py cuda 90 float16`` prints one JSON object a kernel.
+``python triton_compile.py cuda 90 float16 bfloat16`` prints one JSON object a kernel and dtype.
 """
 
 import json
@@ -86,17 +86,23 @@ def source(kernel: triton.JITFunction, args: tuple, options: dict) -> ASTSource:
     return ASTSource(kernel, signature, constants, attributes)
 
 
-def main(backend: str, architecture: str, dtype: str) -> None:
+def main(backend: str, architecture: str, *dtypes: str) -> None:
     target = {
         "cuda": lambda: GPUTarget("cuda", int(architecture), 32),
         "hip": lambda: GPUTarget("hip", architecture, 64),
     }[backend]()
+    for dtype in dtypes:
+        compile_all(target, dtype)
+
+
+def compile_all(target: GPUTarget, dtype: str) -> None:
     for kernel, args, options in launches(getattr(torch, dtype)):
         warps = {"num_warps": options.get("num_warps", 4)}
         compiled = triton.compile(source(kernel, args, options), target=target, options=warps)
-        text = compiled.asm["ptx" if backend == "cuda" else "amdgcn"]
+        text = compiled.asm["ptx" if target.backend == "cuda" else "amdgcn"]
         facts = {
             "kernel": compiled.metadata.name,
+            "dtype": dtype,
             "shared": compiled.metadata.shared,
             "mma": any(word in text for word in ("mma.sync", "wgmma", "tcgen05.mma", "v_mfma")),
             "tf32": "tf32" in text,

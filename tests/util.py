@@ -86,6 +86,68 @@ def compare_draws(
         assert_draws_close([[r[index] for r in draw] for draw in results], name)
 
 
+#: Elements of the inputs of draws that are stacked: more leave the cache and take longer, not less.
+STACKED = 1 << 17
+
+
+def compare_stacked(
+    function: Callable,
+    plain: Callable,
+    draws: Sequence[Sequence[Tensor | None]],
+    dtype: torch.dtype,
+    at_once: bool = False,
+) -> None:
+    """`compare_draws` with a plain that takes any number of leading dimensions.
+
+    It computes many draws at once, stacked along one more: one by one, PyTorch's time a call is
+    most of a test of small draws.
+
+    Args:
+        at_once: the function takes them so too.
+    """
+    size = max(1, STACKED // sum(t.numel() for t in draws[0] if t is not None))
+    results = [
+        run_stacked(function, plain, draws[first : first + size], dtype, at_once)
+        for first in range(0, len(draws), size)
+    ]
+    for index, name in enumerate(result_names(draws[0])):
+        assert_draws_close([[r[index] for r in stack] for stack in results], name)
+
+
+def run_stacked(
+    function: Callable,
+    plain: Callable,
+    draws: Sequence[Sequence[Tensor | None]],
+    dtype: torch.dtype,
+    at_once: bool,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """`run_all` for the stacked draws."""
+    inputs = [None if t[0] is None else torch.stack(t).to(dtype) for t in zip(*draws, strict=True)]
+    double = leaves(inputs, torch.float64, contiguous)
+    output = plain(*double)
+    grad = rand(*output.shape[1:], seed=7).to(dtype).expand(output.shape)
+    given = [t for t in double if t is not None]
+    reference = [output.detach(), *torch.autograd.grad(output, given, grad.double())]
+    theirs = run(plain, leaves(inputs, dtype, contiguous), grad)
+    before = [t if t is None else t.clone() for t in (*inputs, grad)]
+    if at_once:
+        ours = run(function, leaves(inputs, dtype, contiguous), grad)
+    else:
+        ours = run_each(function, inputs, grad)
+    for tensor, original in zip((*inputs, grad), before, strict=True):
+        assert tensor is None or torch.equal(tensor, original), "an input was written to"
+    return ours, reference, theirs
+
+
+def run_each(function: Callable, inputs: Sequence[Tensor | None], grad: Tensor) -> list[Tensor]:
+    """`run` of each element along dimension 0 on its own; the results stacked."""
+    results = []
+    for index, own_grad in enumerate(grad):
+        tensors = [t if t is None else t[index] for t in inputs]
+        results.append(run(function, leaves(tensors, grad.dtype, contiguous), own_grad))
+    return [torch.stack(result) for result in zip(*results, strict=True)]
+
+
 def run_all(
     function: Callable,
     plain: Callable,
