@@ -13,17 +13,6 @@
 
 namespace clsd::cuda {
 
-// A matrix in shared memory without swizzle is made of cores: 8 rows of 16 bytes, one after
-// another. Operands are K-major, a core's rows being 8 rows of A or columns of B, its bytes 8 steps
-// of K; or, transposed, MN-major: a core's rows are 8 steps of K and its bytes 8 rows of A or
-// columns of B. Either way `k_bytes` leads to the next core along K and `mn_bytes` to the next along
-// M or N.
-__device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t offset, uint32_t k_bytes,
-                                                     uint32_t mn_bytes) {
-  return static_cast<uint64_t>((shared_address(offset) & 0x3FFFF) >> 4) |
-         static_cast<uint64_t>(k_bytes >> 4) << 16 | static_cast<uint64_t>(mn_bytes >> 4) << 32;
-}
-
 #ifdef CLSD_SM90A
 
 // Before the first wgmma, and whenever other instructions have used its registers since: the
