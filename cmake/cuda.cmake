@@ -31,7 +31,8 @@ if(NOT CLSD_FAST_CUDA STREQUAL "off")
   if(CMAKE_CUDA_COMPILER)
     set(CMAKE_CUDA_ARCHITECTURES 80-real) # else CMake looks for a GPU
     enable_language(CUDA)
-    set(list "8.0;8.6;8.9;9.0a;10.0;12.0+PTX")
+    # Newer GPUs take the PTX of 12.0, and 11.0 that of 10.0.
+    set(list "8.0;8.6;8.9;9.0a;10.0+PTX;12.0+PTX")
     if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.8)
       set(list "8.0;8.6;8.9+PTX;9.0a")
     endif()

@@ -1,6 +1,7 @@
 """The CUDA library builds without a GPU and without a PyTorch for GPUs."""
 
 import importlib
+import re
 from pathlib import Path
 
 import native_build
@@ -23,6 +24,16 @@ def test_has_every_architecture(library):
     contents = library.read_bytes()
     names = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
     assert [name for name in names if name.encode() not in contents] == []
+
+
+def test_has_ptx_for_all_other_gpus(library, monkeypatch):
+    """Machine code is for one major version, PTX for all that follow: sm_110 is one of those."""
+    monkeypatch.syspath_prepend(TOOLS)
+    sass_report = importlib.import_module("sass_report")
+    if lacking := sass_report.missing():
+        pytest.skip(f"needs {lacking} to read the library")
+    listing = sass_report.run(sass_report.cuobjdump(), "-lptx", library)
+    assert {"sm_100", "sm_120"} <= set(re.findall(r"\.(sm_\d+)\.ptx", listing))
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="needs a PyTorch without CUDA")
