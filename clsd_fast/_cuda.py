@@ -1,7 +1,5 @@
 """Which calls the native CUDA kernels serve. All others stay with PyTorch, that is with cuDNN."""
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
@@ -42,8 +40,9 @@ def why_not(op: str, x: Tensor, weights: tuple[Tensor, ...], upscale_factor: int
                 f"channels in multiples of {MULTIPLE} up to {LARGEST}, or up to {FEW} on one side, "
                 f"for its CUDA kernel, got weight of shape {list(weight.shape)}"
             )
-    if _capability(x.device) < CAPABILITY:
-        return f"a GPU of compute capability 8.0, got {'.'.join(map(str, _capability(x.device)))}"
+    capability = torch.cuda.get_device_capability(x.device)
+    if capability < CAPABILITY:
+        return f"a GPU of compute capability 8.0, got {'.'.join(map(str, capability))}"
     return None
 
 
@@ -52,8 +51,3 @@ def _serves_channels(outputs: int, inputs: int, upscale_factor: int) -> bool:
     wide = [channels % MULTIPLE == 0 and channels <= LARGEST for channels in sides]
     few = [upscale_factor == 1 and channels <= FEW for channels in sides]
     return all(wide) or (any(wide) and any(few))
-
-
-@cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)

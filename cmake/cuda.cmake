@@ -4,7 +4,8 @@
 file(GLOB CLSD_CUDA_KERNELS CONFIGURE_DEPENDS csrc/cuda/*.cu)
 file(GLOB CLSD_CUDA_OPERATORS CONFIGURE_DEPENDS csrc/cuda/*.cpp)
 
-# TORCH_CUDA_ARCH_LIST ("8.0;9.0a" or "8.0 9.0+PTX") as CMake's list.
+# TORCH_CUDA_ARCH_LIST ("8.0;9.0a" or "8.0 9.0+PTX") as CMake's list. Containers set it to all that
+# PyTorch supports: what is too old for the kernels is left out, and every GPU of 9.0 runs sm_90a.
 function(clsd_cuda_architectures list result)
   string(REPLACE " " ";" list "${list}")
   set(architectures "")
@@ -13,13 +14,25 @@ function(clsd_cuda_architectures list result)
       message(FATAL_ERROR
         "TORCH_CUDA_ARCH_LIST: expected items like 8.0, 9.0a or 12.0+PTX, got ${item}")
     endif()
-    set(number ${CMAKE_MATCH_1}${CMAKE_MATCH_2}${CMAKE_MATCH_3})
+    set(number ${CMAKE_MATCH_1}${CMAKE_MATCH_2})
+    set(name ${number}${CMAKE_MATCH_3})
     set(ptx ${CMAKE_MATCH_4})
-    list(APPEND architectures ${number}-real)
+    if(number LESS 80)
+      continue()
+    endif()
+    if(name STREQUAL "90")
+      list(APPEND architectures 90a-real)
+    else()
+      list(APPEND architectures ${name}-real)
+    endif()
     if(ptx)
-      list(APPEND architectures ${number}-virtual)
+      list(APPEND architectures ${name}-virtual)
     endif()
   endforeach()
+  if(NOT architectures)
+    message(FATAL_ERROR "TORCH_CUDA_ARCH_LIST: expected 8.0 or above, got ${list}")
+  endif()
+  list(REMOVE_DUPLICATES architectures)
   set(${result} ${architectures} PARENT_SCOPE)
 endfunction()
 
@@ -31,7 +44,8 @@ if(NOT CLSD_FAST_CUDA STREQUAL "off")
   if(CMAKE_CUDA_COMPILER)
     set(CMAKE_CUDA_ARCHITECTURES 80-real) # else CMake looks for a GPU
     enable_language(CUDA)
-    set(list "8.0;8.6;8.9;9.0a;10.0;12.0+PTX")
+    # Newer GPUs take the PTX of 12.0, and 11.0 that of 10.0.
+    set(list "8.0;8.6;8.9;9.0a;10.0+PTX;12.0+PTX")
     if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.8)
       set(list "8.0;8.6;8.9+PTX;9.0a")
     endif()
@@ -44,9 +58,7 @@ if(NOT CLSD_FAST_CUDA STREQUAL "off")
     add_library(_C_cuda MODULE ${CLSD_CUDA_OPERATORS} ${CLSD_CUDA_KERNELS})
     clsd_uses_torch(_C_cuda)
     target_compile_definitions(_C_cuda PRIVATE USE_CUDA)
-    # Where both are there, a device of 9.0 may get the code without warpgroup products.
-    if("90a-real" IN_LIST CMAKE_CUDA_ARCHITECTURES
-       AND NOT "90-real" IN_LIST CMAKE_CUDA_ARCHITECTURES)
+    if("90a-real" IN_LIST CMAKE_CUDA_ARCHITECTURES)
       target_compile_definitions(_C_cuda PRIVATE CLSD_HAS_SM90A)
     endif()
     # Profilers and compute-sanitizer name source lines.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 #: What cmake/cuda.cmake builds the CUDA kernels for with nvcc >= 12.8.
-ARCHITECTURES = "8.0;8.6;8.9;9.0a;10.0;12.0+PTX"
+ARCHITECTURES = "8.0;8.6;8.9;9.0a;10.0+PTX;12.0+PTX"
 
 
 def tool(name: str) -> str | None:

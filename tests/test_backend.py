@@ -1,13 +1,15 @@
 import os
 import subprocess
 import sys
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 from util import rand
 
 import clsd_fast
-from clsd_fast import _cuda, _native, _triton, backend, env
+from clsd_fast import _native, _triton, backend, env
 
 
 @pytest.fixture
@@ -110,13 +112,18 @@ def test_a_library_that_does_not_load_is_remembered(monkeypatch, tmp_path):
     assert _native.missing.startswith("_C.so does not load: ")
 
 
+def set_capability(monkeypatch, major, minor):
+    properties = SimpleNamespace(major=major, minor=minor)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+
+
 @pytest.fixture
 def cuda_library(monkeypatch):
     """As if _C_cuda had been loaded, beside a GPU of compute capability 8.0."""
     monkeypatch.setattr(_native, "devices", frozenset({"cpu", "cuda"}))
     monkeypatch.setattr(_native, "cuda_missing", None)
     monkeypatch.setattr(_native, "cuda_operators", frozenset({"conv3x3"}))
-    monkeypatch.setattr(_cuda, "_capability", lambda device: (8, 0))
+    set_capability(monkeypatch, 8, 0)
 
 
 class OnGpu:
@@ -155,10 +162,22 @@ def test_cuda_kernels_serve_some_calls(cuda_library, dtype, shape, factor, why_n
 
 
 def test_cuda_kernels_need_a_recent_gpu(cuda_library, monkeypatch):
-    monkeypatch.setattr(_cuda, "_capability", lambda device: (7, 5))
+    set_capability(monkeypatch, 7, 5)
     message = "conv3x3: expected a GPU of compute capability 8.0, got 7.5"
     with clsd_fast.use_backend("native"), pytest.raises(RuntimeError, match=message):
         backend.implementation("conv3x3", OnGpu(), torch.empty(16, 16, 3, 3))
+
+
+def test_compilers_trace_the_choice(cuda_library):
+    """In whole and without a warning, as they give of a functools.cache."""
+
+    def choose(x, weight):
+        return x + (backend.implementation("conv3x3", OnGpu(), weight) == "native")
+
+    compiled = torch.compile(choose, backend="eager", fullgraph=True)
+    with clsd_fast.use_backend("auto"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert compiled(torch.zeros(()), torch.empty(64, 64, 3, 3)) == 1
 
 
 def test_operators_without_a_cuda_kernel(cuda_library):

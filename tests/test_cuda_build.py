@@ -1,6 +1,7 @@
 """The CUDA library builds without a GPU and without a PyTorch for GPUs."""
 
 import importlib
+import re
 from pathlib import Path
 
 import native_build
@@ -25,21 +26,40 @@ def test_has_every_architecture(library):
     assert [name for name in names if name.encode() not in contents] == []
 
 
+def test_has_ptx_for_all_other_gpus(library, monkeypatch):
+    """Machine code is for one major version, PTX for all that follow: sm_110 is one of those."""
+    monkeypatch.syspath_prepend(TOOLS)
+    sass_report = importlib.import_module("sass_report")
+    if lacking := sass_report.missing():
+        pytest.skip(f"needs {lacking} to read the library")
+    listing = sass_report.run(sass_report.cuobjdump(), "-lptx", library)
+    assert {"sm_100", "sm_120"} <= set(re.findall(r"\.(sm_\d+)\.ptx", listing))
+
+
 @pytest.mark.skipif(torch.version.cuda is not None, reason="needs a PyTorch without CUDA")
 def test_needs_pytorch_with_cuda(library):
     """It does not load into one without, which has no streams, and the reason is remembered."""
     assert "undefined symbol: aoti_torch_get_current_cuda_stream" in _native._load(library)
 
 
-def test_unknown_architecture(library):
-    with pytest.raises(RuntimeError, match="expected items like 8.0, 9.0a .*, got sm_80"):
-        native_build.build("cuda_unknown", "_C_cuda", TORCH_CUDA_ARCH_LIST="sm_80")
+@pytest.mark.parametrize(
+    "architectures, message",
+    [
+        ("sm_80", "expected items like 8.0, 9.0a .*, got sm_80"),
+        ("7.0 7.5", "expected 8.0 or above"),
+    ],
+)
+def test_unknown_architectures(library, architectures, message):
+    with pytest.raises(RuntimeError, match=message):
+        native_build.build("cuda_unknown", "_C_cuda", TORCH_CUDA_ARCH_LIST=architectures)
 
 
-@pytest.mark.parametrize("capability, name", [((8, 6), "8.6"), ((9, 0), "9.0a"), ((12, 0), "12.0")])
-def test_architecture_of_a_gpu(monkeypatch, capability, name):
-    monkeypatch.syspath_prepend(TOOLS)
-    assert importlib.import_module("build_cuda").architectures(capability) == name
+def test_a_list_for_all_of_pytorch(library):
+    """Kernels of which 7.5 knows no instruction are not built for it, and those for 9.0a are."""
+    contents = native_build.build(
+        "cuda_of_pytorch", "_C_cuda", TORCH_CUDA_ARCH_LIST="7.5 9.0"
+    ).read_bytes()
+    assert [b"sm_75" in contents, b"sm_90a" in contents] == [False, True]
 
 
 def test_a_library_from_elsewhere(monkeypatch, tmp_path):

@@ -20,12 +20,6 @@ ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "clsd_fast" / "_C_cuda.so"
 
 
-def architectures(capability: tuple[int, int]) -> str:
-    """An item of TORCH_CUDA_ARCH_LIST; wgmma is in sm_90a alone."""
-    major, minor = capability
-    return f"{major}.{minor}" + ("a" if capability == (9, 0) else "")
-
-
 def build() -> Path:
     sys.path.append(str(ROOT / "tests"))
     import native_build
@@ -34,8 +28,8 @@ def build() -> Path:
         raise SystemExit(f"build_cuda: expected {lacking}, got none")
     environment = {}
     if "TORCH_CUDA_ARCH_LIST" not in os.environ and torch.cuda.is_available():
-        capability = torch.cuda.get_device_capability()
-        environment = {"TORCH_CUDA_ARCH_LIST": architectures(capability)}
+        major, minor = torch.cuda.get_device_capability()
+        environment = {"TORCH_CUDA_ARCH_LIST": f"{major}.{minor}"}
     return native_build.build("cuda_in_place", "_C_cuda", **environment)
 
 

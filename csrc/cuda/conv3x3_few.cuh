@@ -1,8 +1,8 @@
 // 3x3 convolution where the input or the output has up to 3 channels: the ends of a network, and
 // their gradients. Blocks, their pixels and sums are those of conv3x3_sm80.cuh.
 //
-// Such images have no aligned pieces of 16 bytes, and neither have the weights: they are gathered
-// by single elements into shared memory, once for each block.
+// Such images have no aligned pieces of 16 bytes, and neither have most of the weights: they are
+// gathered by single elements into shared memory, once for each block.
 #pragma once
 
 #include "conv3x3_sm80.cuh"
@@ -130,17 +130,24 @@ __global__ void __launch_bounds__(kThreads, 4)
 }
 
 // Weights of a group of input channels: for each tap a row of 64 for each column, zeros where there
-// is no such channel.
+// is no such channel. Only those of a gradient do not lie in pieces.
 template <class T, bool kTransposed>
-__device__ void gather_column_weights(const Convolution<T>& conv, const ChannelGroup& inputs) {
+__device__ void load_column_weights(const Convolution<T>& conv, const ChannelGroup& inputs) {
   for (int i = threadIdx.x; i < kTaps * kColumns * kPieces; i += kThreads) {
     const int tap = i / (kColumns * kPieces), row = i / kPieces % kColumns, piece = i % kPieces;
-    const auto element = [&](int j) {
-      const int input = 8 * piece + j;
-      if (row >= conv.outputs || input >= inputs.count) return zero<T>();
-      return weight_at<T, kTransposed>(conv, row, tap, inputs.channel(input));
-    };
-    store_shared(kHaloBytes + tap * kColumnTapBytes + sm80::swizzled(row, piece), gather(element));
+    const bool valid = row < conv.outputs && 8 * piece < inputs.count;
+    const uint32_t target = kHaloBytes + tap * kColumnTapBytes + sm80::swizzled(row, piece);
+    if constexpr (kTransposed) {
+      const auto element = [&](int j) {
+        return valid ? weight_at<T, kTransposed>(conv, row, tap, inputs.channel(8 * piece + j))
+                     : zero<T>();
+      };
+      store_shared(target, gather(element));
+    } else {
+      const int64_t offset = (static_cast<int64_t>(row) * kTaps + tap) * conv.inputs +
+                             inputs.first + 8 * piece;
+      cp_async(target, conv.weight + (valid ? offset : 0), valid);
+    }
   }
 }
 
@@ -191,8 +198,8 @@ __global__ void __launch_bounds__(kThreads, 4)
     const ChannelGroup inputs = ChannelGroup::of(group, conv.inputs, conv.input_upscale);
     if (group > 0) __syncthreads();  // all have left the group before
     sm80::load_halo(conv, place, inputs, 0, 0, kHaloPixels * kPieces);
+    load_column_weights<T, kTransposed>(conv, inputs);
     cp_async_commit();
-    gather_column_weights<T, kTransposed>(conv, inputs);
     cp_async_wait<0>();
     __syncthreads();
 #pragma unroll 1

@@ -164,10 +164,10 @@ template <class T, bool kTransposed>
 __device__ __forceinline__ void multiply_slice(Sums& sums, int slice, int warpgroup) {
   using Tap = Weights<kTransposed>;
   const uint32_t halo = buffer_of(slice), weights = halo + Halo::kBytes;
-  const uint64_t a = kTransposed ? wgmma_descriptor(weights, kCoreBytes, Tap::kPitch)
-                                 : wgmma_descriptor(weights, Tap::kPitch, kCoreBytes);
+  const uint64_t a = kTransposed ? wgmma_descriptor<kCoreBytes, Tap::kPitch>(weights)
+                                 : wgmma_descriptor<Tap::kPitch, kCoreBytes>(weights);
   const uint64_t b =
-      wgmma_descriptor(halo + warpgroup * kRun * kPieceBytes, Halo::kPitch, kCoreBytes);
+      wgmma_descriptor<Halo::kPitch, kCoreBytes>(halo + warpgroup * kRun * kPieceBytes);
   wgmma_fence();
 #pragma unroll
   for (int tap = 0; tap < kTaps; ++tap) {

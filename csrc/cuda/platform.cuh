@@ -12,9 +12,9 @@
 //   cp_async_commit(), cp_async_wait<kPending>()
 //   ldmatrix(registers, offset), ldmatrix_transposed(registers, offset)          8x8 x4, 16 bits
 //   mma<T>(sums, a, b)                                      m16n8k16, float sums
-//   barrier_sync(id, threads), barrier_arrive(id, threads)  named barriers 1..15
 //   wgmma_fence(), wgmma<T, kN, ...>(sums, a, b), wgmma_commit(), wgmma_wait<kPending>(),
-//   wgmma_descriptor(offset, ...), fence_proxy_async()      sm_90a, see wgmma.cuh
+//   fence_proxy_async()                                     sm_90a, see wgmma.cuh
+//   wgmma_descriptor<kKBytes, kMnBytes>(offset)             see wgmma_descriptor.cuh
 #pragma once
 
 #include "types.h"
@@ -25,3 +25,5 @@
 #include "primitives.cuh"
 #include "wgmma.cuh"
 #endif
+
+#include "wgmma_descriptor.cuh"

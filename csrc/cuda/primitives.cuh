@@ -137,13 +137,4 @@ __device__ __forceinline__ void mma(float (&sums)[4], const uint32_t (&a)[4],
 #undef CLSD_MMA
 }
 
-// Barrier 0 is that of __syncthreads. Threads that sync and threads that arrive add up to `threads`.
-__device__ __forceinline__ void barrier_sync(int id, int threads) {
-  asm volatile("barrier.sync.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
-__device__ __forceinline__ void barrier_arrive(int id, int threads) {
-  asm volatile("barrier.arrive.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
 }  // namespace clsd::cuda

@@ -144,7 +144,8 @@ struct WarpgroupProduct {
   float (*decode)(uint16_t);
 };
 
-uint64_t wgmma_descriptor(uint32_t offset, uint32_t k_bytes, uint32_t mn_bytes);
+inline uint32_t shared_address(uint32_t offset) { return emulation::kSharedBase + offset; }
+
 void wgmma_fence();
 void wgmma_commit();
 void issue_product(float* sums, const WarpgroupProduct& product);

@@ -114,8 +114,8 @@ __global__ void wgmma_product_kernel(Global<const Bf16> a, Global<const Bf16> b,
     __syncthreads();
     if (protocol.fence) wgmma_fence();
     wgmma<Bf16, kColumns, kTransposed, kTransposed>(
-        sums, wgmma_descriptor(0, 8 * kCoreBytes, kCoreBytes),
-        wgmma_descriptor(kOperandBytes, 8 * kCoreBytes, kCoreBytes));
+        sums, wgmma_descriptor<8 * kCoreBytes, kCoreBytes>(0),
+        wgmma_descriptor<8 * kCoreBytes, kCoreBytes>(kOperandBytes));
     wgmma_commit();
     if (protocol.wait) wgmma_wait<0>();
     __syncthreads();

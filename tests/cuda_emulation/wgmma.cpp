@@ -32,13 +32,28 @@ std::map<int, Queue> queues;
 
 Queue& queue() { return queues[emulation::thread_number() / kWarpgroupThreads]; }
 
-// Element k of row (of A) or column (of B) `mn` of a matrix without swizzle.
-float element(uint64_t descriptor, int mn, int k, bool transposed, float (*decode)(uint16_t)) {
-  const auto field = [&](int shift) {
+// A descriptor's fields of 14 bits that count 16 bytes, after the PTX manual. Its canonical layouts
+// without swizzle, in elements of 16 bits: K-major ((8,m),(8,2)):((8,SBO),(1,LBO)), and MN-major
+// ((8,1,m),(8,2)):((1,8,SBO),(8,LBO)).
+struct Matrix {
+  uint32_t start, leading_bytes, stride_bytes;
+
+  explicit Matrix(uint64_t descriptor)
+      : start(field(descriptor, 0)), leading_bytes(field(descriptor, 16)),
+        stride_bytes(field(descriptor, 32)) {
+    constexpr uint64_t kFields = 0x3FFF | uint64_t{0x3FFF} << 16 | uint64_t{0x3FFF} << 32;
+    if (descriptor & ~kFields) fail("wgmma of a descriptor with more than addresses");
+  }
+
+  static uint32_t field(uint64_t descriptor, int shift) {
     return static_cast<uint32_t>(descriptor >> shift & 0x3FFF) << 4;
-  };
+  }
+};
+
+// Element k of row (of A) or column (of B) `mn`.
+float element(const Matrix& matrix, int mn, int k, bool transposed, float (*decode)(uint16_t)) {
   const int row = transposed ? k % 8 : mn % 8, column = transposed ? mn % 8 : k % 8;
-  const uint32_t core = field(0) + k / 8 * field(16) + mn / 8 * field(32);
+  const uint32_t core = matrix.start + k / 8 * matrix.leading_bytes + mn / 8 * matrix.stride_bytes;
   const uint32_t offset = core + row * 16 + column * 2 - emulation::kSharedBase;
   emulation::check_fenced(offset, 2);
   uint16_t bits;
@@ -48,13 +63,14 @@ float element(uint64_t descriptor, int mn, int k, bool transposed, float (*decod
 
 void perform(const Issued& issued) {
   const WarpgroupProduct& product = issued.product;
+  const Matrix matrix_a(product.a), matrix_b(product.b);
   std::vector<float> a(kRows * kDepth), b(product.columns * kDepth);
   for (int k = 0; k < kDepth; ++k) {
     for (int row = 0; row < kRows; ++row) {
-      a[row * kDepth + k] = element(product.a, row, k, product.transposed_a, product.decode);
+      a[row * kDepth + k] = element(matrix_a, row, k, product.transposed_a, product.decode);
     }
     for (int column = 0; column < product.columns; ++column) {
-      b[column * kDepth + k] = element(product.b, column, k, product.transposed_b, product.decode);
+      b[column * kDepth + k] = element(matrix_b, column, k, product.transposed_b, product.decode);
     }
   }
   for (int thread = 0; thread < kWarpgroupThreads; ++thread) {
@@ -97,16 +113,6 @@ void issue(void* const* arguments) {
 }
 
 }  // namespace
-
-uint64_t wgmma_descriptor(uint32_t offset, uint32_t k_bytes, uint32_t mn_bytes) {
-  const uint32_t address = emulation::kSharedBase + offset;
-  if (address % 16 || k_bytes % 16 || mn_bytes % 16 || (k_bytes | mn_bytes) >= 1 << 18) {
-    fail("wgmma_descriptor of offset " + std::to_string(offset) + " and strides " +
-         std::to_string(k_bytes) + ", " + std::to_string(mn_bytes));
-  }
-  return static_cast<uint64_t>(address >> 4) | static_cast<uint64_t>(k_bytes >> 4) << 16 |
-         static_cast<uint64_t>(mn_bytes >> 4) << 32;
-}
 
 void wgmma_fence() {
   emulation::collective("wgmma_fence", kWarpgroupThreads, nullptr,
