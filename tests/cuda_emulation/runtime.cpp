@@ -101,9 +101,9 @@ __attribute__((noinline)) void leave() {
 }
 
 void set_state(Thread& thread, Thread::State state) {
-  using State = Thread::State;
-  ready_lanes[thread.number / kWarpLanes] += (state == State::kReady) - (thread.state == State::kReady);
-  unfinished -= state == State::kDone;
+  constexpr auto kReady = Thread::State::kReady;
+  ready_lanes[thread.number / kWarpLanes] += (state == kReady) - (thread.state == kReady);
+  unfinished -= state == Thread::State::kDone;
   thread.state = state;
 }
 
@@ -138,9 +138,8 @@ void wait_for(const char* what) {
   leave();
 }
 
-dim3 thread_index(int number, dim3 block) {
-  const unsigned n = static_cast<unsigned>(number);
-  return {n % block.x, n / block.x % block.y, n / (block.x * block.y)};
+dim3 index_of(unsigned number, dim3 size) {
+  return {number % size.x, number / size.x % size.y, number / (size.x * size.y)};
 }
 
 bool is_ready(int number) {
@@ -214,7 +213,7 @@ void reset_block() {
   for (int number = 0; number < threads; ++number) {
     Thread& thread = *pool[number];
     thread.number = number;
-    thread.index = thread_index(number, position.block_size);
+    thread.index = index_of(static_cast<unsigned>(number), position.block_size);
     // A launch that failed has left its fibers in the middle of their threads.
     thread.resumable = thread.resumable && thread.state == Thread::State::kDone;
     thread.state = Thread::State::kReady;
@@ -253,8 +252,9 @@ void run(const char* name, dim3 grid, dim3 block, size_t bytes,
          const std::function<void()>& thread) {
   const std::lock_guard<std::mutex> lock(launching);
   const uint64_t size = uint64_t{1} * block.x * block.y * block.z;
-  const bool fits = size >= 1 && size <= kMaxThreads && bytes <= kMaxSharedBytes && grid.y <= 65535 &&
-                    grid.z <= 65535 && grid.x <= 0x7FFFFFFF && grid.x && grid.y && grid.z;
+  const uint64_t grid_size = uint64_t{1} * grid.x * grid.y * grid.z;
+  const bool fits = size >= 1 && size <= kMaxThreads && bytes <= kMaxSharedBytes &&
+                    grid.y <= 65535 && grid.z <= 65535 && grid_size >= 1 && grid_size <= 0x7FFFFFFF;
   if (!fits) {
     throw std::runtime_error(std::string(name) + ": cannot launch grid " + text(grid) +
                              ", block " + text(block) + ", " + std::to_string(bytes) +
@@ -268,14 +268,12 @@ void run(const char* name, dim3 grid, dim3 block, size_t bytes,
   shared = memory;
   shared_bytes = bytes;
   position.grid_size = grid, position.block_size = block;
-  for (unsigned z = 0; z < grid.z; ++z) {
-    for (unsigned y = 0; y < grid.y; ++y) {
-      for (unsigned x = 0; x < grid.x; ++x) {
-        position.block = dim3(x, y, z);
-        reset_block();
-        run_block();
-      }
-    }
+  const auto blocks = static_cast<unsigned>(grid_size);
+  const unsigned start = draw(blocks), step = draw(2) ? 1 : blocks - 1;
+  for (unsigned i = 0, number = start; i < blocks; ++i, number = (number + step) % blocks) {
+    position.block = index_of(number, grid);
+    reset_block();
+    run_block();
   }
 }
 
