@@ -1,6 +1,6 @@
 """Operators and training steps on an NVIDIA GPU, against PyTorch: `gpu.sh` builds and calls this.
 
-    python benchmarks/gpu.py [--budget 400] [--output benchmarks/results] [--device cuda]
+    python benchmarks/gpu.py [--budget 400] [--only TEXT] [--output benchmarks/results]
 
 Everything is in bfloat16 (the contrastive operators alone in float32) and channels_last. The
 baselines, with cuDNN's own search for its fastest algorithms (``cudnn.benchmark``):
@@ -9,7 +9,8 @@ baselines, with cuDNN's own search for its fastest algorithms (``cudnn.benchmark
     eager            the training step in plain PyTorch under autocast
     compile          torch.compile of that
     max_autotune     torch.compile(mode="max-autotune") of that
-    *_graph          replayed from a CUDA graph; in the step, max_autotune has PyTorch's own graphs
+    *_graph          replayed from a CUDA graph, Adam included in the step; there, max_autotune has
+                     PyTorch's own graphs
 
 Before a number there is a check: results and gradients are held against float64 in the Euclidean
 norm (`measure.error_over_bound`), operators at the tolerance rule's own bound, the step at
@@ -47,6 +48,7 @@ import step
 import torch
 
 HEAD_BLOCKS = (1, 5)
+COMPILED = ("compile", "compile_graph")
 #: torch.compile's modes under our own CUDA graph.
 MODES = {"compile": "default", "max_autotune": "max-autotune-no-cudagraphs"}
 #: Options of step.py for the paper's training step.
@@ -54,7 +56,7 @@ STEP = ["--scale", "2", "--batch", "16", "--patch", "48"]
 SECONDS = 0.5
 STEP_SECONDS = 3.0
 #: An item that compiles nothing and takes longer has a kernel that does not end.
-LONGEST_SECONDS = 90.0
+LONGEST_SECONDS = 120.0
 
 Write = Callable[[dict[str, Any]], None]
 
@@ -87,7 +89,7 @@ def items() -> list[Item]:
         Item("ceilings", ()),
         *(Item(op, ("cudnn", "cudnn_graph")) for op in operators),
         *(Item(what, ("eager", "eager_graph")) for what in steps),
-        *(Item(what, (name,)) for what in steps for name in ("compile", "max_autotune")),
+        *(Item(what, names) for what in steps for names in (COMPILED, ("max_autotune",))),
         *(Item(op, (f"{name}_graph",)) for name in MODES for op in operators),
     ]
 
@@ -118,8 +120,8 @@ def attempt(problem: str, mode: str, write: Write, rows: Callable[[], list[dict]
     """Write the rows, or why there are none: the others are measured all the same."""
     try:
         found = rows()
-    except (SystemExit, RuntimeError) as error:
-        found = [{"error": str(error)}]
+    except (SystemExit, Exception) as error:
+        found = [{"error": gpu_measure.described(error)}]
     for row in found:
         write({"row": {"problem": problem, "mode": mode, **row}})
 
@@ -141,10 +143,9 @@ def op_rows(
     num_bytes += bytes_of(problem.call("ours", mode, operands)(0))
     count = gpu_measure.rotations(num_bytes, device)
     operands = problem.operands(count, device)
-    calls = {
-        name: op_call(name, problem, mode, operands, count)
-        for name in runnable(["ours", "ours_graph", *baselines], device)
-    }
+    names = runnable(["ours", "ours_graph", *baselines], device)
+    make = partial(op_call, problem=problem, mode=mode, operands=operands, count=count)
+    calls, failures = gpu_measure.first_calls(names, make, device)
     on_meta = problem.call("plain", mode, problem.operands(1, "meta"))
     facts = {
         "flops": gpu_measure.flops_of(on_meta),
@@ -153,7 +154,7 @@ def op_rows(
         "our_kernel": problem.kernel(operands),
     }
     rows = gpu_measure.time_calls(calls, device, seconds, count)
-    return [{**row, **facts} for row in rows]
+    return [*({**row, **facts} for row in rows), *failures]
 
 
 def op_call(name: str, problem: Any, mode: str, operands: gpu_ops.Operands, count: int) -> Callable:
@@ -186,11 +187,12 @@ def step_rows(item: Item, options: argparse.Namespace) -> list[dict[str, Any]]:
     figure = gpu_step.correctness(step_options)
     measure.gate(item.what, figure)
     names = runnable(["ours", "ours_graph", *item.baselines], device)
-    calls = gpu_step.make_calls(names, step_options)
+    trainers = gpu_step.Trainers(step_options)
+    calls, failures = gpu_measure.first_calls(names, trainers.call, device)
     rows = gpu_measure.time_calls(calls, device, options.step_seconds, 1)
     kernels = measure.environment(device)["kernels"]
     facts = {"flops": gpu_step.flops(step_options), "bytes": 0, "correctness": figure}
-    return [{**row, **facts, "our_kernel": kernels} for row in rows]
+    return [*({**row, **facts, "our_kernel": kernels} for row in rows), *failures]
 
 
 def run_item(item: Item, options: argparse.Namespace, seconds: float, write: Write) -> str | None:
@@ -203,31 +205,41 @@ def run_item(item: Item, options: argparse.Namespace, seconds: float, write: Wri
     command += ["--device", options.device, "--seconds", str(options.seconds)]
     with tempfile.TemporaryDirectory() as folder:
         rows, log = Path(folder, "rows"), Path(folder, "log")
-        with log.open("w") as output:
-            child = subprocess.Popen(
-                [*command, "--rows", rows], stdout=output, stderr=output, start_new_session=True
-            )
-            try:
-                status = child.wait(timeout=limit)
-            except subprocess.TimeoutExpired:
-                os.killpg(child.pid, signal.SIGKILL)  # with the compiler's workers
-                child.wait()
-                status = None
-        for line in rows.read_text().splitlines() if rows.exists() else []:
-            write(json.loads(line))
-        if status is None and limit < seconds:
-            raise ItemError(f"stopped after {limit:.0f} s, which it should not take")
-        if status is None:
-            return f"stopped when the budget was spent, after {limit:.0f} s"
-        if status:
-            text = log.read_text().strip()
-            print(text, file=sys.stderr)
-            raise ItemError(f"exit status {status}: {text.splitlines()[-1] if text else ''}")
+        rows.touch()
+        status = run_process([*command, "--rows", str(rows)], log, limit)
+        found = [json.loads(line) for line in rows.read_text().splitlines()]
+        text = log.read_text().strip()
+    for entry in found:
+        write(entry)
+    if status or any("error" in entry.get("row", {}) for entry in found):
+        print(text, file=sys.stderr)
+    if status is None and limit < seconds:
+        raise ItemError(f"stopped after {limit:.0f} s, which it should not take")
+    if status is None:
+        return f"stopped when the budget was spent, after {limit:.0f} s"
+    if status:
+        raise ItemError(f"exit status {status}: {text.splitlines()[-1] if text else ''}")
+    return None
+
+
+def run_process(command: Sequence[str], log: Path, limit: float) -> int | None:
+    """Its exit status, or None if it was stopped at the limit."""
+    with log.open("w") as output:
+        child = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        try:
+            return child.wait(timeout=limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)  # with the compiler's workers
+            child.wait()
     return None
 
 
 def run_all(options: argparse.Namespace) -> dict[str, Any]:
     """All items that fit into the budget, as gpu_report takes them."""
+    chosen = [item for item in items() if options.only in item.name]
+    if not chosen:
+        names = "\n".join(item.name for item in items())
+        raise SystemExit(f"gpu.py --only: expected a part of one of these names:\n{names}")
     result = {"environment": None, "ceilings": None, "rows": [], "left_out": []}
     end = time.monotonic() + options.budget
 
@@ -237,7 +249,7 @@ def run_all(options: argparse.Namespace) -> dict[str, Any]:
         else:
             result.update(found)
 
-    for item in items():
+    for item in chosen:
         left = end - time.monotonic()
         if left < options.least_seconds:
             entry = {"item": item.name, "reason": "the budget was spent", "failed": False}
@@ -265,6 +277,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=400, help="seconds for everything")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="to time an operator for")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--only", default="", help="measure the items with this in their names")
     parser.add_argument("--item", type=int, help="measure only this one, in this process")
     parser.add_argument("--rows", type=Path, help="file for the rows of --item")
     parser.set_defaults(

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # On a machine with an NVIDIA GPU: build the kernels, check them, time them. Needs a PyTorch with
-# CUDA, nvcc, CMake, Ninja, pybind11 and pytest; no network, and nothing is installed.
+# CUDA, nvcc, CMake, Ninja and pytest; no network, and nothing is installed.
 #
 #   benchmarks/gpu.sh [--library _C_cuda.so] [--budget SECONDS] [--output FOLDER]
 #

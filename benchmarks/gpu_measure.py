@@ -2,7 +2,8 @@
 
 import os
 import subprocess
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ GRAPH = "_graph"
 #: Larger than any cache, small enough for every GPU.
 COPIED_BYTES = 2**30
 PRODUCT_SIZE = 8192
+#: Of an implementation, before it is timed: PyTorch's own CUDA graphs are recorded in the second.
+FIRST_CALLS = 3
 
 
 class Ceilings(NamedTuple):
@@ -28,7 +31,7 @@ class Ceilings(NamedTuple):
 
 def ceilings(device: torch.device, product_size: int, copied_bytes: int) -> Ceilings:
     a = torch.randn(product_size, product_size, device=device).to(torch.bfloat16)
-    source = torch.zeros(copied_bytes // 4, device=device)
+    source = torch.randn(copied_bytes // 4, device=device)
     target = torch.empty_like(source)
     calls = {"product": lambda index: a @ a, "copy": lambda index: target.copy_(source)}
     times = measure.interleave(calls, device, rounds=10)
@@ -82,6 +85,29 @@ def captured(call: Call, count: int = 1) -> Call:
     return lambda index: graph.replay()
 
 
+def first_calls(
+    names: Sequence[str], make: Callable[[str], Call], device: torch.device
+) -> tuple[dict[str, Call], list[dict[str, Any]]]:
+    """The implementations that work, by name, and a row for each that does not."""
+    calls, failures = {}, []
+    for name in names:
+        try:
+            call = make(name)
+            for index in range(FIRST_CALLS):
+                call(index)
+            measure.synchronize(device)
+            calls[name] = call
+        except Exception as error:  # whatever it is, the others are timed
+            failures.append({"implementation": name, "error": f"{name}: {described(error)}"})
+    return calls, failures
+
+
+def described(error: BaseException) -> str:
+    """One line for the report; where it comes from goes to stderr."""
+    traceback.print_exception(error)
+    return " ".join(traceback.format_exception_only(error)[-1].split())
+
+
 def time_calls(
     calls: Mapping[str, Call], device: torch.device, seconds: float, count: int
 ) -> list[dict[str, Any]]:
@@ -90,6 +116,8 @@ def time_calls(
     The GPU is waited for before and after every block of calls of measure.BLOCK_MS, which takes
     some 20 us of it; blocks are interleaved.
     """
+    if not calls:
+        return []
     times = measure.interleave(calls, device, seconds=seconds)
     rows = []
     for name, values in times.items():
@@ -98,8 +126,8 @@ def time_calls(
             {"implementation": name, "us": timing.median, "p20_us": timing.p20}
             | {"p80_us": timing.p80, "rounds": len(values)}
         )
-    ours = min(row["us"] for row in rows if row["implementation"].startswith("ours"))
-    return [{**row, "times_ours": row["us"] / ours} for row in rows]
+    ours = min((r["us"] for r in rows if r["implementation"].startswith("ours")), default=None)
+    return [{**row, "times_ours": ours and row["us"] / ours} for row in rows]
 
 
 def environment(device: torch.device) -> dict[str, Any]:

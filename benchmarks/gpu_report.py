@@ -95,8 +95,9 @@ def is_ours(name: str, row: dict[str, Any]) -> bool:
 def entry(row: dict[str, Any] | None) -> str:
     if row is None:
         return "-"
-    ratio = "" if row["implementation"].startswith("ours") else f" ({row['times_ours']:.2f})"
-    return number(row["us"]) + ratio
+    if row["implementation"].startswith("ours") or row["times_ours"] is None:
+        return number(row["us"])
+    return f"{number(row['us'])} ({row['times_ours']:.2f})"
 
 
 def number(value: float | None) -> str:

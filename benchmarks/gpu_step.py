@@ -10,6 +10,7 @@ The step is `step.py`'s, with PyTorch's fused Adam for everybody and all images 
 
 import argparse
 from collections.abc import Callable
+from functools import cache
 
 import gpu_measure
 import measure
@@ -82,14 +83,16 @@ def captured(trainer: Trainer) -> Callable[[int], None]:
     return run
 
 
-def make_calls(names: list[str], options: argparse.Namespace) -> dict[str, gpu_measure.Call]:
-    """A step of each configuration, and of each with a CUDA graph, on weights of its own."""
-    calls = {}
-    for name in names:
-        graph = name.endswith(gpu_measure.GRAPH)
-        trainer = Trainer(name.removesuffix(gpu_measure.GRAPH), options)
-        calls[name] = captured(trainer) if graph else trainer.step
-    return calls
+class Trainers:
+    """The steps of configurations. One and its CUDA graph train the same weights: it is compiled
+    once."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.trainer = cache(lambda kind: Trainer(kind, options))
+
+    def call(self, name: str) -> gpu_measure.Call:
+        trainer = self.trainer(name.removesuffix(gpu_measure.GRAPH))
+        return captured(trainer) if name.endswith(gpu_measure.GRAPH) else trainer.step
 
 
 def correctness(options: argparse.Namespace) -> float:

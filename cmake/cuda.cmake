@@ -58,6 +58,15 @@ if(NOT CLSD_FAST_CUDA STREQUAL "off")
     add_library(_C_cuda MODULE ${CLSD_CUDA_OPERATORS} ${CLSD_CUDA_KERNELS})
     clsd_uses_torch(_C_cuda)
     target_compile_definitions(_C_cuda PRIVATE USE_CUDA)
+    # The current stream is asked of libtorch_cuda, which a torch without CUDA does not have: this
+    # library of its name is for the linker alone. Through it _C_cuda says that it needs
+    # libtorch_cuda, whose functions it would not find otherwise: Python loads torch's libraries
+    # where others do not see them.
+    file(CONFIGURE OUTPUT torch_cuda.cpp CONTENT [[
+extern "C" __attribute__((visibility("default"))) void aoti_torch_get_current_cuda_stream() {}
+]])
+    add_library(torch_cuda SHARED ${CMAKE_CURRENT_BINARY_DIR}/torch_cuda.cpp)
+    target_link_libraries(_C_cuda PRIVATE torch_cuda)
     if("90a-real" IN_LIST CMAKE_CUDA_ARCHITECTURES)
       target_compile_definitions(_C_cuda PRIVATE CLSD_HAS_SM90A)
     endif()

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,14 +23,12 @@ def missing() -> str | None:
         "cmake": tool("cmake"),
         "ninja": tool("ninja"),
         "a C++ compiler": os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++"),
-        "pybind11": find_spec("pybind11"),
     }
     return ", ".join(name for name, what in found.items() if not what) or None
 
 
 def build(folder: str, target: str, **environment: str) -> Path:
     """Build a target as far as its sources are newer. Raises with the compiler's messages."""
-    import pybind11
     from torch.utils import cpp_extension
 
     settings = {
@@ -39,8 +36,6 @@ def build(folder: str, target: str, **environment: str) -> Path:
         "CLSD_TORCH_INCLUDE": cpp_extension.include_paths()[0],
         "CLSD_TORCH_LIB": cpp_extension.library_paths()[0],
         "CLSD_FAST_CUDA": "on" if target == "_C_cuda" else "off",
-        "Python_EXECUTABLE": sys.executable,
-        "pybind11_DIR": pybind11.get_cmake_dir(),
     }
     cmake, path = tool("cmake"), ROOT / "build" / folder
     definitions = [f"-D{name}={value}" for name, value in settings.items()]

@@ -46,9 +46,12 @@ def test_channels(emulation, dtype, channels, out_channels):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("size", [(50, 49), (48, 48)], ids=str)
-def test_a_whole_image(emulation, size, dtype):
-    check_both(emulation, *operands(1, 64, 64, *size, dtype))
+@pytest.mark.parametrize(
+    "channels, size",
+    [((64, 64), (50, 49)), ((64, 64), (48, 48)), ((3, 64), (50, 49)), ((64, 3), (50, 49))],
+)
+def test_a_whole_image(emulation, channels, size, dtype):
+    check_both(emulation, *operands(1, *channels, *size, dtype))
 
 
 @pytest.mark.parametrize("seed", range(16))

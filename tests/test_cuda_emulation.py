@@ -48,6 +48,11 @@ def test_races(emulation, fault):
     assert sum(planted(emulation, fault)) > len(SEEDS) / 2
 
 
+def test_order_of_blocks(emulation):
+    """A block that reads what another one writes."""
+    assert any(planted(emulation, "order of blocks"))
+
+
 def test_wrong_tap(emulation):
     assert all(planted(emulation, "wrong tap"))
 

@@ -22,11 +22,11 @@ def operands(batch, channels, hidden_channels, height, width, dtype, layout=chan
     return [layout(t.to(dtype)) for t in tensors]
 
 
-def check_both(emulation, grad, x, weight1, bias1, weight2, bias2, res_scale):
+def check_both(emulation, grad, x, weight1, bias1, weight2, bias2, res_scale, needs=(True, True)):
     arguments = (x, weight1, bias1, weight2, bias2, res_scale)
     _, hidden = check(emulation, "residual_block", *arguments, True)
     check(emulation, "residual_block", *arguments, False)
-    arguments = (grad, x, hidden, weight1, weight2, res_scale, True, True)
+    arguments = (grad, x, hidden, weight1, weight2, res_scale, *needs)
     check(emulation, "residual_block_backward", *arguments)
 
 

@@ -1,4 +1,7 @@
-"""The kernels for sm_90a, emulated: cases of the operators' tests with channels that these take."""
+"""The kernels for sm_90a, emulated: cases of the operators' tests with channels that these take.
+
+Without the gradients of parameters, whose kernels are the same on every device.
+"""
 
 import itertools
 
@@ -98,7 +101,9 @@ def test_layouts(sm90, layout):
 @pytest.mark.parametrize("factor", [1, 2, 3])
 @pytest.mark.parametrize("out_channels", [64, 128])
 def test_pixel_shuffle_upsample(sm90, dtype, size, factor, out_channels):
-    pixel_shuffle_upsample.check_both(sm90, 2, 64, out_channels, size, factor, dtype)
+    needs = conv3x3.INPUT_GRADIENT
+    arguments = (2, 64, out_channels, size, factor, dtype)
+    pixel_shuffle_upsample.check_both(sm90, *arguments, needs=needs)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -107,7 +112,7 @@ def test_pixel_shuffle_upsample(sm90, dtype, size, factor, out_channels):
 @pytest.mark.parametrize("res_scale", [1.0, 0.1])
 def test_residual_block(sm90, dtype, size, hidden_channels, res_scale):
     operands = residual_block.operands(2, 64, hidden_channels, *size, dtype)
-    residual_block.check_both(sm90, *operands, res_scale)
+    residual_block.check_both(sm90, *operands, res_scale, needs=(True, False))
 
 
 FAULTS = [

@@ -32,7 +32,7 @@ def model():
 @pytest.fixture(autouse=True)
 def deterministic_cudnn():
     """What is left to cuDNN, the 1x1 convolutions, is to be bit-equal, too."""
-    with torch.backends.cudnn.flags(deterministic=True):
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True):
         yield
 
 

@@ -93,6 +93,82 @@ def test_a_wrong_result_is_not_timed(gpu, monkeypatch, tmp_path):
     assert "Not timed:" in (tmp_path / "gpu.md").read_text()
 
 
+def test_an_implementation_that_fails_is_named(gpu, monkeypatch, tmp_path):
+    """The others are timed; ours may be among those that fail."""
+    failing, works = "cudnn", gpu.op_call
+
+    def op_call(name, **options):
+        if name == failing:
+            raise ValueError("no such\nalgorithm")
+        return works(name, **options)
+
+    monkeypatch.setattr(gpu, "op_call", op_call)
+    monkeypatch.setattr(gpu, "items", lambda: [gpu.Item("conv3x3", ("cudnn",))])
+    for failing, other in (("cudnn", "ours"), ("ours", "cudnn")):
+        with pytest.raises(SystemExit, match="expected every item to be timed"):
+            gpu.main(["--device", "cpu", "--output", str(tmp_path)])
+        rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+        assert {row["implementation"] for row in rows if "us" in row} == {other}
+        errors = {row["error"] for row in rows if "error" in row}
+        assert errors == {f"{failing}: ValueError: no such algorithm"}
+
+
+def test_only_some_items(gpu, tmp_path):
+    arguments = ["--device", "cpu", "--output", str(tmp_path), "--only"]
+    gpu.main([*arguments, "residual_block against cudnn"])
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert {row["item"] for row in rows} == {"residual_block against cudnn, cudnn_graph"}
+    with pytest.raises(SystemExit, match="expected a part of one of these names:\nceilings\n"):
+        gpu.main([*arguments, "nothing"])
+
+
+def synthetic(item, implementation, us, times_ours):
+    return {
+        "item": item,
+        "problem": "conv3x3 64 to 64",
+        "mode": "forward",
+        "implementation": implementation,
+        "us": us,
+        "times_ours": times_ours,
+        "flops": 2_000_000_000,
+        "bytes": 8_000_000,
+        "our_kernel": "native",
+    }
+
+
+def test_table_of_a_gpu(load, tmp_path):
+    """Columns of CUDA graphs and compilers, from two items; ours are those of the first."""
+    first, second = "conv3x3 against cudnn, cudnn_graph", "conv3x3 against compile_graph"
+    rows = [
+        synthetic(first, "ours", 20.0, 2.5),
+        synthetic(first, "ours_graph", 8.0, 1.0),
+        synthetic(first, "cudnn", 24.0, 3.0),
+        synthetic(first, "cudnn_graph", 12.0, 1.5),
+        synthetic(second, "ours", 21.0, 2.1),
+        synthetic(second, "ours_graph", 10.0, 1.0),
+        synthetic(second, "compile_graph", 11.0, 1.1),
+        {"item": second, "problem": "p", "mode": "wgrad", "error": "AssertionError"},
+    ]
+    environment = {"device": "H", "driver": "1", "torch": "2", "commit": "3"}
+    result = {
+        "environment": environment,
+        "ceilings": {"tflops": 500.0, "terabytes_per_second": 4.0},
+        "rows": rows,
+        "left_out": [{"item": second, "reason": "the budget was spent", "failed": False}],
+    }
+    load("gpu_report").write(tmp_path, result)
+    lines = (tmp_path / "gpu.md").read_text().splitlines()
+    assert lines[0] == "# H, driver 1, torch 2, commit 3"
+    names = "ours | ours graph | cudnn | cudnn graph | compile graph"
+    assert f"| problem | mode | kernel | floor | {names} | ours / floor |" in lines
+    numbers = "native | 4 | 20 | 8 | 24 (3.00) | 12 (1.50) | 11 (1.10) | 2"
+    assert f"| conv3x3 64 to 64 | forward | {numbers} |" in lines
+    assert "- p, wgrad: AssertionError" in lines
+    assert lines[-1] == f"- {second}: the budget was spent"
+    written = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert written[1]["floor_us"] == 4.0 and written[1]["times_floor"] == 2.0
+
+
 def test_an_item_has_its_own_process(load, monkeypatch, tmp_path):
     """One that fails is named with what it wrote; one that takes too long is stopped."""
     gpu = load("gpu")

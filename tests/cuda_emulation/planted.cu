@@ -26,11 +26,13 @@ enum class Fault {
   kMisaligned,
   kDiverged,
   kBarrierNotReached,
+  kOrderOfBlocks,
 };
 
 constexpr const char* kFaults[] = {
     "none",      "missing barrier", "missing wait",         "early overwrite", "wrong tap",
     "out of bounds", "shared out of bounds", "misaligned", "diverged", "barrier not reached",
+    "order of blocks",
 };
 
 constexpr int kThreads = 64, kTile = kThreads, kRounds = 3;
@@ -63,6 +65,7 @@ __global__ void planted_kernel(Global<const float> x, Global<float> y, int64_t c
     const float middle = load_shared<float>(4 * (thread + 4));
     float after = load_shared<float>(4 * (thread + (kFault == Fault::kWrongTap ? 6 : 5) + beyond));
     if (kFault == Fault::kOutOfBounds && i < count) after = load(x + (i + 1));
+    if (kFault == Fault::kOrderOfBlocks && blockIdx.x > 0) after += 0.0f * load(y);  // of block 0
     if (i < count) store(y + i, before + 2 * middle + 4 * after);
   }
 }

@@ -7,7 +7,6 @@
 #include <array>
 #include <cstring>
 #include <deque>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
@@ -25,20 +24,26 @@ namespace {
 constexpr size_t kStackBytes = 64 * 1024;
 constexpr size_t kPieceBytes = 16;       // granularity of the marks of unfenced writes
 constexpr unsigned kPreemptionOdds = 16;  // a warp is preempted at one in so many of its meetings
+constexpr int kMaxThreads = 1024;
+constexpr const char* kBarrier = "a barrier";
+constexpr size_t kSharedAlignment = 1024;
 
 struct Copy {
   uint32_t offset;
   const void* source;
 };
 
-// A fiber.
+// A fiber. It is made once, and runs a thread of one block after another: making one takes longer
+// than most threads run.
 struct Thread {
   enum class State { kReady, kWaiting, kDone };
 
   int number = 0;
+  dim3 index;
   State state = State::kReady;
-  bool started = false;
-  std::string waits_for;
+  bool resumable = false;  // `context` is that of the thread that it runs, or of the last one's end
+  const char* waits_for = "";
+  int barrier = 0, barrier_threads = 0;  // that it waits for, if it is one
   // That it has come to.
   int barriers = 0, waits = 0, proxy_fences = 0, product_waits = 0;
   std::vector<Copy> open_group;          // copies not yet committed
@@ -69,8 +74,11 @@ int threads;
 Thread* current;
 jmp_buf scheduler;
 std::string failure;
-std::map<std::pair<int, int>, Meeting> meetings;  // by group size and first thread
-std::map<int, Barrier> barriers;
+std::array<int, kMaxThreads / kWarpLanes> ready_lanes;  // of each warp
+int unfinished;
+std::array<Meeting, kMaxThreads / kWarpLanes> warp_meetings;
+std::array<Meeting, kMaxThreads / kWarpgroupThreads> warpgroup_meetings;
+std::array<Barrier, 16> barriers;
 std::vector<int> unfenced_writer;  // of each piece of shared memory: thread number, or -1
 uint64_t seed = 0, random_state = 0;
 int skipped_barrier = -1, skipped_wait = -1, skipped_proxy_fence = -1, skipped_product_wait = -1;
@@ -92,21 +100,30 @@ __attribute__((noinline)) void leave() {
   if (_setjmp(current->context) == 0) _longjmp(scheduler, 1);
 }
 
+void set_state(Thread& thread, Thread::State state) {
+  constexpr auto kReady = Thread::State::kReady;
+  ready_lanes[thread.number / kWarpLanes] += (state == kReady) - (thread.state == kReady);
+  unfinished -= state == Thread::State::kDone;
+  thread.state = state;
+}
+
 void fiber_main() {
-  (*body)();
-  if (!current->groups.empty() || !current->open_group.empty()) {
-    fail("ends without waiting for its asynchronous copies");
+  for (;;) {
+    (*body)();
+    if (!current->groups.empty() || !current->open_group.empty()) {
+      fail("ends without waiting for its asynchronous copies");
+    }
+    if (has_products()) fail("ends without waiting for its warpgroup's products");
+    set_state(*current, Thread::State::kDone);
+    leave();  // until there is a thread of another block
   }
-  if (has_products()) fail("ends without waiting for its warpgroup's products");
-  current->state = Thread::State::kDone;
-  _longjmp(scheduler, 1);
 }
 
 __attribute__((noinline)) void resume(Thread& thread) {
   current = &thread;
   if (_setjmp(scheduler) != 0) return;
-  if (thread.started) _longjmp(thread.context, 1);
-  thread.started = true;
+  if (thread.resumable) _longjmp(thread.context, 1);
+  thread.resumable = true;
   getcontext(&thread.start);
   thread.start.uc_stack.ss_sp = thread.stack.get();
   thread.start.uc_stack.ss_size = kStackBytes;
@@ -115,26 +132,18 @@ __attribute__((noinline)) void resume(Thread& thread) {
   setcontext(&thread.start);
 }
 
-void wait_for(std::string what) {
-  current->state = Thread::State::kWaiting;
-  current->waits_for = std::move(what);
+void wait_for(const char* what) {
+  set_state(*current, Thread::State::kWaiting);
+  current->waits_for = what;
   leave();
 }
 
-dim3 thread_index(int number, dim3 block) {
-  const unsigned n = static_cast<unsigned>(number);
-  return {n % block.x, n / block.x % block.y, n / (block.x * block.y)};
+dim3 index_of(unsigned number, dim3 size) {
+  return {number % size.x, number / size.x % size.y, number / (size.x * size.y)};
 }
 
 bool is_ready(int number) {
   return number < threads && pool[number]->state == Thread::State::kReady;
-}
-
-bool has_ready_lane(int warp) {
-  for (int lane = 0; lane < kWarpLanes; ++lane) {
-    if (is_ready(warp * kWarpLanes + lane)) return true;
-  }
-  return false;
 }
 
 // Run each lane of a warp until it waits.
@@ -143,10 +152,20 @@ void run_lanes(int warp) {
   for (int i = 0; i < kWarpLanes; ++i) {
     const int number = warp * kWarpLanes + (first + i * direction) % kWarpLanes;
     if (!is_ready(number)) continue;
-    position.thread = thread_index(number, position.block_size);
+    position.thread = pool[number]->index;
     resume(*pool[number]);
     if (!failure.empty()) throw std::runtime_error(failure);
   }
+}
+
+std::string describe_barrier(int id, int count) {
+  return "barrier " + std::to_string(id) + " of " + std::to_string(count) + " threads";
+}
+
+std::string describe(const Thread& thread) {
+  if (thread.state == Thread::State::kDone) return "has ended";
+  if (thread.waits_for != kBarrier) return std::string("waits at ") + thread.waits_for;
+  return "waits at " + describe_barrier(thread.barrier, thread.barrier_threads);
 }
 
 [[noreturn]] void report_deadlock() {
@@ -154,9 +173,7 @@ void run_lanes(int warp) {
                         ": no thread can go on:";
   std::string last;
   for (int number = 0; number < threads; ++number) {
-    const Thread& thread = *pool[number];
-    const std::string state = thread.state == Thread::State::kDone ? "has ended"
-                                                                   : "waits at " + thread.waits_for;
+    const std::string state = describe(*pool[number]);
     if (state != last) message += " from thread " + std::to_string(number) + " " + state + ";";
     last = state;
   }
@@ -170,20 +187,16 @@ void run_block() {
   std::vector<int> ready;
   for (;;) {
     ready.clear();
-    bool done = true;
     for (int warp = 0; warp < warps; ++warp) {
-      if (warp != lagging && has_ready_lane(warp)) ready.push_back(warp);
+      if (warp != lagging && ready_lanes[warp]) ready.push_back(warp);
     }
-    if (ready.empty() && has_ready_lane(lagging)) ready.push_back(lagging);
-    for (int number = 0; number < threads; ++number) {
-      done = done && pool[number]->state == Thread::State::kDone;
-    }
-    if (done) return;
+    if (ready.empty() && lagging < warps && ready_lanes[lagging]) ready.push_back(lagging);
+    if (unfinished == 0) return;
     if (ready.empty()) report_deadlock();
     const int warp = ready[draw(static_cast<unsigned>(ready.size()))];
     do {
       run_lanes(warp);
-    } while (has_ready_lane(warp) && draw(kPreemptionOdds) != 0);
+    } while (ready_lanes[warp] && draw(kPreemptionOdds) != 0);
   }
 }
 
@@ -191,14 +204,20 @@ void reset_block() {
   constexpr int kNan = 0xFF;
   std::memset(shared, kNan, shared_bytes);
   unfenced_writer.assign(shared_bytes / kPieceBytes + 1, -1);
-  meetings.clear();
-  barriers.clear();
+  warp_meetings.fill({});
+  warpgroup_meetings.fill({});
+  barriers.fill({});
   discard_products();
+  ready_lanes.fill(0);
+  unfinished = threads;
   for (int number = 0; number < threads; ++number) {
     Thread& thread = *pool[number];
     thread.number = number;
+    thread.index = index_of(static_cast<unsigned>(number), position.block_size);
+    // A launch that failed has left its fibers in the middle of their threads.
+    thread.resumable = thread.resumable && thread.state == Thread::State::kDone;
     thread.state = Thread::State::kReady;
-    thread.started = false;
+    ++ready_lanes[number / kWarpLanes];
     thread.barriers = thread.waits = thread.proxy_fences = thread.product_waits = 0;
     thread.open_group.clear();
     thread.groups.clear();
@@ -220,7 +239,6 @@ void perform(const Copy& copy) {
 void fail(const std::string& message) {
   failure = kernel + ", block " + text(position.block) + ", thread " +
             text(position.thread) + ": " + message;
-  current->state = Thread::State::kDone;
   _longjmp(scheduler, 1);
 }
 
@@ -234,8 +252,9 @@ void run(const char* name, dim3 grid, dim3 block, size_t bytes,
          const std::function<void()>& thread) {
   const std::lock_guard<std::mutex> lock(launching);
   const uint64_t size = uint64_t{1} * block.x * block.y * block.z;
-  const bool fits = size >= 1 && size <= 1024 && bytes <= kMaxSharedBytes && grid.y <= 65535 &&
-                    grid.z <= 65535 && grid.x <= 0x7FFFFFFF && grid.x && grid.y && grid.z;
+  const uint64_t grid_size = uint64_t{1} * grid.x * grid.y * grid.z;
+  const bool fits = size >= 1 && size <= kMaxThreads && bytes <= kMaxSharedBytes &&
+                    grid.y <= 65535 && grid.z <= 65535 && grid_size >= 1 && grid_size <= 0x7FFFFFFF;
   if (!fits) {
     throw std::runtime_error(std::string(name) + ": cannot launch grid " + text(grid) +
                              ", block " + text(block) + ", " + std::to_string(bytes) +
@@ -245,28 +264,23 @@ void run(const char* name, dim3 grid, dim3 block, size_t bytes,
   failure.clear();
   random_state = seed;
   while (pool.size() < size) pool.push_back(std::make_unique<Thread>());
-  constexpr size_t kAlignment = 1024;
-  std::vector<unsigned char> memory(bytes + kAlignment);
-  void* aligned = memory.data();
-  size_t space = memory.size();
-  shared = static_cast<unsigned char*>(std::align(kAlignment, bytes, aligned, space));
+  alignas(kSharedAlignment) static unsigned char memory[kMaxSharedBytes];
+  shared = memory;
   shared_bytes = bytes;
   position.grid_size = grid, position.block_size = block;
-  for (unsigned z = 0; z < grid.z; ++z) {
-    for (unsigned y = 0; y < grid.y; ++y) {
-      for (unsigned x = 0; x < grid.x; ++x) {
-        position.block = dim3(x, y, z);
-        reset_block();
-        run_block();
-      }
-    }
+  const auto blocks = static_cast<unsigned>(grid_size);
+  const unsigned start = draw(blocks), step = draw(2) ? 1 : blocks - 1;
+  for (unsigned i = 0, number = start; i < blocks; ++i, number = (number + step) % blocks) {
+    position.block = index_of(number, grid);
+    reset_block();
+    run_block();
   }
 }
 
 void barrier(int id, int count, bool waits) {
   if (current->barriers++ == skipped_barrier) return;
   if (id < 0 || id > 15 || count < 1 || count % kWarpLanes != 0) {
-    fail("no barrier " + std::to_string(id) + " of " + std::to_string(count) + " threads");
+    fail("no " + describe_barrier(id, count));
   }
   Barrier& at = barriers[id];
   if (at.arrived > 0 && at.threads != count) {
@@ -277,34 +291,35 @@ void barrier(int id, int count, bool waits) {
   if (++at.arrived < count) {
     if (!waits) return;
     at.waiting.push_back(current);
-    wait_for("barrier " + std::to_string(id) + " of " + std::to_string(count) + " threads");
+    current->barrier = id, current->barrier_threads = count;
+    wait_for(kBarrier);
     return;
   }
   at.arrived = 0;
-  for (Thread* thread : at.waiting) thread->state = Thread::State::kReady;
+  for (Thread* thread : at.waiting) set_state(*thread, Thread::State::kReady);
   at.waiting.clear();
 }
 
 void collective(const char* operation, int count, void* arguments, Execute execute) {
   const int first = current->number / count * count;
   if (first + count > threads) fail(std::string(operation) + " by less than whole warps");
-  Meeting& meeting = meetings[{count, first}];
-  if (meeting.arrived > 0 && std::strcmp(meeting.operation, operation) != 0) {
+  Meeting& meeting =
+      count == kWarpLanes ? warp_meetings[first / count] : warpgroup_meetings[first / count];
+  if (meeting.arrived > 0 && meeting.operation != operation &&
+      std::strcmp(meeting.operation, operation) != 0) {
     fail(std::string("diverged: comes to ") + operation + " while others of its group wait at " +
          meeting.operation);
   }
   meeting.operation = operation;
   meeting.arguments[current->number - first] = arguments;
   if (++meeting.arrived < count) {
-    current->state = Thread::State::kWaiting;
-    current->waits_for = operation;
-    leave();
+    wait_for(operation);
     return;
   }
   meeting.arrived = 0;
   execute(meeting.arguments.data());
   for (int number = first; number < first + count; ++number) {
-    pool[number]->state = Thread::State::kReady;
+    set_state(*pool[number], Thread::State::kReady);
   }
 }
 

@@ -1,6 +1,7 @@
-// Runs a kernel's blocks one after another on the CPU, with a fiber for each thread.
+// Runs a kernel's blocks one after another on the CPU, with a fiber for each thread; which block
+// comes first, and whether the next one follows or precedes it, is drawn from a seed.
 //
-// Warps take turns in an order drawn from a seed, a warp running on until it waits or is preempted
+// Warps take turns in an order drawn from it, too, a warp running on until it waits or is preempted
 // at random; so do the lanes of a warp. In half of the blocks one warp lags as far as it can.
 // Shared memory starts as NaN in every block. What the hardware does later than it is told to
 // (cp.async, wgmma) happens either at once or at its wait, by lot. Any violation ends the launch

@@ -1,4 +1,5 @@
 // Warpgroup products: issued, committed in groups and, by lot, done at once or at their wait.
+#include <algorithm>
 #include <deque>
 #include <map>
 #include <stdexcept>
@@ -15,6 +16,7 @@ using emulation::kWarpgroupThreads;
 namespace {
 
 constexpr int kRows = 64, kDepth = 16;
+constexpr int kCore = 8;  // numbers in a row of a core, and rows
 
 struct Issued {
   WarpgroupProduct product;
@@ -50,37 +52,45 @@ struct Matrix {
   }
 };
 
-// Element k of row (of A) or column (of B) `mn`.
-float element(const Matrix& matrix, int mn, int k, bool transposed, float (*decode)(uint16_t)) {
-  const int row = transposed ? k % 8 : mn % 8, column = transposed ? mn % 8 : k % 8;
-  const uint32_t core = matrix.start + k / 8 * matrix.leading_bytes + mn / 8 * matrix.stride_bytes;
-  const uint32_t offset = core + row * 16 + column * 2 - emulation::kSharedBase;
-  emulation::check_fenced(offset, 2);
-  uint16_t bits;
-  std::memcpy(&bits, emulation::shared_at(offset, 2, "wgmma"), 2);
-  return decode(bits);
+// A matrix without swizzle, as [k, rows of A or columns of B].
+std::vector<float> read(const Matrix& of, int size, bool transposed, float (*decode)(uint16_t)) {
+  std::vector<float> matrix(kDepth * size);
+  for (int line = 0; line < kDepth * size / kCore; ++line) {  // 16 bytes, a row of a core
+    const int row = line % kCore, core = line / kCore;
+    const int k = core % (kDepth / kCore), mn = core / (kDepth / kCore);
+    const uint32_t offset = of.start + k * of.leading_bytes + mn * of.stride_bytes +
+                            row * 2 * kCore - emulation::kSharedBase;
+    emulation::check_fenced(offset, 2 * kCore);
+    uint16_t bits[kCore];
+    std::memcpy(bits, emulation::shared_at(offset, sizeof bits, "wgmma"), sizeof bits);
+    for (int column = 0; column < kCore; ++column) {
+      const int in_k = transposed ? row : column, in_mn = transposed ? column : row;
+      matrix[(k * kCore + in_k) * size + mn * kCore + in_mn] = decode(bits[column]);
+    }
+  }
+  return matrix;
 }
 
 void perform(const Issued& issued) {
   const WarpgroupProduct& product = issued.product;
-  const Matrix matrix_a(product.a), matrix_b(product.b);
-  std::vector<float> a(kRows * kDepth), b(product.columns * kDepth);
-  for (int k = 0; k < kDepth; ++k) {
-    for (int row = 0; row < kRows; ++row) {
-      a[row * kDepth + k] = element(matrix_a, row, k, product.transposed_a, product.decode);
+  const int columns = product.columns;
+  const auto a = read(Matrix(product.a), kRows, product.transposed_a, product.decode);
+  const auto b = read(Matrix(product.b), columns, product.transposed_b, product.decode);
+  std::vector<float> products(kRows * columns);
+  for (int first = 0; first < kRows * columns; first += kCore) {
+    float sums[kCore] = {};
+    for (int k = 0; k < kDepth; ++k) {
+      const float* line = &b[k * columns + first % columns];
+      for (int i = 0; i < kCore; ++i) sums[i] += a[k * kRows + first / columns] * line[i];
     }
-    for (int column = 0; column < product.columns; ++column) {
-      b[column * kDepth + k] = element(matrix_b, column, k, product.transposed_b, product.decode);
-    }
+    std::copy_n(sums, kCore, &products[first]);
   }
   for (int thread = 0; thread < kWarpgroupThreads; ++thread) {
     const int warp = thread / 32, lane = thread % 32;
-    for (int i = 0; i < product.columns / 2; ++i) {
+    for (int i = 0; i < columns / 2; ++i) {
       const int row = 16 * warp + lane / 4 + 8 * (i / 2 % 2);
       const int column = 8 * (i / 4) + 2 * (lane % 4) + i % 2;
-      float sum = 0;
-      for (int k = 0; k < kDepth; ++k) sum += a[row * kDepth + k] * b[column * kDepth + k];
-      issued.sums[thread][i] += sum;
+      issued.sums[thread][i] += products[row * columns + column];
     }
   }
 }
