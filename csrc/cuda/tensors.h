@@ -21,7 +21,7 @@ using emulation::Device;
 class Device {
  public:
   explicit Device(const Tensor& x) : guard_(static_cast<int32_t>(x.get_device())) {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(
         static_cast<int32_t>(x.get_device()), &stream_));
   }
   Stream stream() const { return stream_; }
