@@ -20,7 +20,8 @@ of operators rotate over twice the L2 cache.
 
 ``floor_us`` is the larger one of FLOPs over what a matrix product of 8192 reaches on this device,
 and of bytes over what a copy of 1 GiB reaches, both measured at the start. Bytes are those of all
-operands and results, once each; the floor of a step counts FLOPs alone.
+operands and results, once each; the floor of a step counts FLOPs alone, and that of the tail those
+of the collapsed map.
 
 Items run in processes of their own, most wanted first and the baselines that compile for minutes
 last; what does not fit into the budget is named in the report. The report is gpu.json and gpu.md.
@@ -127,7 +128,7 @@ def attempt(problem: str, mode: str, write: Write, rows: Callable[[], list[dict]
 
 
 def op_rows(
-    problem: gpu_ops.Convolution | gpu_ops.Contrast,
+    problem: gpu_ops.Convolution | gpu_ops.Tail | gpu_ops.Contrast,
     mode: str,
     baselines: Sequence[str],
     device: torch.device,
@@ -146,7 +147,7 @@ def op_rows(
     names = runnable(["ours", "ours_graph", *baselines], device)
     make = partial(op_call, problem=problem, mode=mode, operands=operands, count=count)
     calls, failures = gpu_measure.first_calls(names, make, device)
-    on_meta = problem.call("plain", mode, problem.operands(1, "meta"))
+    on_meta = problem.call("counted", mode, problem.operands(1, "meta"))
     facts = {
         "flops": gpu_measure.flops_of(on_meta),
         "bytes": num_bytes,

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import clsd_fast
+from clsd_fast._tail_axes import AXES, STAGES
 from clsd_fast.backend import implementation
 
 
@@ -159,6 +160,66 @@ class Convolution(NamedTuple):
         return implementation(self.op, x, *weights, upscale_factor=self.factor)
 
 
+class Tail(NamedTuple):
+    """upsample_tail to 3 channels in bfloat16, channels_last, against its layers.
+
+    What is counted is the collapsed map, without composing it: 1/12 to 1/15 of the layers' FLOPs.
+    """
+
+    factor: int
+    shape: tuple[int, int, int, int]
+    dtype: torch.dtype = torch.bfloat16
+    limit: float = 1.0
+    modes: tuple[str, ...] = ("forward", "forward_backward")
+
+    @property
+    def title(self) -> str:
+        return f"upsample_tail {self.shape[1]} to 3, x{self.factor}, {list(self.shape)}"
+
+    def operands(self, count: int, device: object) -> Operands:
+        batch, channels, height, width = self.shape
+        widths = [channels * stage**2 for stage in STAGES[self.factor]]
+        scale = (9 * channels) ** -0.5
+        parameters = []
+        for outputs in (*widths, 3):
+            parameters.append(random((outputs, channels, 3, 3), scale, self.dtype, device))
+            parameters.append(random((outputs,), 1.0, self.dtype, device))
+        out = (batch, 3, height * self.factor, width * self.factor)
+        inputs = [[random(self.shape, 1.0, self.dtype, device)] for _ in range(count)]
+        for leaf in (*parameters, *(x for (x,) in inputs)):
+            leaf.requires_grad_()
+        grads = [random(out, 1.0, self.dtype, device) for _ in range(count)]
+        return Operands(inputs, grads, parameters)
+
+    def _ours(self, x: Tensor, *parameters: Tensor) -> Tensor:
+        *ups, out_weight, out_bias = parameters
+        return clsd_fast.upsample_tail(x, ups[::2], ups[1::2], out_weight, out_bias, self.factor)
+
+    def _layers(self, x: Tensor, *parameters: Tensor) -> Tensor:
+        *ups, out_weight, out_bias = parameters
+        for stage, weight, bias in zip(STAGES[self.factor], ups[::2], ups[1::2], strict=True):
+            x = F.pixel_shuffle(F.conv2d(x, weight, bias, padding=1), stage)
+        return F.conv2d(x, out_weight, out_bias, padding=1)
+
+    def _collapsed(self, x: Tensor, *parameters: Tensor) -> Tensor:
+        """As many operations, on a kernel that is none, but depends on all parameters."""
+        axis = AXES[self.factor][0]
+        taps = axis.segments[0].count
+        kernel = sum(p.sum() for p in parameters).expand(x.shape[1], 3, taps, taps)
+        return F.conv_transpose2d(x, kernel, stride=self.factor, padding=axis.padding)
+
+    def call(self, side: str, mode: str, operands: Operands, wrap: Callable = lambda f: f):
+        functions = {"ours": self._ours, "counted": self._collapsed}
+        return run(wrap(functions.get(side, self._layers)), mode, operands)
+
+    def read(self, mode: str, operands: Operands) -> list[Tensor]:
+        grads = operands.grads[:1] if mode != "forward" else []
+        return [*operands.inputs[0], *grads, *operands.parameters]
+
+    def kernel(self, operands: Operands) -> str:
+        return implementation("upsample_tail", operands.inputs[0][0])
+
+
 class Contrast(NamedTuple):
     """A contrastive operator in float32, by `contrastive.py`'s case."""
 
@@ -212,5 +273,6 @@ def table() -> dict[str, list]:
         "pixel_shuffle_upsample": [
             Convolution("pixel_shuffle_upsample", patch, 64, factor) for factor in (2, 3)
         ],
+        "upsample_tail": [Tail(factor, patch) for factor in (2, 3, 4)],
         "contrastive": [Contrast(case) for case in cases],
     }

@@ -12,7 +12,7 @@ import torch
 from ._library import NAMESPACE
 
 #: Operators with Triton kernels, each in the module ``clsd_fast.triton.<op>``.
-OPERATORS = ("pairwise_similarity", "info_nce", "distance_ratio_loss")
+OPERATORS = ("upsample_tail", "pairwise_similarity", "info_nce", "distance_ratio_loss")
 #: Device types that the registered kernels serve.
 devices: frozenset[str] = frozenset()
 #: Why there are no Triton kernels; None if they are registered.

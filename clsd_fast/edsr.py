@@ -22,8 +22,8 @@ class EDSR(nn.Module):
         channels: of all feature maps.
         res_scale: factor of each residual branch.
         value_range: value of white, 255.0 or 1.0.
-        collapse: whether to compose the convolutions of the tail, None where it is faster
-            (:class:`clsd_fast.nn.UpsampleTail`).
+        collapse: whether to compose the convolutions of the tail, None where there is a
+            kernel for that (:class:`clsd_fast.nn.UpsampleTail`).
 
     The state_dict has the keys and shapes of EDSR-PyTorch. Trainable parameters at the defaults:
     1,369,859 (x2), 1,554,499 (x3), 1,517,571 (x4).

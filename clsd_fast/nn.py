@@ -108,7 +108,7 @@ class UpsampleTail(nn.Sequential):
         out_channels: of the output.
         collapse: compose all convolutions into one. The other way, which gives the same up to
             rounding, makes the intermediate maps by the operators of the children. None composes
-            where there is a kernel for that: on CPUs with the native library.
+            where there is a kernel for that: on CPUs with the native library, on GPUs with Triton.
 
     The parameters are those of ``nn.Sequential(PixelShuffleUpsampler(...), Conv3x3(...))``, as in
     EDSR-PyTorch's ``tail``. The children's own ``forward`` is not called where they are composed:

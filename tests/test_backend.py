@@ -244,6 +244,7 @@ def test_auto_takes_what_the_device_has(monkeypatch):
     monkeypatch.setattr(_triton, "missing", None)
     with clsd_fast.use_backend("auto"):
         assert backend.implementation("info_nce", OnGpu()) == "triton"
+        assert backend.has_kernel("upsample_tail", OnGpu())
         assert backend.implementation("conv3x3", OnGpu()) == "reference"
         monkeypatch.setattr(_triton, "missing", "Triton is not installed")
         assert backend.implementation("info_nce", OnGpu()) == "reference"

@@ -29,6 +29,7 @@ def gpu(load, monkeypatch):
         "conv3x3": [ops.Convolution("conv3x3", shape, 16)],
         "residual_block": [ops.Convolution("residual_block", shape, 16)],
         "pixel_shuffle_upsample": [ops.Convolution("pixel_shuffle_upsample", shape, 16, 2)],
+        "upsample_tail": [ops.Tail(4, shape)],
         "contrastive": [ops.Contrast(case("info_nce", 3, 5, 8))],
     }
     monkeypatch.setattr(ops, "table", lambda: table)
@@ -58,7 +59,7 @@ def test_report(gpu, monkeypatch, tmp_path, capsys):
         (row["problem"].split()[0], row["mode"], row["implementation"]) for row in result["rows"]
     }
     names = [("conv3x3", mode) for mode in ("forward", "dgrad", "wgrad", "forward_backward")]
-    for op in ("residual_block", "pixel_shuffle_upsample", "info_nce"):
+    for op in ("residual_block", "pixel_shuffle_upsample", "upsample_tail", "info_nce"):
         names += [(op, "forward"), (op, "forward_backward")]
     expected = {(*name, side) for name in names for side in ("ours", "cudnn")}
     assert modes == expected | {("step", "step", side) for side in ("ours", "eager")}
@@ -202,4 +203,15 @@ def test_operands_of_every_problem_fit(load):
             operands = problem.operands(1, "meta")
             for mode in problem.modes:
                 assert load("gpu").bytes_of(problem.read(mode, operands)) > 0
-                assert load("gpu_measure").flops_of(problem.call("plain", mode, operands)) >= 0
+                call = problem.call("counted", mode, operands)
+                assert load("gpu_measure").flops_of(call) >= 0
+
+
+@pytest.mark.parametrize("factor, taps", [(2, 8), (3, 11), (4, 18)])
+def test_flops_of_a_tail(load, factor, taps):
+    """Of the collapsed map, thrice forward and backward: those of docs/tail.md."""
+    problem = load("gpu_ops").Tail(factor, (2, 5, 6, 7))
+    for mode, times in (("forward", 1), ("forward_backward", 3)):
+        call = problem.call("counted", mode, problem.operands(1, "meta"))
+        expected = times * 2 * 2 * 6 * 7 * 5 * 3 * taps**2
+        assert load("gpu_measure").flops_of(call) == expected

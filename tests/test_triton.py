@@ -139,7 +139,7 @@ def test_every_operator(case):
 CALLS = [
     (op, values)
     for op, values in FORWARDS + BACKWARDS
-    if op.removesuffix("_backward") in _triton.OPERATORS
+    if op.removesuffix("_backward") in set(_triton.OPERATORS) - {"upsample_tail"}
     and values[-1] is not True  # save_gradients, which the CPU's kernel alone has
 ]
 

@@ -6,9 +6,10 @@ import pytest
 import test_distance_ratio_loss as ratio
 import test_info_nce as info
 import test_pairwise_similarity as pairwise
+import test_upsample_tail as tail
 import torch
 from torch.library import opcheck
-from util import compare, contiguous, rand, sliced
+from util import channels_last, compare, contiguous, rand, sliced
 
 import clsd_fast
 
@@ -45,6 +46,14 @@ CASES = {
         )
         for negatives in (None, 8)
     },
+    **{
+        f"upsample_tail {scale}": (
+            lambda *t, scale=scale: tail.collapsed(*t, scale=scale),
+            lambda *t, scale=scale: tail.plain(*t, scale=scale),
+            lambda scale=scale: tail.inputs(scale, 2, 64, 24, 20, middle=64),
+        )
+        for scale in tail.SCALES
+    },
 }
 
 
@@ -60,7 +69,7 @@ def triton():
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("layout", [contiguous, sliced])
+@pytest.mark.parametrize("layout", [contiguous, channels_last, sliced])
 def test_values(name, dtype, layout):
     function, plain, make = CASES[name]
 
@@ -68,6 +77,25 @@ def test_values(name, dtype, layout):
         return function(*(t if t is None else layout(t.cuda()) for t in tensors)).cpu()
 
     compare(on_gpu, plain, make(), dtype)
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 3), (3, 4), (4, 1), (5, 5), (9, 7)], ids=str)
+@pytest.mark.parametrize("scale", tail.SCALES)
+def test_borders_of_the_tail(scale, size, bias):
+    tensors = tail.inputs(scale, 2, 17, *size, bias)
+    on_gpu = [t if t is None else t.cuda() for t in tensors]
+    assert max(tail.differences(scale, on_gpu)) <= tail.EXACT_SHARE
+
+
+def test_models_compose_their_tails():
+    model = clsd_fast.EDSR(4, num_blocks=1, channels=16).cuda()
+    lr = torch.rand(2, 3, 9, 8, device="cuda")
+    with clsd_fast.use_backend("auto"), torch.backends.cudnn.flags(allow_tf32=False):
+        composed = model(lr)
+        assert "upsample_tail" in model.tail(model.embed(lr)).grad_fn.name()
+        model.tail.collapse = False
+        torch.testing.assert_close(composed, model(lr), rtol=1e-4, atol=1e-2)
 
 
 @pytest.mark.parametrize("name", CASES)

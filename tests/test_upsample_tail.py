@@ -62,7 +62,7 @@ def check(scale, shape, dtype, *args, **options):
 
 def differences(scale, tensors):
     """Of output and gradients from the plain tail's, as shares of the largest element."""
-    grad = rand(*plain(*tensors, scale=scale).shape, seed=3)
+    grad = rand(*plain(*tensors, scale=scale).shape, seed=3).to(tensors[0])
     ours, theirs = (
         run(lambda *t, f=f: f(*t, scale=scale), leaves(tensors, torch.float64, lambda t: t), grad)
         for f in (collapsed, plain)

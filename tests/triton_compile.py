@@ -13,7 +13,14 @@ from torch.utils._pytree import tree_leaves
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from clsd_fast.triton import _common, distance_ratio_loss, info_nce, pairwise_similarity
+from clsd_fast.triton import (
+    _common,
+    _tail_compose,
+    distance_ratio_loss,
+    info_nce,
+    pairwise_similarity,
+    upsample_tail,
+)
 
 TYPES = {
     torch.float64: "fp64",
@@ -23,7 +30,14 @@ TYPES = {
     torch.int64: "i64",
     torch.bool: "i1",
 }
-MODULES = (_common, distance_ratio_loss, info_nce, pairwise_similarity)
+MODULES = (
+    _common,
+    _tail_compose,
+    distance_ratio_loss,
+    info_nce,
+    pairwise_similarity,
+    upsample_tail,
+)
 
 
 def launches(dtype: torch.dtype) -> list[tuple]:
@@ -59,7 +73,29 @@ def launches(dtype: torch.dtype) -> list[tuple]:
     for negatives in (None, rows(3, 9, 64 * 48 * 48)):
         maps = rows(3, 16, 64 * 48 * 48)
         forward_and_backward(distance_ratio_loss, maps, maps, negatives, 1e-7)
+    if dtype != torch.float16:  # which is bfloat16 to these kernels
+        tail(dtype)
     return recorded
+
+
+def tail(dtype: torch.dtype) -> None:
+    """The tail of EDSR x4, which has every kernel of the others and in more variants.
+
+    It is composed in float32 for every dtype but float64.
+    """
+    if dtype != torch.float32:
+        _tail_compose.launch = lambda *args, **options: None
+
+    def tensor(*shape, dtype=torch.float32):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    x = tensor(16, 64, 48, 48, dtype=dtype).to(memory_format=torch.channels_last)
+    stages = [tensor(256, 64, 3, 3), tensor(256), tensor(256, 64, 3, 3), tensor(256)]
+    out_weight = tensor(3, 64, 3, 3)
+    output, kernel = upsample_tail.upsample_tail(x, *stages, out_weight, tensor(3), 4)
+    upsample_tail.upsample_tail_backward(
+        output, x, kernel, *stages, out_weight, 4, needs_x=True, needs_params=True
+    )
 
 
 def source(kernel: triton.JITFunction, args: tuple, options: dict) -> ASTSource:
@@ -97,8 +133,8 @@ def main(backend: str, architecture: str, *dtypes: str) -> None:
 
 def compile_all(target: GPUTarget, dtype: str) -> None:
     for kernel, args, options in launches(getattr(torch, dtype)):
-        warps = {"num_warps": options.get("num_warps", 4)}
-        compiled = triton.compile(source(kernel, args, options), target=target, options=warps)
+        given = {name: options[name] for name in ("num_warps", "num_stages") if name in options}
+        compiled = triton.compile(source(kernel, args, options), target=target, options=given)
         text = compiled.asm["ptx" if target.backend == "cuda" else "amdgcn"]
         facts = {
             "kernel": compiled.metadata.name,

@@ -53,7 +53,8 @@ def upsample_tail(
 
     Under autocast all tensors are cast to the autocast dtype. For 16-bit tensors the weights are
     composed in float32. Saved for backward: x, the weights and the composed kernel.
-    Native CPU results are bit-equal from run to run and for any number of threads.
+    Native CPU results are bit-equal from run to run and for any number of threads, Triton's from
+    run to run. Those kernels copy images once whose channels are not next to each other.
 
     Source: Lim et al. (arXiv 1707.02921) for the layers; ``docs/tail.md`` for the map.
     """

@@ -1,1 +1,1 @@
-"""The contrastive operators on GPUs, one module each. Importing a module needs Triton."""
+"""The contrastive operators and the tail on GPUs, a module each. Importing one needs Triton."""

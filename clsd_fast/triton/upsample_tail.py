@@ -1,0 +1,255 @@
+"""The collapsed tail: composing its kernel (`_tail_compose`) and applying it (`_tail_apply`).
+
+Nothing is summed by atomics: the gradient of the kernel is summed over chunks of pixels first, then
+over the chunks in their order.
+"""
+
+import torch
+import triton
+from torch import Tensor
+
+from ..ops.conv3x3 import empty_images
+from ._common import PROGRAMS, acc_type, accumulator_dtype, block, launch, strided
+from ._tail_apply import (
+    tail_forward_kernel,
+    tail_images_grad_kernel,
+    tail_kernel_grad_kernel,
+    tail_unshuffle_kernel,
+    tail_weights_grad_kernel,
+    tail_weights_kernel,
+)
+from ._tail_compose import BLOCK, Stages, compose_all, compose_all_backward
+from ._tail_taps import INNER, KINDS, WINDOW
+
+#: Pixels are numbered in 32 bits, blocks beyond the last of them included.
+MOST_PIXELS = 2**30
+_KINDS, _WINDOW = KINDS.value, WINDOW.value
+
+
+def upsample_tail(
+    x: Tensor,
+    up_weight1: Tensor,
+    up_bias1: Tensor | None,
+    up_weight2: Tensor | None,
+    up_bias2: Tensor | None,
+    out_weight: Tensor,
+    out_bias: Tensor | None,
+    upscale_factor: int,
+) -> tuple[Tensor, Tensor]:
+    """[N, C, H, W] to [N, K, r H, r W]; and the kernel [C + 1, taps, taps, K] that was composed.
+
+    Parameters are in the accumulator's dtype. Images whose channels are apart, as contiguous ones'
+    are, are copied once.
+    """
+    _check_size(x)
+    stages = _stages(up_weight1, up_bias1, up_weight2, up_bias2)
+    kernel = compose_all(stages, out_weight, upscale_factor)[0]
+    outputs = out_weight.shape[0]
+    options = _options(x, outputs, upscale_factor)
+    weights, ones = _weights(kernel, x, options)
+    output = empty_images(x, outputs, upscale_factor)
+    launch(
+        tail_forward_kernel,
+        _blocks(x, options["block_m"], 1) * (weights.shape[3] // options["block_n"]),
+        strided(_with_dense_channels(x)),
+        weights,
+        ones,
+        strided(out_bias),
+        strided(output),
+        *_sizes(x),
+        outputs,
+        *weights.shape[2:],
+        **options,
+    )
+    return output, kernel
+
+
+def upsample_tail_backward(
+    grad_output: Tensor,
+    x: Tensor,
+    kernel: Tensor,
+    up_weight1: Tensor,
+    up_bias1: Tensor | None,
+    up_weight2: Tensor | None,
+    up_bias2: Tensor | None,
+    out_weight: Tensor,
+    upscale_factor: int,
+    needs_x: bool,
+    needs_params: bool,
+) -> tuple[Tensor, ...]:
+    """Gradients of x and of the forward's parameters in their order; empty if not needed."""
+    options = _options(x, kernel.shape[3], upscale_factor)
+    grad_rows = _unshuffled(grad_output, x, options)
+    grad_x = _grad_x(grad_rows, x, kernel, options) if needs_x else x.new_empty(0)
+    none = [kernel.new_empty(0) for _ in range(6)]
+    if not needs_params:
+        return grad_x, *none
+    grad_kernel = _grad_kernel(grad_rows, x, kernel, options)
+    stages = _stages(up_weight1, up_bias1, up_weight2, up_bias2)
+    *ups, grad_out = compose_all_backward(grad_kernel, stages, out_weight, upscale_factor)
+    grad_out_bias = grad_output.sum((0, 2, 3), dtype=kernel.dtype)
+    return grad_x, *(ups + none)[:4], grad_out, grad_out_bias
+
+
+def _check_size(x: Tensor) -> None:
+    pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    if pixels > MOST_PIXELS:
+        raise RuntimeError(
+            f"upsample_tail: expected at most {MOST_PIXELS} pixels for its Triton kernel, "
+            f"got {pixels}"
+        )
+
+
+def _stages(*parameters: Tensor | None) -> Stages:
+    weight1, bias1, weight2, bias2 = parameters
+    return [(weight1, bias1)] if weight2 is None else [(weight1, bias1), (weight2, bias2)]
+
+
+def _options(x: Tensor, outputs: int, factor: int) -> dict[str, object]:
+    """Options of kernels that multiply pixels with weights."""
+    pixels, depth, most = {torch.float64: (16, 16, 16), torch.float32: (32, 32, 32)}.get(
+        x.dtype, (128, 64, 64)
+    )
+    block_n = block(outputs * factor**2, most)
+    return {
+        "factor": factor,
+        "acc_type": acc_type(x),
+        "block_m": pixels,
+        "block_c": block(x.shape[1], depth),
+        "block_n": block_n,
+        # With 4, blocks of 128 by 64 spill registers.
+        "num_warps": 8 if pixels * block_n >= 8192 else 4,
+        # Pixels are read up to 25 times. Pipelined, they would be copied past the L1 cache.
+        "num_stages": 1,
+    }
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int, int]:
+    batch, channels, height, width = x.shape
+    return batch, height, width, channels
+
+
+def _blocks(x: Tensor, pixels: int, ends: int) -> int:
+    """Into how many blocks of so many pixels ``find_region`` cuts all regions."""
+    rows, columns = ([1] * min(size, 2 * ends) + [max(size - 2 * ends, 0)] for size in x.shape[2:])
+    return sum(triton.cdiv(len(x) * r * c, pixels) for r in rows for c in columns)
+
+
+def _with_dense_channels(x: Tensor) -> Tensor:
+    """x itself if the channels of a pixel are next to each other, else a copy."""
+    return x if x.stride(1) == 1 else x.contiguous(memory_format=torch.channels_last)
+
+
+def _round_up(size: int, multiple: int) -> int:
+    return triton.cdiv(size, multiple) * multiple
+
+
+def _weights(kernel: Tensor, x: Tensor, options: dict) -> tuple[Tensor, Tensor]:
+    """The kernel's taps as the weights of each kind of pixel, and those of 1."""
+    batch, height, width, channels = _sizes(x)
+    outputs, factor = kernel.shape[3], options["factor"]
+    width_c = _round_up(channels, options["block_c"])
+    width_n = _round_up(outputs * factor**2, options["block_n"])
+    weights = x.new_empty(_KINDS, _WINDOW, width_c, width_n)
+    ones = kernel.new_empty(_KINDS, _WINDOW, width_n)
+    launch(
+        tail_weights_kernel,
+        triton.cdiv(_KINDS * _WINDOW * (width_c + 1) * width_n, BLOCK),
+        (kernel,),
+        weights,
+        ones,
+        height,
+        width,
+        channels,
+        outputs,
+        width_c,
+        width_n,
+        factor=factor,
+        block_e=BLOCK,
+    )
+    return weights, ones
+
+
+def _unshuffled(grad: Tensor, x: Tensor, options: dict) -> Tensor:
+    """Gradient of the output as [N, K r**2, H, W] with dense channels, padded with zeros."""
+    batch, height, width, _ = _sizes(x)
+    outputs, factor, block_n = grad.shape[1], options["factor"], options["block_n"]
+    rows = x.new_empty(batch, height, width, _round_up(outputs * factor**2, block_n))
+    pixels = batch * height * width
+    launch(
+        tail_unshuffle_kernel,
+        triton.cdiv(pixels, 64) * (rows.shape[3] // block_n),
+        strided(grad),
+        rows,
+        pixels,
+        height,
+        width,
+        outputs,
+        rows.shape[3],
+        factor=factor,
+        block_m=64,
+        block_n=block_n,
+    )
+    return rows.permute(0, 3, 1, 2)
+
+
+def _grad_x(grad_rows: Tensor, x: Tensor, kernel: Tensor, options: dict) -> Tensor:
+    weights, _ = _weights(kernel, x, options)
+    width_c, width_n = weights.shape[2:]
+    ends = 2 if INNER.value[options["factor"]] else 1
+    grad_x = empty_images(x, x.shape[1])
+    launch(
+        tail_images_grad_kernel,
+        _blocks(x, options["block_m"], ends) * (width_c // options["block_c"]),
+        strided(grad_rows),
+        weights,
+        strided(grad_x),
+        *_sizes(x),
+        width_c,
+        width_n,
+        **options,
+    )
+    return grad_x
+
+
+def _grad_kernel(grad_rows: Tensor, x: Tensor, kernel: Tensor, options: dict) -> Tensor:
+    batch, height, width, channels = _sizes(x)
+    factor, width_n = options["factor"], grad_rows.shape[1]
+    # Of more pixels, the five products of a program would spill registers.
+    block_m = min(options["block_m"], 64, 2048 // options["block_n"])
+    options = {**options, "block_m": block_m}
+    tiles = triton.cdiv(channels, options["block_c"]) * (width_n // options["block_n"])
+    # The length of a chunk depends on the shape alone, so that sums are the same on every device.
+    wanted = max(1, PROGRAMS // (tiles * _WINDOW))
+    chunk_pixels = max(_round_up(triton.cdiv(batch * height * width, wanted), block_m), block_m)
+    chunks = _blocks(x, chunk_pixels, 1)
+    shape = (chunks, _WINDOW, channels + 1, width_n)
+    partials = x.new_empty(shape, dtype=accumulator_dtype(x))
+    launch(
+        tail_weights_grad_kernel,
+        chunks * tiles * 5,
+        strided(_with_dense_channels(x)),
+        strided(grad_rows),
+        partials,
+        chunk_pixels,
+        *_sizes(x),
+        width_n,
+        **{name: value for name, value in options.items() if name != "factor"},
+    )
+    grad_kernel = torch.empty_like(kernel)
+    launch(
+        tail_kernel_grad_kernel,
+        triton.cdiv(kernel.numel(), BLOCK // 4),
+        (partials,),
+        grad_kernel,
+        chunks,
+        chunk_pixels,
+        *_sizes(x),
+        kernel.shape[3],
+        width_n,
+        factor=factor,
+        acc_type=options["acc_type"],
+        block_m=16,
+        block_e=BLOCK // 4,
+    )
+    return grad_kernel
