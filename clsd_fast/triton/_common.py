@@ -195,7 +195,14 @@ def row_norms(x, b, i, n, d, acc_type: tl.constexpr, block_d: tl.constexpr):
 
 @triton.jit
 def paired_cosines(x, y, b, i, n, d, acc_type: tl.constexpr, block_d: tl.constexpr):
-    """Cosine of row i of x with row i of y, and both norms."""
+    """Cosine of row i of x with row i of y, and both norms.
+
+    Of float32, products are those of :func:`row_products` to the last bit, so that the logits of
+    keys which are alike are the same number, the positive's too. 16-bit rows are rounded more
+    coarsely than two orders of summation.
+    """
+    as_tile: tl.constexpr = x[0].dtype.element_ty == tl.float32
+    tile = tl.zeros([i.shape[0], i.shape[0]], acc_type)
     products = tl.zeros([i.shape[0]], acc_type)
     x_squares = tl.zeros([i.shape[0]], acc_type)
     y_squares = tl.zeros([i.shape[0]], acc_type)
@@ -203,9 +210,14 @@ def paired_cosines(x, y, b, i, n, d, acc_type: tl.constexpr, block_d: tl.constex
         f = start + tl.arange(0, block_d)
         x_tile = load_tile(x, b, i, n, f, d).to(acc_type)
         y_tile = load_tile(y, b, i, n, f, d).to(acc_type)
-        products += tl.sum(x_tile * y_tile, 1)
+        if as_tile:
+            tile = dot(x_tile, tl.trans(y_tile), tile)
+        else:
+            products += tl.sum(x_tile * y_tile, 1)
         x_squares += tl.sum(x_tile * x_tile, 1)
         y_squares += tl.sum(y_tile * y_tile, 1)
+    if as_tile:
+        products = tl.sum(tl.where(i[:, None] == i[None, :], tile, 0), 1)
     x_norm, y_norm = norm(x_squares), norm(y_squares)
     return quotient(products, x_norm * y_norm), x_norm, y_norm
 
@@ -248,31 +260,67 @@ def add_weighted(total, weights, units):
 
 @triton.jit
 def row_products(
-    x, i, n, y, j, m, b, d, squares: tl.constexpr, acc_type: tl.constexpr, block_d: tl.constexpr
+    x,
+    i,
+    n,
+    y,
+    j,
+    m,
+    b,
+    d,
+    squares: tl.constexpr,
+    acc_type: tl.constexpr,
+    block_d: tl.constexpr,
+    swapped: tl.constexpr = False,
 ):
-    """Products of rows i of x with rows j of y, [i, j], and the squared norms of the latter."""
+    """Products of rows i of x with rows j of y, [i, j], and the squared norms of the latter.
+
+    ``swapped`` sums them as this function does for rows j of y with rows i of x.
+    """
     products = tl.zeros([i.shape[0], j.shape[0]], acc_type)
+    if swapped:
+        products = tl.trans(products)
     y_squares = tl.zeros([j.shape[0]], acc_type)
     for start in range(0, d, block_d):
         f = start + tl.arange(0, block_d)
         x_tile = load_tile(x, b, i, n, f, d)
         y_tile = load_tile(y, b, j, m, f, d)
-        products = dot(x_tile, tl.trans(y_tile), products)
+        if swapped:
+            products = dot(y_tile, tl.trans(x_tile), products)
+        else:
+            products = dot(x_tile, tl.trans(y_tile), products)
         if squares:
             wide = y_tile.to(acc_type)
             y_squares += tl.sum(wide * wide, 1)
+    if swapped:
+        products = tl.trans(products)
     return products, y_squares
 
 
 @triton.jit
 def row_cosines(
-    x, x_norm, i, n, y, saved, j, m, b, d, acc_type: tl.constexpr, block_d: tl.constexpr
+    x,
+    x_norm,
+    i,
+    n,
+    y,
+    saved,
+    j,
+    m,
+    b,
+    d,
+    acc_type: tl.constexpr,
+    block_d: tl.constexpr,
+    swapped: tl.constexpr = False,
 ):
     """Cosines of rows i of x with rows j of y, [i, j], and the norms of the latter.
 
-    ``x_norm`` are those of the former; ``saved`` are those of all of y, or None.
+    ``x_norm`` are those of the former; ``saved`` are those of all of y, or None. ``swapped`` is
+    :func:`row_products`'.
     """
-    products, squares = row_products(x, i, n, y, j, m, b, d, saved is None, acc_type, block_d)
+    products, squares = row_products(
+        x, i, n, y, j, m, b, d, saved is None, acc_type, block_d, swapped
+    )
     y_norm = norm(squares) if saved is None else load_vector(saved, b, j, m, float("inf"))
     like = tl.zeros([1], x[0].dtype.element_ty)
     return over_norms(products, x_norm[:, None] * y_norm[None, :], like), y_norm

@@ -234,8 +234,23 @@ def info_nce_key_grad_kernel(
     projection = tl.zeros([block_m], acc_type)
     for start in range(0, n, block_n):
         i = start + tl.arange(0, block_n)
+        # Those of the forward to the last bit: where one key has nearly all of a query's softmax,
+        # its weight is 1 minus rounding only if logit and largest logit are the same number. The
+        # weights of 16-bit rows are rounded more coarsely than that.
         cosines, query_norm = row_cosines(
-            keys, key_norm, j, m, query, query_norms, i, n, b, d, acc_type, block_d
+            keys,
+            key_norm,
+            j,
+            m,
+            query,
+            query_norms,
+            i,
+            n,
+            b,
+            d,
+            acc_type,
+            block_d,
+            swapped=keys[0].dtype.element_ty.primitive_bitwidth > 16,
         )
         kept = kept_pairs(b, j, m, i, n, mask, labels, in_batch)
         highest = load_vector(maximum, b, i, n, 0)
@@ -246,7 +261,7 @@ def info_nce_key_grad_kernel(
         summed, weights = add_weighted(summed, exps * grad[None, :], units)
         projection += tl.sum(weights * cosines, 1)
     if in_batch:
-        cosine, _, query_norm = paired_cosines(keys, query, b, j, n, d, acc_type, block_d)
+        cosine, query_norm, _ = paired_cosines(query, keys, b, j, n, d, acc_type, block_d)
         highest = load_vector(maximum, b, j, n, 0)
         total = load_vector(sum_exp, b, j, n, 1)
         grad = load_vector(grad_loss, b, j, n, 0).to(acc_type)
