@@ -113,19 +113,28 @@ class WinogradPatches {
       }
       return;
     }
-    for (int64_t i = 0; i < size_; ++i) {
-      for (int64_t j = 0; j < size_; ++j) {
-        copy_pixel(top + i, left + j, copy_ + (i * size_ + j) * channels);
-      }
-    }
+    for (int64_t i = 0; i < size_; ++i) copy_row(top + i, left, copy_ + i * size_ * channels);
     visit(0, copy_, size_ * channels, channels, channels);
   }
 
-  void copy_pixel(int64_t y, int64_t x, T* target) const {
-    if (y < 0 || x < 0 || y >= image_.height || x >= image_.width) {
-      std::fill_n(target, channels, T(0));
+  // `size_` pixels of row y from pixel x on.
+  void copy_row(int64_t y, int64_t x, T* target) const {
+    if (y < 0 || y >= image_.height) {
+      std::fill_n(target, size_ * channels, T(0));
       return;
     }
+    const int64_t begin = std::max<int64_t>(-x, 0), end = std::min(image_.width - x, size_);
+    std::fill_n(target, begin * channels, T(0));
+    if (image_.run == channels && image_.stride_w == channels) {
+      const S* pixels = image_.pixel(n_, y, x + begin) + image_.channel[image_.order[0]];
+      std::copy(pixels, pixels + (end - begin) * channels, target + begin * channels);
+    } else {
+      for (int64_t j = begin; j < end; ++j) copy_pixel(y, x + j, target + j * channels);
+    }
+    std::fill_n(target + end * channels, (size_ - end) * channels, T(0));
+  }
+
+  void copy_pixel(int64_t y, int64_t x, T* target) const {
     const S* pixel = image_.pixel(n_, y, x);
     for (int64_t c = 0; c < channels; c += image_.run) {
       const S* source = pixel + image_.channel[image_.order[c]];
