@@ -230,7 +230,8 @@ def bias_map_backward(grad: Tensor, kernel: Tensor, factor: int) -> Tensor:
     return apply_backward(grad.unsqueeze(0), ones, kernel[-1:], factor, False, True)[1]
 
 
-def _stages(*parameters: Tensor | None) -> Stages:
+def stages_of(*parameters: Tensor | None) -> Stages:
+    """Weight and bias of each stage, from those of both; for one stage, the second's are None."""
     weight1, bias1, weight2, bias2 = parameters
     return [(weight1, bias1)] if weight2 is None else [(weight1, bias1), (weight2, bias2)]
 
@@ -246,7 +247,7 @@ def upsample_tail(
     upscale_factor: int,
 ) -> tuple[Tensor, Tensor]:
     """Output and composed kernel, as in ``SCHEMAS``."""
-    stages = _stages(up_weight1, up_bias1, up_weight2, up_bias2)
+    stages = stages_of(up_weight1, up_bias1, up_weight2, up_bias2)
     kernel = compose_all(stages, out_weight, upscale_factor)[0]
     output = apply(x, kernel[:-1].to(x.dtype), upscale_factor)
     # Added in the kernel's dtype: the gradient of the biases is a sum over all pixels.
@@ -279,6 +280,6 @@ def upsample_tail_backward(
     grad = grad_output.to(kernel.dtype)
     grad_biases = bias_map_backward(grad.sum(0), kernel, upscale_factor)
     grad_kernel = torch.cat([grad_taps.to(kernel.dtype), grad_biases])
-    stages = _stages(up_weight1, up_bias1, up_weight2, up_bias2)
+    stages = stages_of(up_weight1, up_bias1, up_weight2, up_bias2)
     *ups, grad_out = compose_all_backward(grad_kernel, stages, out_weight, upscale_factor)
     return grad_x, *(ups + none)[:4], grad_out, grad.sum((0, 2, 3))

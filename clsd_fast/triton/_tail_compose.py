@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._tail import Stages
 from .._tail_axes import AXES, STAGES
 from ..ops.conv3x3 import empty_images
 from ._common import acc_type, block, dot, launch, strided
@@ -391,9 +392,6 @@ def compose_backward(
         block_e=block(size, 64),
     )
     return grad_weight, grad_bias, grad_after
-
-
-Stages = list[tuple[Tensor, Tensor | None]]
 
 
 def compose_all(stages: Stages, out_weight: Tensor, factor: int) -> list[Tensor]:

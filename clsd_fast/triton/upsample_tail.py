@@ -8,6 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
+from .._tail import stages_of
 from ..ops.conv3x3 import empty_images
 from ._common import PROGRAMS, acc_type, accumulator_dtype, block, launch, strided
 from ._tail_apply import (
@@ -18,7 +19,7 @@ from ._tail_apply import (
     tail_weights_grad_kernel,
     tail_weights_kernel,
 )
-from ._tail_compose import BLOCK, Stages, compose_all, compose_all_backward
+from ._tail_compose import BLOCK, compose_all, compose_all_backward
 from ._tail_taps import INNER, KINDS, WINDOW
 
 #: Pixels are numbered in 32 bits, blocks beyond the last of them included.
@@ -42,7 +43,7 @@ def upsample_tail(
     are, are copied once.
     """
     _check_size(x)
-    stages = _stages(up_weight1, up_bias1, up_weight2, up_bias2)
+    stages = stages_of(up_weight1, up_bias1, up_weight2, up_bias2)
     kernel = compose_all(stages, out_weight, upscale_factor)[0]
     outputs = out_weight.shape[0]
     options = _options(x, outputs, upscale_factor)
@@ -85,7 +86,7 @@ def upsample_tail_backward(
     if not needs_params:
         return grad_x, *none
     grad_kernel = _grad_kernel(grad_rows, x, kernel, options)
-    stages = _stages(up_weight1, up_bias1, up_weight2, up_bias2)
+    stages = stages_of(up_weight1, up_bias1, up_weight2, up_bias2)
     *ups, grad_out = compose_all_backward(grad_kernel, stages, out_weight, upscale_factor)
     grad_out_bias = grad_output.sum((0, 2, 3), dtype=kernel.dtype)
     return grad_x, *(ups + none)[:4], grad_out, grad_out_bias
@@ -98,11 +99,6 @@ def _check_size(x: Tensor) -> None:
             f"upsample_tail: expected at most {MOST_PIXELS} pixels for its Triton kernel, "
             f"got {pixels}"
         )
-
-
-def _stages(*parameters: Tensor | None) -> Stages:
-    weight1, bias1, weight2, bias2 = parameters
-    return [(weight1, bias1)] if weight2 is None else [(weight1, bias1), (weight2, bias2)]
 
 
 def _options(x: Tensor, outputs: int, factor: int) -> dict[str, object]:
