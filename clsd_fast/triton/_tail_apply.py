@@ -28,6 +28,16 @@ from ._tail_taps import (
 
 
 @triton.jit
+def pixels_of_block(number, block_m: tl.constexpr, batch, height, width, ends: tl.constexpr):
+    """First row and column of the region of block ``number``; image, row and column of its pixels,
+    and which of them exist."""
+    top, rows, left, columns, number = find_region(number, block_m, batch, height, width, ends)
+    index = number * block_m + tl.arange(0, block_m)
+    b, y, z = region_pixels(index, top, rows, left, columns)
+    return top, left, b, y, z, index < batch * rows * columns
+
+
+@triton.jit
 def pixel_pointers(images, b, y, z):
     pointer, stride_b, _, stride_y, stride_z = images
     rows = pointer + b.to(tl.int64) * stride_b + y.to(tl.int64) * stride_y
@@ -102,12 +112,9 @@ def tail_forward_kernel(
     strips = width_n // block_n
     program = tl.program_id(0)
     n = program % strips * block_n + tl.arange(0, block_n)
-    top, rows, left, columns, number = find_region(
+    top, left, b, y, z, inside = pixels_of_block(
         program // strips, block_m, batch, height, width, 1
     )
-    index = number * block_m + tl.arange(0, block_m)
-    b, y, z = region_pixels(index, top, rows, left, columns)
-    inside = index < batch * rows * columns
     first = (kind_of(top, height) * 3 + kind_of(left, width)) * WINDOW
     pixels = pixel_pointers(x, b, y, z)
     total = tl.zeros([block_m, block_n], acc_type)
@@ -185,12 +192,9 @@ def tail_images_grad_kernel(
     strips = width_c // block_c
     program = tl.program_id(0)
     c = program % strips * block_c + tl.arange(0, block_c)
-    top, rows, left, columns, number = find_region(
+    top, left, b, y, z, inside = pixels_of_block(
         program // strips, block_m, batch, height, width, ends
     )
-    index = number * block_m + tl.arange(0, block_m)
-    b, y, z = region_pixels(index, top, rows, left, columns)
-    inside = index < batch * rows * columns
     pixels = pixel_pointers(grad, b, y, z)
     total = tl.zeros([block_m, block_c], acc_type)
     blocks = width_n // block_n

@@ -17,7 +17,7 @@ from torch import Tensor
 from .._tail import Stages
 from .._tail_axes import AXES, STAGES
 from ..ops.conv3x3 import empty_images
-from ._common import acc_type, block, dot, launch, strided
+from ._common import acc_type, block, dot, launch, split_program_2d, strided
 from ._tail_taps import STAGE, TAPS, tap_after, taps_through
 
 #: Elements of a program that sums.
@@ -25,17 +25,27 @@ BLOCK = 256
 
 
 @triton.jit
-def added(weight, bias, c, m, pair, channels, features, stage: tl.constexpr):
-    """What a pixel adds to a row and a column of the next map, [c, m]."""
+def stage_weights(weight, c, m, pair, channels, stage: tl.constexpr):
+    """The weights by which a pixel reaches a row and a column of the next map, [c, m].
+
+    Returns their output channels v, pointers to them, and which of c is the channel of 1, [c, 1]:
+    a bias is added to what lies under the pixel itself.
+    """
     pointer, stride_m, stride_c, stride_y, stride_x = weight
     row, column = pair // (3 * stage), pair % (3 * stage)
     y, x = 2 - row // stage, 2 - column // stage
     v = m.to(tl.int64) * (stage * stage) + row % stage * stage + column % stage
     pixel = pointer + y * stride_y + x * stride_x
     weights = pixel + (v * stride_m)[None, :] + (c.to(tl.int64) * stride_c)[:, None]
-    total = tl.load(weights, mask=(c < channels)[:, None] & (m < features)[None, :], other=0)
     one = tl.where((y == 1) & (x == 1), channels, -1)
-    is_one = (c == one)[:, None]
+    return v, weights, (c == one)[:, None]
+
+
+@triton.jit
+def added(weight, bias, c, m, pair, channels, features, stage: tl.constexpr):
+    """What a pixel adds to a row and a column of the next map, [c, m]."""
+    v, weights, is_one = stage_weights(weight, c, m, pair, channels, stage)
+    total = tl.load(weights, mask=(c < channels)[:, None] & (m < features)[None, :], other=0)
     if bias is not None:
         biases = tl.load(bias[0] + v * bias[1], mask=m < features, other=0)
         total = tl.where(is_one, biases[None, :], total)
@@ -85,11 +95,7 @@ def tail_products_kernel(
 ):
     taps: tl.constexpr = TAPS[factor // STAGE[factor]]
     size = taps * taps * outputs
-    strips, blocks = tl.cdiv(size, block_n), tl.cdiv(channels + 1, block_c)
-    program = tl.program_id(0)
-    pair = program // strips // blocks
-    c = program // strips % blocks * block_c + tl.arange(0, block_c)
-    n = program % strips * block_n + tl.arange(0, block_n)
+    pair, c, n = split_program_2d(channels + 1, size, block_c, block_n)
     total = tl.zeros([block_c, block_n], acc_type)
     for start in range(0, features + 1, block_m):
         m = start + tl.arange(0, block_m)
@@ -178,11 +184,7 @@ def tail_stage_grad_kernel(
     stage: tl.constexpr = STAGE[factor]
     taps: tl.constexpr = TAPS[factor // stage]
     size = taps * taps * outputs
-    strips, blocks = tl.cdiv(features, block_m), tl.cdiv(channels + 1, block_c)
-    program = tl.program_id(0)
-    pair = program // strips // blocks
-    c = program // strips % blocks * block_c + tl.arange(0, block_c)
-    m = program % strips * block_m + tl.arange(0, block_m)
+    pair, c, m = split_program_2d(channels + 1, features, block_c, block_m)
     total = tl.zeros([block_c, block_m], acc_type)
     for start in range(0, size, block_n):
         n = start + tl.arange(0, block_n)
@@ -191,15 +193,9 @@ def tail_stage_grad_kernel(
         rows = tl.load(pointers, mask=exists, other=0)
         kernels = following(after, m, n, features, outputs, factor, last)
         total = dot(rows, tl.trans(kernels), total)
-    row, column = pair // (3 * stage), pair % (3 * stage)
-    y, x = 2 - row // stage, 2 - column // stage
-    v = m.to(tl.int64) * (stage * stage) + row % stage * stage + column % stage
-    pointer, stride_m, stride_c, stride_y, stride_x = grad_weight
-    pixel = pointer + y * stride_y + x * stride_x
-    weights = pixel + (v * stride_m)[None, :] + (c.to(tl.int64) * stride_c)[:, None]
+    v, weights, is_one = stage_weights(grad_weight, c, m, pair, channels, stage)
     tl.store(weights, total, mask=(c < channels)[:, None] & (m < features)[None, :])
-    one = tl.where((y == 1) & (x == 1), channels, -1)
-    is_bias = (c == one)[:, None] & (m < features)[None, :]
+    is_bias = is_one & (m < features)[None, :]
     tl.store(grad_bias + v[None, :] + tl.zeros_like(c)[:, None], total, mask=is_bias)
 
 
@@ -220,11 +216,7 @@ def tail_after_grad_kernel(
 ):
     taps: tl.constexpr = TAPS[factor // STAGE[factor]]
     size = taps * taps * outputs
-    strips, blocks = tl.cdiv(size, block_n), tl.cdiv(features + 1, block_m)
-    program = tl.program_id(0)
-    pair = program // strips // blocks
-    m = program // strips % blocks * block_m + tl.arange(0, block_m)
-    n = program % strips * block_n + tl.arange(0, block_n)
+    pair, m, n = split_program_2d(features + 1, size, block_m, block_n)
     total = tl.zeros([block_m, block_n], acc_type)
     for start in range(0, channels + 1, block_c):
         c = start + tl.arange(0, block_c)
