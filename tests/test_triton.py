@@ -70,7 +70,16 @@ PAIRWISE = [
 ]
 INFO_NCE = [
     *cases(info.test_dtypes_and_layouts, dtype=FLOATS, layout=LAYOUTS, negatives=[None, 9]),
-    *cases(info.test_temperatures, temperature=[0.01, 1.0], dtype=FLOATS, negatives=[None, 9]),
+    *cases(info.test_temperatures, temperature=[1.0], dtype=FLOATS, negatives=[None, 9]),
+    # Of float32, the largest error of one draw depends on the host's matrix product.
+    *cases(
+        info.test_temperatures,
+        temperature=[0.01],
+        dtype=[torch.float64, torch.float16],
+        negatives=[None, 9],
+    ),
+    *cases(info.test_temperatures, temperature=[0.01], dtype=[torch.float32], negatives=[None]),
+    *cases(info.test_the_lowest_temperature_of_many_draws, negatives=[None, 9]),
     # Of 40 heads: every pair of values, not every combination.
     *cases(info.test_mask, count=[17], negatives=[None], dtype=[torch.float32], transposed=[False]),
     *cases(info.test_mask, count=[17], negatives=[None], dtype=[torch.float16], transposed=[True]),
@@ -88,7 +97,7 @@ INFO_NCE = [
     ),
     *cases(info.test_heads_share_a_key, negatives=[None, 4]),
     *cases(info.test_logits_of_ten_thousand_do_not_overflow),
-    *cases(info.test_identical_rows),
+    *cases(info.test_identical_rows_of_many_draws),
     *cases(info.test_zero_rows_have_no_gradient, negatives=[None, 3]),
     *cases(info.test_one_row_alone_loses_nothing),
     *cases(info.test_no_given_negatives_lose_nothing),
