@@ -33,7 +33,7 @@ bench: .venv/installed
 
 # Needs nvcc, no GPU. Installs nothing.
 cuda: .venv/installed
-	$(BIN)/pytest tests/test_cuda_build.py tests/test_cuda_sass.py
+	$(BIN)/pytest tests/cuda/test_cuda_build.py tests/cuda/test_cuda_sass.py
 
 # On a machine with a GPU, in a Python that has a PyTorch for it: nothing is installed. The kernels
 # are built into clsd_fast/, or LIBRARY= names a _C_cuda.so that was built elsewhere.
@@ -44,7 +44,7 @@ gpu-build:
 	$(GPU_PYTHON) tools/build_cuda.py $(if $(LIBRARY),--library $(LIBRARY))
 
 gpu-test: gpu-build
-	$(GPU_TEST) $(wildcard tests/test_*_gpu.py)
+	$(GPU_TEST) tests/gpu
 
 gpu-bench:
 	PYTHON=$(GPU_PYTHON) benchmarks/gpu.sh $(if $(LIBRARY),--library $(LIBRARY))
@@ -55,7 +55,7 @@ gpu-memcheck gpu-racecheck: gpu-%: gpu-build
 	@if command -v compute-sanitizer >/dev/null; then \
 	    PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTHONPATH=. compute-sanitizer --tool $* \
 	        --kernel-name kns=clsd --report-api-errors no --target-processes all --error-exitcode 1 \
-	        $(GPU_PYTHON) -m pytest -m gpu -rs tests/test_cuda_gpu.py -k test_small; \
+	        $(GPU_PYTHON) -m pytest -m gpu -rs tests/gpu/test_cuda_gpu.py -k test_small; \
 	else \
 	    echo "gpu-$*: skipped, needs compute-sanitizer of the CUDA toolkit"; \
 	fi
@@ -68,7 +68,7 @@ sanitize: .venv/installed
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized \
 	    $(BIN)/pytest -k "native and not 1000 and not gradient_of_the_temperature" \
-	    $(addprefix tests/test_,$(addsuffix .py,$(OPERATORS)))
+	    $(addprefix tests/ops/test_,$(addsuffix .py,$(OPERATORS)))
 
 .venv/installed: pyproject.toml setup.py CMakeLists.txt $(SOURCES)
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -101,7 +101,10 @@ extensions = [
 ]
 setup(
     version=version(),
-    packages=["clsd_fast", "clsd_fast.ops", "clsd_fast.triton", "clsd_train"],
+    packages=[
+        *find_packages(include=["clsd_fast", "clsd_fast.*"]),
+        *find_packages("python", include=["clsd_train"]),
+    ],
     package_dir={"clsd_train": "python/clsd_train"},
     package_data={"clsd_fast": ["py.typed"]},
     ext_modules=extensions if native else [],

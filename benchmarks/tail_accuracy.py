@@ -11,9 +11,9 @@ import argparse
 import random
 
 import torch
+from support.tolerance import largest
+from support.util import run_all
 from test_upsample_tail import STAGES, collapsed, inputs, plain
-from tolerance import largest
-from util import run_all
 
 import clsd_fast
 

@@ -1,6 +1,6 @@
 """Fused kernels, losses and modules for training small super-resolution networks."""
 
-from . import _native, _triton, losses, nn, ops  # schemas are defined before kernels are loaded
+from . import backend, losses, nn, ops
 from .backend import use_backend
 from .distill import CLSD, CLSDOutput
 from .edsr import EDSR
@@ -14,8 +14,9 @@ from .ops import (
     upsample_tail,
 )
 
-_native.load()
-_triton.load()
+# Not before `ops` has registered what every device has.
+backend.native.load()
+backend.triton.load()
 
 __version__ = "0.1.0"
 __all__ = [

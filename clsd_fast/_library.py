@@ -1,7 +1,7 @@
 """The operator schemas of ``clsd_fast``, each written once.
 
 Every operator is a pair ``<op>`` / ``<op>_backward``. The native libraries implement them for
-their device; ``reference.py`` implements them in plain PyTorch for every other one. Public
+their device; ``reference`` implements them in plain PyTorch for every other one. Public
 functions with checks, autocast and reductions are in ``clsd_fast.ops``.
 
 Shapes: x [N, C, H, W], weight [K, C, 3, 3], rows [B, N, D] and [B, M, D].
@@ -16,7 +16,8 @@ gradient of 1, which is the gradients of query, positive_key, and those given of
 learned_temperature.
 
 ``upsample_tail`` takes parameters in the accumulator's dtype, the second pair for upscale factor 4
-alone. It returns the output and the composed kernel of ``_tail.py``, which its backward takes.
+alone. It returns the output and the composed kernel (``reference/tail.py``), which its backward
+takes.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,8 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch._C import _AutoDispatchBelowAutograd as _below_autograd
+
+from ._torch import below_autograd, transforms_are_active
 
 NAMESPACE = "clsd_fast"
 
@@ -110,7 +112,7 @@ def _function(
     name: str, operator: Callable, backward: Callable, setup_context: Callable
 ) -> type[torch.autograd.Function]:
     def forward(ctx, *args):
-        with _below_autograd():
+        with below_autograd():
             output = operator(*args)
         setup_context(ctx, args, output)
         return output
@@ -120,11 +122,11 @@ def _function(
 
 
 def _call(operator: Callable, differentiable: Callable, *args: object) -> Tensor | tuple:
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or transforms_are_active():
         return operator(*args)
     if torch.is_grad_enabled():
         return differentiable(*args)
-    with _below_autograd():
+    with below_autograd():
         return operator(*args)
 
 

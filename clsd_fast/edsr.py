@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .backend import uses_kernel
+from ._layout import memory_format
+from .backend import has_kernel
 from .nn import Conv3x3, MeanShift, ResidualBlock, UpsampleTail
-from .reference import memory_format
 
 #: Mean colour of DIV2K, R G B, at value range 1.
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
@@ -85,7 +85,7 @@ class EDSR(nn.Module):
         """
         if lr.dim() != 4 or lr.shape[1] != 3:
             raise ValueError(f"EDSR: expected images of shape [B, 3, h, w], got {list(lr.shape)}")
-        if uses_kernel("EDSR", lr):
+        if has_kernel("conv3x3", lr):
             lr = lr.contiguous(memory_format=torch.channels_last)
         return self.head(self.sub_mean(lr))
 

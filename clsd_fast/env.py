@@ -1,12 +1,13 @@
 """``python -m clsd_fast.env``: what this installation can do, for bug reports."""
 
 import platform
+from importlib import import_module
 from pathlib import Path
 
 import torch
 
-from . import __version__, _native, _triton
-from .backend import current_backend
+from . import __version__
+from .backend import current_backend, native, triton
 
 
 def report() -> dict[str, str]:
@@ -17,7 +18,7 @@ def report() -> dict[str, str]:
         "torch": torch.__version__,
         "processor": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
-        "native CPU kernels": _native_state(_native.LIBRARY, _native.missing, "CPU calls run"),
+        "native CPU kernels": _native_state(native.LIBRARY, native.missing, "CPU calls run"),
         "native CUDA kernels": _cuda_state(),
         "Triton kernels": _triton_state(),
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
@@ -32,20 +33,20 @@ def _native_state(library: Path, missing: str | None, calls: str) -> str:
 
 
 def _cuda_state() -> str:
-    state = _native_state(_native.CUDA_LIBRARY, _native.cuda_missing, "convolutions on GPUs run")
-    if _native.cuda_missing is not None:
+    state = _native_state(native.CUDA_LIBRARY, native.cuda_missing, "convolutions on GPUs run")
+    if native.cuda_missing is not None:
         return state
-    return f"{state}, for {', '.join(sorted(_native.cuda_operators))}"
+    return f"{state}, for {', '.join(sorted(native.cuda_operators))}"
 
 
 def _triton_state() -> str:
-    if _triton.missing is not None:
-        return f"missing: {_triton.missing}; GPU calls run on the reference backend"
+    if triton.missing is not None:
+        return f"missing: {triton.missing}; GPU calls run on the reference backend"
     try:
-        import triton
+        version = import_module("triton").__version__
     except ImportError as error:
         return f"do not import: {error}"
-    return f"Triton {triton.__version__}, on GPUs, for {', '.join(_triton.OPERATORS)}"
+    return f"Triton {version}, on GPUs, for {', '.join(triton.OPERATORS)}"
 
 
 def main() -> None:

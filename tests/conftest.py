@@ -2,14 +2,15 @@ import os
 from importlib import import_module
 from pathlib import Path
 
-import emulated
 import native_build
 import numpy
 import pytest
 import torch
+from support import emulated
 
 import clsd_fast
-from clsd_fast import _native, _triton
+from clsd_fast.backend import native as native_backend
+from clsd_fast.backend import triton as triton_backend
 
 # The tensors are tiny: on a busy machine threads would wait for each other most of the time.
 # The tests of threads (test_library.py) choose their own number.
@@ -22,13 +23,13 @@ def import_interpreted() -> str | None:
     This comes before all tests: whatever imports Triton first decides for the process whether
     kernels are compiled or interpreted.
     """
-    if _triton.missing is not None:
-        return _triton.missing
+    if triton_backend.missing is not None:
+        return triton_backend.missing
     if torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         return "beside a GPU, the kernels are compiled unless TRITON_INTERPRET=1"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        for op in _triton.OPERATORS:
+        for op in triton_backend.OPERATORS:
             import_module(f"clsd_fast.triton.{op}")
         version = import_module("triton").__version__
     if (
@@ -44,7 +45,7 @@ NOT_INTERPRETED = import_interpreted()
 
 def pytest_report_header() -> list[str]:
     return [
-        f"native CPU library: {_native.missing or 'loaded'}",
+        f"native CPU library: {native_backend.missing or 'loaded'}",
         f"Triton's interpreter: {NOT_INTERPRETED or 'ready'}",
     ]
 
@@ -59,8 +60,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(params=["native", "reference"])
 def backend(request):
     """Each backend that this installation has, in use for the test."""
-    if request.param == "native" and _native.missing:
-        pytest.skip(f"needs the native CPU library: {_native.missing}")
+    if request.param == "native" and native_backend.missing:
+        pytest.skip(f"needs the native CPU library: {native_backend.missing}")
     with clsd_fast.use_backend(request.param):
         yield request.param
 
@@ -68,8 +69,8 @@ def backend(request):
 @pytest.fixture
 def native():
     """The native backend, in use for the test."""
-    if _native.missing:
-        pytest.skip(f"needs the native CPU library: {_native.missing}")
+    if native_backend.missing:
+        pytest.skip(f"needs the native CPU library: {native_backend.missing}")
     with clsd_fast.use_backend("native"):
         yield
 
@@ -80,9 +81,9 @@ def interpreted_triton(monkeypatch):
     if NOT_INTERPRETED is not None:
         pytest.skip(f"needs Triton's interpreter: {NOT_INTERPRETED}")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(_triton, "devices", frozenset({"cpu"}))
+    monkeypatch.setattr(triton_backend, "devices", frozenset({"cpu"}))
     library = torch.library.Library("clsd_fast", "IMPL")
-    _triton.register(library, "CPU", allow_override=True)
+    triton_backend.register(library, "CPU", allow_override=True)
     with clsd_fast.use_backend("triton"):
         yield
     library._destroy()

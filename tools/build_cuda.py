@@ -10,10 +10,10 @@ elsewhere: one fits every Python and every PyTorch from 2.10 on.
 import argparse
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import native_build
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,9 +21,6 @@ TARGET = ROOT / "clsd_fast" / "_C_cuda.so"
 
 
 def build() -> Path:
-    sys.path.append(str(ROOT / "tests"))
-    import native_build
-
     if lacking := native_build.missing_for_cuda():
         raise SystemExit(f"build_cuda: expected {lacking}, got none")
     environment = {}

@@ -23,11 +23,12 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
+
+import native_build
 
 ROOT = Path(__file__).resolve().parents[1]
 #: As in cmake/cuda.cmake, for nvcc >= 12.8, and in the order of the report.
@@ -85,9 +86,6 @@ def missing() -> str | None:
 
 def build() -> Path:
     """_C_cuda for all architectures."""
-    sys.path.append(str(ROOT / "tests"))
-    import native_build
-
     if lacking := native_build.missing_for_cuda():
         raise SystemExit(f"sass_report: expected {lacking}, got none")
     return native_build.build_cuda()

@@ -6,7 +6,8 @@ from torch import Tensor
 from .. import reference
 from .._library import register
 from ..backend import uses_kernel
-from . import _common
+from . import _checks
+from ._images import empty_images, fake_conv_grads
 
 
 def conv3x3(
@@ -51,40 +52,19 @@ def conv3x3(
     Source: the fused epilogue is that of ``cudnnConvolutionBiasActivationForward``.
     """
     op = "conv3x3"
-    x, weight, bias, residual = _common.cast(x, weight, bias, residual)
-    _common.check_images(op, "x", x)
-    _common.check_conv(op, x, weight, bias)
-    _common.check_shape(op, "residual", residual, [x.shape[0], weight.shape[0], *x.shape[2:]])
-    _common.check_like(op, x, residual=residual)
+    x, weight, bias, residual = _checks.cast(x, weight, bias, residual)
+    _checks.check_images(op, "x", x)
+    _checks.check_conv(op, x, weight, bias)
+    _checks.check_shape(op, "residual", residual, [x.shape[0], weight.shape[0], *x.shape[2:]])
+    _checks.check_like(op, x, residual=residual)
     if uses_kernel(op, x, weight):
         return _conv3x3(x, weight, bias, residual, res_scale, relu)
-    with _common.without_autocast(x):
+    with _checks.without_autocast(x):
         return reference.conv3x3(x, weight, bias, residual, res_scale, relu)
-
-
-def empty_images(x: Tensor, channels: int, upscale_factor: int = 1) -> Tensor:
-    """An output for x: [N, channels, r H, r W] in the memory format of every output."""
-    height, width = (upscale_factor * size for size in x.shape[2:])
-    shape = (x.shape[0], channels, height, width)
-    return torch.empty(
-        shape, dtype=x.dtype, device=x.device, memory_format=reference.memory_format(x)
-    )
 
 
 def _fake(x, weight, bias, residual, res_scale, relu):
     return empty_images(x, weight.shape[0])
-
-
-def fake_conv_grads(x, weight, needs_x, needs_weight, needs_bias):
-    """Outputs of a convolution's backward; empty where a gradient is not needed.
-
-    Those of images and of weights have their memory format.
-    """
-    return (
-        empty_images(x, x.shape[1]) if needs_x else x.new_empty(0),
-        empty_images(weight, weight.shape[1]) if needs_weight else x.new_empty(0),
-        weight.new_empty(weight.shape[0]) if needs_bias else x.new_empty(0),
-    )
 
 
 def _fake_backward(grad_output, x, weight, res_scale, needs_x, needs_weight, needs_bias):
@@ -106,7 +86,7 @@ def _backward(ctx, grad_output):
     grads = (None, None, None)
     if any(needs):
         backward = torch.ops.clsd_fast.conv3x3_backward
-        grads = _common.given(backward(grad_output, x, weight, ctx.res_scale, *needs), needs)
+        grads = _checks.given(backward(grad_output, x, weight, ctx.res_scale, *needs), needs)
     return *grads, grad_output if needs_residual else None, None, None
 
 

@@ -6,8 +6,9 @@ from torch import Tensor
 from .. import reference
 from .._library import register
 from ..backend import uses_kernel
-from . import _common
-from .info_nce import check_contrast, fake_contrast_grads, fake_statistic
+from ..reference.contrast import reduce
+from . import _checks
+from ._contrast import check_contrast, fake_contrast_grads, fake_statistic
 
 
 def distance_ratio_loss(
@@ -51,24 +52,24 @@ def distance_ratio_loss(
     arXiv 2211.15951.
     """
     op = "distance_ratio_loss"
-    _common.check_reduction(op, reduction)
+    _checks.check_reduction(op, reduction)
     if not eps >= 0:  # so that nan is refused too
-        _common.fail(op, "eps >= 0", eps)
-    tensors = _common.cast(anchor, positive, negatives, dtype=torch.float32)
+        _checks.fail(op, "eps >= 0", eps)
+    tensors = _checks.cast(anchor, positive, negatives, dtype=torch.float32)
     lead = check_contrast(op, ("anchor", "positive", "negatives"), *tensors)
     anchor, positive, negatives = tensors
     rows = anchor.shape[-2]
     if negatives is None and rows == 1:
-        _common.fail(op, "two rows or given negatives", "1 row")
+        _checks.fail(op, "two rows or given negatives", "1 row")
     if negatives is not None and negatives.shape[-2] == 0:
-        _common.fail(op, "at least 1 row of negatives", 0)
+        _checks.fail(op, "at least 1 row of negatives", 0)
     if uses_kernel(op, anchor):
-        batched = [_common.batch_rows(lead, t) for t in tensors]
+        batched = [_checks.batch_rows(lead, t) for t in tensors]
         loss, _, _ = _distance_ratio_loss(*batched, eps)
-        return reference.reduce(loss.reshape(*lead, rows), reduction)
-    with _common.without_autocast(anchor):
+        return reduce(loss.reshape(*lead, rows), reduction)
+    with _checks.without_autocast(anchor):
         loss, _, _ = reference.distance_ratio_loss(*tensors, eps)
-        return reference.reduce(loss.expand(*lead, rows), reduction)
+        return reduce(loss.expand(*lead, rows), reduction)
 
 
 def _fake(anchor, positive, negatives, eps):
@@ -90,7 +91,7 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad_loss, *_):
     grads = _distance_ratio_loss_backward(grad_loss, *ctx.saved_tensors, ctx.eps)
-    return *_common.given(grads, ctx.needs_input_grad[:3]), None
+    return *_checks.given(grads, ctx.needs_input_grad[:3]), None
 
 
 _distance_ratio_loss = register(

@@ -6,7 +6,8 @@ from torch import Tensor
 from .. import reference
 from .._library import register
 from ..backend import implementation
-from . import _common
+from . import _checks
+from ._contrast import check_contrast, fake_statistic
 from ._distributed import gather_rows, roll_columns
 
 #: Of the forward that also computes gradients.
@@ -76,8 +77,8 @@ def info_nce(
     cosine similarity and temperature of SimCLR (arXiv 2002.05709).
     """
     op = "info_nce"
-    _common.check_reduction(op, reduction)
-    query, positive_key, negative_keys = _common.cast(
+    _checks.check_reduction(op, reduction)
+    query, positive_key, negative_keys = _checks.cast(
         query, positive_key, negative_keys, dtype=torch.float32
     )
     lead = check_contrast(op, ROWS, query, positive_key, negative_keys)
@@ -96,10 +97,10 @@ def info_nce(
     if kernel != "reference":
         save_gradients = kernel == "native" and reduction != "none"
         loss, _ = _info_nce(
-            _common.batch_rows(lead, query),
-            _common.batch_rows(lead, positive_key),
-            _common.batch_rows(lead, negative_keys),
-            _common.batch_rows(lead, mask),
+            _checks.batch_rows(lead, query),
+            _checks.batch_rows(lead, positive_key),
+            _checks.batch_rows(lead, negative_keys),
+            _checks.batch_rows(lead, mask),
             None if labels is None else labels.expand(*lead, keys).reshape(-1, keys),
             learned,
             number,
@@ -107,10 +108,9 @@ def info_nce(
             save_gradients and _saves_gradients(keys, query, positive_key, negative_keys),
         )
         return loss.reshape(*lead, query.shape[-2]) if reduction == "none" else loss
-    with _common.without_autocast(query):
+    with _checks.without_autocast(query):
         rows = query, positive_key, negative_keys
-        loss, *_ = reference.info_nce_rows(*rows, mask, labels, learned, number)
-        return reference.reduce(loss, reduction)
+        return reference.info_nce(*rows, mask, labels, learned, number, reduction, False)[0]
 
 
 def _saves_gradients(keys: int, query: Tensor, *others: Tensor | None) -> bool:
@@ -132,15 +132,15 @@ def _check_temperature(
     """The temperature as a 0-dim tensor, or None, and as a number."""
     if not isinstance(temperature, Tensor):
         if not temperature > 0:  # so that nan is refused too
-            _common.fail(op, "temperature > 0", temperature)
+            _checks.fail(op, "temperature > 0", temperature)
         return None, temperature
     if temperature.numel() != 1 or not temperature.is_floating_point():
-        got = f"{_common.dtype_name(temperature.dtype)} of shape {list(temperature.shape)}"
-        _common.fail(op, "temperature a number or a floating-point tensor of one element", got)
+        got = f"{_checks.dtype_name(temperature.dtype)} of shape {list(temperature.shape)}"
+        _checks.fail(op, "temperature a number or a floating-point tensor of one element", got)
     # In the dtype of the statistics, so that every kernel reads one type.
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     learned = temperature.reshape(()).to(dtype)
-    _common.check_like(op, query, dtype=dtype, temperature=learned)
+    _checks.check_like(op, query, dtype=dtype, temperature=learned)
     return learned, 1.0
 
 
@@ -157,17 +157,17 @@ def _check_excluded(
     rows, leads = query.shape[-2], {"rows": lead}
     if mask is not None:
         if mask.shape[-2:] != (rows, keys):
-            _common.fail(op, f"mask of shape [..., {rows}, {keys}]", list(mask.shape))
-        _common.check_like(op, query, dtype=torch.bool, mask=mask)
+            _checks.fail(op, f"mask of shape [..., {rows}, {keys}]", list(mask.shape))
+        _checks.check_like(op, query, dtype=torch.bool, mask=mask)
         leads["mask"] = mask.shape[:-2]
     if labels is not None:
         if not in_batch:
-            _common.fail(op, "no labels beside negative_keys", "both")
+            _checks.fail(op, "no labels beside negative_keys", "both")
         if labels.shape[-1:] != (rows,):
-            _common.fail(op, f"labels of shape [..., {rows}]", list(labels.shape))
-        _common.check_like(op, query, dtype=torch.int64, labels=labels)
+            _checks.fail(op, f"labels of shape [..., {rows}]", list(labels.shape))
+        _checks.check_like(op, query, dtype=torch.int64, labels=labels)
         leads["labels"] = labels.shape[:-1]
-    return _common.broadcast_shapes(op, leads)
+    return _checks.broadcast_shapes(op, leads)
 
 
 def _gather(
@@ -190,46 +190,12 @@ def _gather(
     return keys, None, mask, labels
 
 
-def check_contrast(
-    op: str,
-    names: tuple[str, str, str],
-    anchor: Tensor,
-    positive: Tensor,
-    negatives: Tensor | None,
-) -> torch.Size:
-    """Check an anchor, its positives and given negatives; return the leading dimensions."""
-    _common.check_rows(op, names[0], anchor)
-    if negatives is None and _common.alike(anchor, positive):
-        return anchor.shape[:-2]  # what follows takes as long as a small loss
-    count, features = anchor.shape[-2:]
-    _common.check_rows(op, names[1], positive, features)
-    if positive.shape[-2] != count:
-        _common.fail(op, f"{names[1]} of shape [..., {count}, {features}]", list(positive.shape))
-    if negatives is not None:
-        _common.check_rows(op, names[2], negatives, features)
-    given = dict(zip(names, (anchor, positive, negatives), strict=True))
-    _common.check_like(op, anchor, **given)
-    return _common.broadcast_lead(op, **given)
-
-
 def _fake(query, positive_key, negative_keys, mask, labels, learned, *options):
     _, reduction, save_gradients = options
     loss = query.new_empty(query.shape[:2] if reduction == "none" else ())
     if not save_gradients:
         return loss, [fake_statistic(query, 3)]
     return loss, _fake_grads(query, positive_key, negative_keys, learned)
-
-
-def fake_statistic(rows, *leading):
-    """A number of each row in the accumulator's dtype."""
-    dtype = torch.float32 if rows.element_size() == 2 else rows.dtype
-    return rows.new_empty((*leading, *rows.shape[:2]), dtype=dtype)
-
-
-def fake_contrast_grads(anchor, positive, negatives):
-    """Outputs of a contrastive backward; empty without given negatives."""
-    grad_negatives = anchor.new_empty(0 if negatives is None else negatives.shape)
-    return anchor.new_empty(anchor.shape), positive.new_empty(positive.shape), grad_negatives
 
 
 def _fake_grads(*differentiable):

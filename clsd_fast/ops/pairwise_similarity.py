@@ -6,7 +6,7 @@ from torch import Tensor
 from .. import reference
 from .._library import register
 from ..backend import uses_kernel
-from . import _common
+from . import _checks
 
 METRICS = ("cosine", "dot", "l1")
 
@@ -38,17 +38,17 @@ def pairwise_similarity(query: Tensor, key: Tensor, metric: str = "cosine") -> T
     """
     op = "pairwise_similarity"
     if metric not in METRICS:
-        _common.fail(op, "metric cosine, dot or l1", metric)
-    query, key = _common.cast(query, key, dtype=torch.float32)
-    _common.check_rows(op, "query", query)
-    _common.check_rows(op, "key", key, query.shape[-1])
-    _common.check_like(op, query, key=key)
-    lead = _common.broadcast_lead(op, query=query, key=key)
+        _checks.fail(op, "metric cosine, dot or l1", metric)
+    query, key = _checks.cast(query, key, dtype=torch.float32)
+    _checks.check_rows(op, "query", query)
+    _checks.check_rows(op, "key", key, query.shape[-1])
+    _checks.check_like(op, query, key=key)
+    lead = _checks.broadcast_lead(op, query=query, key=key)
     if uses_kernel(op, query):
-        rows = _common.batch_rows(lead, query), _common.batch_rows(lead, key)
+        rows = _checks.batch_rows(lead, query), _checks.batch_rows(lead, key)
         table = _pairwise_similarity(*rows, metric)
         return table.reshape(*lead, query.shape[-2], key.shape[-2])
-    with _common.without_autocast(query):
+    with _checks.without_autocast(query):
         return reference.pairwise_similarity(query, key, metric)
 
 
@@ -67,7 +67,7 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad_output):
     grads = _pairwise_similarity_backward(grad_output, *ctx.saved_tensors, ctx.metric)
-    return *_common.given(grads, ctx.needs_input_grad[:2]), None
+    return *_checks.given(grads, ctx.needs_input_grad[:2]), None
 
 
 _pairwise_similarity = register(

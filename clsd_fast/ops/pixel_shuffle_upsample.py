@@ -5,8 +5,8 @@ from torch import Tensor
 from .. import reference
 from .._library import register
 from ..backend import uses_kernel
-from . import _common
-from .conv3x3 import empty_images, fake_conv_grads
+from . import _checks
+from ._images import empty_images, fake_conv_grads
 
 
 def pixel_shuffle_upsample(
@@ -36,18 +36,18 @@ def pixel_shuffle_upsample(
     Source: Shi et al., sub-pixel convolution (arXiv 1609.05158).
     """
     op = "pixel_shuffle_upsample"
-    x, weight, bias = _common.cast(x, weight, bias)
-    _common.check_images(op, "x", x)
+    x, weight, bias = _checks.cast(x, weight, bias)
+    _checks.check_images(op, "x", x)
     if upscale_factor < 1:
-        _common.fail(op, "upscale_factor >= 1", upscale_factor)
-    _common.check_conv(op, x, weight, bias)
+        _checks.fail(op, "upscale_factor >= 1", upscale_factor)
+    _checks.check_conv(op, x, weight, bias)
     square = upscale_factor**2
     if weight.shape[0] % square:
         expected = f"weight of shape [{square} K, {x.shape[1]}, 3, 3]"
-        _common.fail(op, expected, list(weight.shape))
+        _checks.fail(op, expected, list(weight.shape))
     if uses_kernel(op, x, weight, upscale_factor=upscale_factor):
         return _pixel_shuffle_upsample(x, weight, bias, upscale_factor)
-    with _common.without_autocast(x):
+    with _checks.without_autocast(x):
         return reference.pixel_shuffle_upsample(x, weight, bias, upscale_factor)
 
 
@@ -70,7 +70,7 @@ def _backward(ctx, grad_output):
     grads = _pixel_shuffle_upsample_backward(
         grad_output, *ctx.saved_tensors, ctx.upscale_factor, *needs
     )
-    return *_common.given(grads, needs), None
+    return *_checks.given(grads, needs), None
 
 
 _pixel_shuffle_upsample = register(

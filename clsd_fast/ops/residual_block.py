@@ -6,8 +6,8 @@ from torch import Tensor
 from .. import reference
 from .._library import register
 from ..backend import uses_kernel
-from . import _common
-from .conv3x3 import empty_images, fake_conv_grads
+from . import _checks
+from ._images import empty_images, fake_conv_grads
 
 
 def residual_block(
@@ -47,21 +47,21 @@ def residual_block(
     Source: Lim et al., Enhanced Deep Residual Networks (arXiv 1707.02921), figure 2c.
     """
     op = "residual_block"
-    x, weight1, bias1, weight2, bias2 = _common.cast(x, weight1, bias1, weight2, bias2)
-    _common.check_images(op, "x", x)
-    _common.check_conv(op, x, weight1, bias1, "1")
+    x, weight1, bias1, weight2, bias2 = _checks.cast(x, weight1, bias1, weight2, bias2)
+    _checks.check_images(op, "x", x)
+    _checks.check_conv(op, x, weight1, bias1, "1")
     channels, hidden_channels = x.shape[1], weight1.shape[0]
-    _common.check_shape(op, "weight2", weight2, [channels, hidden_channels, 3, 3])
-    _common.check_shape(op, "bias2", bias2, [channels])
-    _common.check_like(op, x, weight2=weight2, bias2=bias2)
+    _checks.check_shape(op, "weight2", weight2, [channels, hidden_channels, 3, 3])
+    _checks.check_shape(op, "bias2", bias2, [channels])
+    _checks.check_like(op, x, weight2=weight2, bias2=bias2)
     if uses_kernel(op, x, weight1, weight2):
         tensors = (x, weight1, bias1, weight2, bias2)
         save_hidden = torch.is_grad_enabled() and any(
             tensor is not None and tensor.requires_grad for tensor in tensors
         )
         return _residual_block(*tensors, res_scale, save_hidden)[0]
-    with _common.without_autocast(x):
-        return reference.residual_block(x, weight1, bias1, weight2, bias2, res_scale)
+    with _checks.without_autocast(x):
+        return reference.residual_block(x, weight1, bias1, weight2, bias2, res_scale, False)[0]
 
 
 def _empty_hidden(x, weight1, save_hidden):
@@ -70,13 +70,6 @@ def _empty_hidden(x, weight1, save_hidden):
         return x.new_empty(0)
     shape = (x.shape[0], weight1.shape[0], *x.shape[2:])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-
-
-def _reference(x, weight1, bias1, weight2, bias2, res_scale, save_hidden):
-    hidden = reference.conv3x3(x, weight1, bias1, relu=True)
-    output = reference.conv3x3(hidden, weight2, bias2, residual=x, res_scale=res_scale)
-    saved = _empty_hidden(x, weight1, save_hidden)
-    return output, saved.copy_(hidden) if save_hidden else saved
 
 
 def _fake(x, weight1, bias1, weight2, bias2, res_scale, save_hidden):
@@ -111,12 +104,12 @@ def _backward(ctx, grad_output, _):
     grads = _residual_block_backward(
         grad_output, *ctx.saved_tensors, ctx.res_scale, needs[0], any(needs[1:])
     )
-    return *_common.given(grads, needs), None, None
+    return *_checks.given(grads, needs), None, None
 
 
 _residual_block = register(
     "residual_block",
-    reference=_reference,
+    reference=reference.residual_block,
     fake=_fake,
     backward=_backward,
     setup_context=_setup_context,

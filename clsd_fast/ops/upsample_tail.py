@@ -8,8 +8,8 @@ from .. import reference
 from .._library import register
 from .._tail_axes import AXES, STAGES
 from ..backend import uses_kernel
-from . import _common
-from .conv3x3 import empty_images
+from . import _checks
+from ._images import empty_images
 
 
 def upsample_tail(
@@ -61,26 +61,26 @@ def upsample_tail(
     op = "upsample_tail"
     _check_lengths(op, up_weights, up_biases, upscale_factor)
     count = len(up_weights)
-    x, out_weight, out_bias, *ups = _common.cast(x, out_weight, out_bias, *up_weights, *up_biases)
+    x, out_weight, out_bias, *ups = _checks.cast(x, out_weight, out_bias, *up_weights, *up_biases)
     up_weights, up_biases = ups[:count], ups[count:]
-    _common.check_images(op, "x", x)
+    _checks.check_images(op, "x", x)
     _check_parameters(op, x, up_weights, up_biases, out_weight, out_bias, upscale_factor)
     stages = [t for pair in zip(up_weights, up_biases, strict=True) for t in pair]
     stages += [None] * (4 - len(stages))
     parameters = [_accumulated(t) for t in (*stages, out_weight, out_bias)]
     if uses_kernel(op, x):
         return _upsample_tail(x, *parameters, upscale_factor)[0]
-    with _common.without_autocast(x):
+    with _checks.without_autocast(x):
         return reference.upsample_tail(x, *parameters, upscale_factor)[0]
 
 
 def _check_lengths(op, up_weights, up_biases, upscale_factor):
     if upscale_factor not in STAGES:
-        _common.fail(op, "upscale_factor 2, 3 or 4", upscale_factor)
+        _checks.fail(op, "upscale_factor 2, 3 or 4", upscale_factor)
     count = len(STAGES[upscale_factor])
     for name, tensors in (("up_weights", up_weights), ("up_biases", up_biases)):
         if len(tensors) != count:
-            _common.fail(op, f"{count} {name} for upscale_factor {upscale_factor}", len(tensors))
+            _checks.fail(op, f"{count} {name} for upscale_factor {upscale_factor}", len(tensors))
 
 
 def _check_parameters(op, x, up_weights, up_biases, out_weight, out_bias, upscale_factor):
@@ -90,15 +90,15 @@ def _check_parameters(op, x, up_weights, up_biases, out_weight, out_bias, upscal
         name, square = f"up_weights[{number}]", stage**2
         shape = weight.shape
         if len(shape) != 4 or shape[0] < 1 or shape[0] % square or shape[1:] != (channels, 3, 3):
-            _common.fail(op, f"{name} of shape [{square} M, {channels}, 3, 3]", list(shape))
-        _common.check_shape(op, f"up_biases[{number}]", bias, [shape[0]])
-        _common.check_like(op, x, **{name: weight, f"up_biases[{number}]": bias})
+            _checks.fail(op, f"{name} of shape [{square} M, {channels}, 3, 3]", list(shape))
+        _checks.check_shape(op, f"up_biases[{number}]", bias, [shape[0]])
+        _checks.check_like(op, x, **{name: weight, f"up_biases[{number}]": bias})
         channels = shape[0] // square
     shape = out_weight.shape
     if len(shape) != 4 or shape[0] < 1 or shape[1:] != (channels, 3, 3):
-        _common.fail(op, f"out_weight of shape [K, {channels}, 3, 3]", list(shape))
-    _common.check_shape(op, "out_bias", out_bias, [shape[0]])
-    _common.check_like(op, x, out_weight=out_weight, out_bias=out_bias)
+        _checks.fail(op, f"out_weight of shape [K, {channels}, 3, 3]", list(shape))
+    _checks.check_shape(op, "out_bias", out_bias, [shape[0]])
+    _checks.check_like(op, x, out_weight=out_weight, out_bias=out_bias)
 
 
 def _accumulated(parameter):
@@ -141,7 +141,7 @@ def _backward(ctx, grad_output, _):
     grads = _upsample_tail_backward(
         grad_output, *ctx.saved_tensors, ctx.upscale_factor, needs[0], any(needs[1:])
     )
-    return *_common.given(grads, needs), None
+    return *_checks.given(grads, needs), None
 
 
 _upsample_tail = register(

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import (
+from ._launch import (
     difference_options,
     empty_statistic,
     launch,

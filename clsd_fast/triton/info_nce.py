@@ -10,27 +10,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import reference
-from ._common import (
-    add_weighted,
+from ..reference.contrast import reduce
+from ._launch import (
     empty_statistic,
     gradient_options,
     launch,
     load_tile,
     load_vector,
-    normalization_grad,
-    paired_cosines,
     product_options,
     quotient,
-    row_cosines,
-    row_norms,
-    saved_norms,
     split_program,
     split_program_2d,
     store_tile,
     strided,
     tile_inside,
     tile_pointers,
+)
+from ._rows import (
+    add_weighted,
+    normalization_grad,
+    paired_cosines,
+    row_cosines,
+    row_norms,
+    saved_norms,
     unit_rows,
 )
 
@@ -328,7 +330,7 @@ def info_nce(
         in_batch=in_batch,
         **options,
     )
-    loss = reference.reduce(losses, reduction).to(query.dtype)
+    loss = reduce(losses, reduction).to(query.dtype)
     return loss, [statistics]
 
 

@@ -9,27 +9,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import (
+from ._launch import (
     acc_type,
     accumulator_dtype,
     block,
     difference_options,
-    dot,
     gradient_options,
     launch,
     load_tile,
-    norm,
-    normalization_grad,
     product_options,
-    row_cosines,
-    row_norms,
-    row_products,
-    saved_norms,
     signed,
     split_features,
     split_program_2d,
     store_tile,
     strided,
+)
+from ._rows import (
+    dot,
+    norm,
+    normalization_grad,
+    row_cosines,
+    row_norms,
+    row_products,
+    saved_norms,
     unit_rows,
 )
 

@@ -8,10 +8,10 @@ import torch
 import triton
 from torch import Tensor
 
-from .._tail import stages_of
-from ..ops.conv3x3 import empty_images
-from ._common import PROGRAMS, acc_type, accumulator_dtype, block, launch, strided
-from ._tail_apply import (
+from ..ops._images import empty_images
+from ..reference.tail import stages_of
+from ._launch import PROGRAMS, acc_type, accumulator_dtype, block, launch, strided
+from .tail.apply import (
     tail_forward_kernel,
     tail_images_grad_kernel,
     tail_kernel_grad_kernel,
@@ -19,8 +19,8 @@ from ._tail_apply import (
     tail_weights_grad_kernel,
     tail_weights_kernel,
 )
-from ._tail_compose import BLOCK, compose_all, compose_all_backward
-from ._tail_taps import INNER, KINDS, WINDOW
+from .tail.compose import BLOCK, compose_all, compose_all_backward
+from .tail.taps import INNER, KINDS, WINDOW
 
 #: Pixels are numbered in 32 bits, blocks beyond the last of them included.
 MOST_PIXELS = 2**30

@@ -11,11 +11,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from clsd_fast import EDSR
 
+from .build import build_model
 from .checkpoint import load_weights, read_torch, save_student, write_atomically
 from .config import Config, TrainConfig
 from .data import Pair, load_cached, load_training_pairs
 from .errors import UserError
-from .methods import build_model
 from .metrics import Quality, mean_quality, quality
 from .progress import Progress
 from .sampler import Prefetcher, make_sampler

@@ -1,0 +1,117 @@
+"""Which implementation serves a call."""
+
+import os
+
+from torch import Tensor
+
+from . import cuda, native, triton
+
+BACKENDS = ("auto", "native", "triton", "reference")
+
+
+def _validated(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source}: expected one of {', '.join(BACKENDS)}, got {name!r}")
+    return name
+
+
+_current = _validated(os.environ.get("CLSD_FAST_BACKEND", "auto"), "CLSD_FAST_BACKEND")
+
+
+class use_backend:  # noqa: N801 - used like torch.no_grad
+    """Choose the backend of all following calls, or of a ``with`` block.
+
+    Args:
+        name: ``"auto"`` takes native kernels where this installation has them for the tensors'
+            device, else Triton kernels, else plain PyTorch; ``"native"`` and ``"triton"`` raise
+            where there are none of that kind; ``"reference"`` is plain PyTorch, differentiable
+            to any order.
+
+    The initial value is that of the environment variable ``CLSD_FAST_BACKEND``, else ``auto``.
+    The choice is one for the process, as with ``torch.backends``: it is not thread-local.
+
+    Raises:
+        ValueError: for any other name.
+    """
+
+    def __init__(self, name: str) -> None:
+        global _current
+        name = _validated(name, "use_backend")
+        self._previous = _current
+        _current = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *exc_info: object) -> None:
+        global _current
+        _current = self._previous
+
+
+def current_backend() -> str:
+    """The name given to :class:`use_backend` last."""
+    return _current
+
+
+def uses_kernel(op: str, tensor: Tensor, *weights: Tensor, upscale_factor: int = 1) -> bool:
+    """Whether ``op`` on ``tensor`` goes to a kernel of this package, not to plain PyTorch.
+
+    Raises:
+        RuntimeError: if the chosen backend has no such kernel.
+    """
+    return implementation(op, tensor, *weights, upscale_factor=upscale_factor) != "reference"
+
+
+def has_kernel(op: str, tensor: Tensor) -> bool:
+    """Whether the chosen backend has a kernel for ``op`` on ``tensor``'s device: for callers that
+    have another way if not, so that nothing raises."""
+    names = _WHY_NOT if _current == "auto" else {_current} & _WHY_NOT.keys()
+    return any(_WHY_NOT[name](op, tensor, (), 1) is None for name in names)
+
+
+def implementation(op: str, tensor: Tensor, *weights: Tensor, upscale_factor: int = 1) -> str:
+    """Which backend serves ``op`` on ``tensor``: native, triton or reference.
+
+    The dispatcher has one kernel for a device, so at most one of the first two can. With the
+    weights of a convolution the answer is for their shapes and ``tensor``'s dtype; CUDA kernels do
+    not serve all.
+
+    Raises:
+        RuntimeError: if the chosen backend cannot.
+    """
+    call = (op, tensor, weights, upscale_factor)
+    if _current == "auto":
+        for name, why_not in _WHY_NOT.items():
+            if why_not(*call) is None:
+                return name
+        return "reference"
+    reason = None if _current == "reference" else _WHY_NOT[_current](*call)
+    if reason is not None:
+        raise RuntimeError(f"{op}: expected {reason}")
+    return _current
+
+
+def _why_not_native(
+    op: str, tensor: Tensor, weights: tuple[Tensor, ...], upscale_factor: int
+) -> str | None:
+    device = tensor.device.type
+    if device in native.devices:
+        return cuda.why_not(op, tensor, weights, upscale_factor) if device == "cuda" else None
+    missing = {"cpu": native.missing, "cuda": native.cuda_missing}.get(device)
+    reason = f" ({missing})" if missing else ""
+    return f"a native kernel for {device} tensors, got none in this installation{reason}"
+
+
+def _why_not_triton(op: str, tensor: Tensor, *_: object) -> str | None:
+    device = tensor.device.type
+    if op not in triton.OPERATORS:
+        return f"an operator with a Triton kernel ({', '.join(triton.OPERATORS)}), got {op}"
+    if triton.missing is not None:
+        return f"a Triton kernel for {device} tensors, got none ({triton.missing})"
+    if device not in triton.devices:
+        return f"{' or '.join(triton.devices)} tensors for its Triton kernel, got {device}"
+    return None
+
+
+#: In the order of preference: why a backend does not serve a call, or None.
+_WHY_NOT = {"native": _why_not_native, "triton": _why_not_triton}

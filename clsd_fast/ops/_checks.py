@@ -1,0 +1,137 @@
+"""What the public functions share: argument checks, autocast, reductions."""
+
+from contextlib import nullcontext
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from .._torch import autocasts_any
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def fail(op: str, expected: str, got: object) -> NoReturn:
+    """Raise ``ValueError("<op>: expected <expected>, got <got>")``.
+
+    Callers test first: composing the sentence takes longer than a small operator.
+    """
+    raise ValueError(f"{op}: expected {expected}, got {got}")
+
+
+def check_images(op: str, name: str, x: Tensor) -> None:
+    """x is a floating-point batch [N, C, H, W]; N may be 0."""
+    if x.dim() != 4 or min(x.shape[1:]) < 1:
+        fail(op, f"{name} of shape [N, C, H, W] with C, H, W >= 1", list(x.shape))
+    _check_dtype(op, name, x)
+
+
+def check_rows(op: str, name: str, rows: Tensor, features: int | None = None) -> None:
+    """rows is a floating-point [..., N, D] with D >= 1, or D == features if given."""
+    shape = rows.shape
+    if len(shape) < 2 or shape[-1] < 1 or features not in (None, shape[-1]):
+        last = "D" if features is None else str(features)
+        fail(op, f"{name} of shape [..., rows, {last}]", list(shape))
+    _check_dtype(op, name, rows)
+
+
+def _check_dtype(op: str, name: str, x: Tensor) -> None:
+    if x.dtype not in DTYPES:
+        names = ", ".join(map(dtype_name, DTYPES))
+        fail(op, f"{name} of dtype {names}", dtype_name(x.dtype))
+
+
+def check_like(
+    op: str, x: Tensor, *, dtype: torch.dtype | None = None, **others: Tensor | None
+) -> None:
+    """The others have x's device, and its dtype or the given one."""
+    dtype, device = dtype or x.dtype, x.device
+    for name, other in others.items():
+        if other is not None:
+            if other.dtype != dtype:
+                fail(op, f"{name} of dtype {dtype_name(dtype)}", dtype_name(other.dtype))
+            if other.device != device:
+                fail(op, f"{name} on {device}", other.device)
+
+
+def alike(a: Tensor, b: Tensor) -> bool:
+    """Whether both have one shape, dtype and device."""
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def check_shape(op: str, name: str, tensor: Tensor | None, shape: list[int]) -> None:
+    if tensor is not None and list(tensor.shape) != shape:
+        fail(op, f"{name} of shape {shape}", list(tensor.shape))
+
+
+def check_conv(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, suffix: str = "") -> None:
+    """weight is [K, C, 3, 3] for x's C, bias is [K]."""
+    channels, shape = x.shape[1], weight.shape
+    if len(shape) != 4 or shape[0] < 1 or shape[1:] != (channels, 3, 3):
+        fail(op, f"weight{suffix} of shape [K, {channels}, 3, 3]", list(shape))
+    check_shape(op, f"bias{suffix}", bias, [shape[0]])
+    check_like(op, x, **{f"weight{suffix}": weight, f"bias{suffix}": bias})
+
+
+def cast(*tensors: Tensor | None, dtype: torch.dtype | None = None) -> tuple[Tensor | None, ...]:
+    """The tensors as autocast wants them: in ``dtype``, or in autocast's own if None.
+
+    As PyTorch's own autocast does, this leaves float64 and integers alone.
+    """
+    if not _autocasts(tensors[0]):
+        return tensors
+    target = torch.get_autocast_dtype(tensors[0].device.type) if dtype is None else dtype
+    return tuple(
+        tensor.to(target)
+        if tensor is not None and tensor.is_floating_point() and tensor.dtype != torch.float64
+        else tensor
+        for tensor in tensors
+    )
+
+
+def without_autocast(x: Tensor):
+    """A context in which plain PyTorch keeps the dtypes that `cast` chose."""
+    return torch.autocast(x.device.type, enabled=False) if _autocasts(x) else nullcontext()
+
+
+def _autocasts(x: Tensor) -> bool:
+    if not autocasts_any():  # a tenth of the time of what follows
+        return False
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def batch_rows(lead: torch.Size, rows: Tensor | None) -> Tensor | None:
+    """rows [..., N, D] broadcast to [*lead, N, D] and flattened to [B, N, D]."""
+    if rows is None or (len(lead) == 1 and rows.shape[:-2] == lead):
+        return rows
+    return rows.expand(*lead, *rows.shape[-2:]).reshape(lead.numel(), *rows.shape[-2:])
+
+
+def broadcast_lead(op: str, **rows: Tensor | None) -> torch.Size:
+    """The common leading (batch) dimensions of rows [..., N, D]."""
+    leads = {name: tensor.shape[:-2] for name, tensor in rows.items() if tensor is not None}
+    return broadcast_shapes(op, leads)
+
+
+def broadcast_shapes(op: str, shapes: dict[str, torch.Size]) -> torch.Size:
+    """``torch.broadcast_shapes`` with a sentence that names them."""
+    try:
+        return torch.broadcast_shapes(*shapes.values())
+    except RuntimeError:
+        got = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+        raise ValueError(f"{op}: expected leading dimensions that broadcast, got {got}") from None
+
+
+def check_reduction(op: str, reduction: str) -> None:
+    if reduction not in ("none", "mean", "sum"):
+        fail(op, "reduction none, mean or sum", reduction)
+
+
+def given(grads: tuple[Tensor, ...], needed: tuple[bool, ...]) -> list[Tensor | None]:
+    """The gradients that were asked for; None for the operators' empty placeholders."""
+    return [grad if need else None for grad, need in zip(grads, needed, strict=True)]

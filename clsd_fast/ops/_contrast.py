@@ -1,0 +1,40 @@
+"""What the operators on rows share: checks of their operands, and fakes."""
+
+import torch
+from torch import Tensor
+
+from . import _checks
+
+
+def check_contrast(
+    op: str,
+    names: tuple[str, str, str],
+    anchor: Tensor,
+    positive: Tensor,
+    negatives: Tensor | None,
+) -> torch.Size:
+    """Check an anchor, its positives and given negatives; return the leading dimensions."""
+    _checks.check_rows(op, names[0], anchor)
+    if negatives is None and _checks.alike(anchor, positive):
+        return anchor.shape[:-2]  # what follows takes as long as a small loss
+    count, features = anchor.shape[-2:]
+    _checks.check_rows(op, names[1], positive, features)
+    if positive.shape[-2] != count:
+        _checks.fail(op, f"{names[1]} of shape [..., {count}, {features}]", list(positive.shape))
+    if negatives is not None:
+        _checks.check_rows(op, names[2], negatives, features)
+    given = dict(zip(names, (anchor, positive, negatives), strict=True))
+    _checks.check_like(op, anchor, **given)
+    return _checks.broadcast_lead(op, **given)
+
+
+def fake_statistic(rows, *leading):
+    """A number of each row in the accumulator's dtype."""
+    dtype = torch.float32 if rows.element_size() == 2 else rows.dtype
+    return rows.new_empty((*leading, *rows.shape[:2]), dtype=dtype)
+
+
+def fake_contrast_grads(anchor, positive, negatives):
+    """Outputs of a contrastive backward; empty without given negatives."""
+    grad_negatives = anchor.new_empty(0 if negatives is None else negatives.shape)
+    return anchor.new_empty(anchor.shape), positive.new_empty(positive.shape), grad_negatives

@@ -1,0 +1,118 @@
+"""The convolutions in plain PyTorch."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._layout import memory_format
+
+
+def conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    res_scale: float,
+    relu: bool,
+) -> Tensor:
+    y = res_scale * F.conv2d(x, weight, bias, padding=1)
+    if residual is not None:
+        y = residual + y
+    if relu:
+        y = F.relu(y)
+    return y.contiguous(memory_format=memory_format(x))
+
+
+def residual_block(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor | None,
+    weight2: Tensor,
+    bias2: Tensor | None,
+    res_scale: float,
+    save_hidden: bool,
+) -> tuple[Tensor, Tensor]:
+    """The output, and the hidden map if it is to be saved, which is channels_last whatever x is."""
+    hidden = conv3x3(x, weight1, bias1, None, 1.0, True)
+    output = conv3x3(hidden, weight2, bias2, x, res_scale, False)
+    if not save_hidden:
+        return output, x.new_empty(0)
+    # A copy: what an operator returns must not be what it has computed from.
+    return output, hidden.clone(memory_format=torch.channels_last)
+
+
+def pixel_shuffle_upsample(
+    x: Tensor, weight: Tensor, bias: Tensor | None, upscale_factor: int
+) -> Tensor:
+    y = F.conv2d(x, weight, bias, padding=1)
+    # Not F.pixel_shuffle: its gradient has a wrong shape for an empty batch.
+    factors = (weight.shape[0] // upscale_factor**2, upscale_factor, upscale_factor)
+    y = y.unflatten(1, factors).permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
+    return y.contiguous(memory_format=memory_format(x))
+
+
+def conv3x3_backward(
+    grad_output: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    res_scale: float,
+    needs_x: bool,
+    needs_weight: bool,
+    needs_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    pair = [1, 1]
+    needs = [needs_x, needs_weight, needs_bias]
+    grads = torch.ops.aten.convolution_backward(
+        res_scale * grad_output,
+        x,
+        weight,
+        bias_sizes=[weight.shape[0]],
+        stride=pair,
+        padding=pair,
+        dilation=pair,
+        transposed=False,
+        output_padding=[0, 0],
+        groups=1,
+        output_mask=needs,
+    )
+    formats = (memory_format(x), memory_format(weight), torch.contiguous_format)
+    # Not every convolution of PyTorch heeds the mask.
+    return tuple(
+        grad.contiguous(memory_format=layout) if need else x.new_empty(0)
+        for grad, layout, need in zip(grads, formats, needs, strict=True)
+    )
+
+
+def residual_block_backward(
+    grad_output: Tensor,
+    x: Tensor,
+    hidden: Tensor,
+    weight1: Tensor,
+    weight2: Tensor,
+    res_scale: float,
+    needs_x: bool,
+    needs_params: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad_hidden, grad_weight2, grad_bias2 = conv3x3_backward(
+        grad_output, hidden, weight2, res_scale, True, needs_params, needs_params
+    )
+    grad_hidden = torch.where(hidden > 0, grad_hidden, 0)
+    grad_x, grad_weight1, grad_bias1 = conv3x3_backward(
+        grad_hidden, x, weight1, 1.0, needs_x, needs_params, needs_params
+    )
+    if needs_x:
+        grad_x = (grad_x + grad_output).contiguous(memory_format=memory_format(x))
+    return grad_x, grad_weight1, grad_bias1, grad_weight2, grad_bias2
+
+
+def pixel_shuffle_upsample_backward(
+    grad_output: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    upscale_factor: int,
+    needs_x: bool,
+    needs_weight: bool,
+    needs_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad = F.pixel_unshuffle(grad_output, upscale_factor)
+    return conv3x3_backward(grad, x, weight, 1.0, needs_x, needs_weight, needs_bias)

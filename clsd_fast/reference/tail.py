@@ -1,0 +1,292 @@
+"""The upsampler and last convolution of a network as one transposed convolution.
+
+``docs/tail.md`` derives it. With no activation between them, the stages from features at low
+resolution to an image are one linear map: each input pixel adds, for each of its channels, a square
+of taps to the output, and pixels at the edges a few more (`_tail_axes`).
+
+A composed kernel is [C + 1, columns, rows, K], over all taps of both axes. The last of its channels
+is one that is 1 everywhere, to multiply with the biases.
+"""
+
+from itertools import product
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._layout import memory_format
+from .._tail_axes import AXES, Axis, Segment
+
+
+def _path_matrix(axis: Axis, after: Axis) -> Tensor:
+    """The signs of the paths, [rows, taps after, taps]."""
+    matrix = torch.zeros(1 + max(p.row for p in axis.paths), after.size, axis.size)
+    for path in axis.paths:
+        matrix[path.row, path.after, path.tap] = path.sign
+    return matrix
+
+
+_PATHS = {
+    factor: [_path_matrix(*pair) for pair in zip(axes, axes[1:], strict=False)]
+    for factor, axes in AXES.items()
+}
+
+
+def _places(axis: Axis, segment: Segment) -> Tensor:
+    """Which taps of a segment lead from an input to an output pixel, [taps, inputs, outputs].
+
+    Where every pixel has the taps, the input pixels are the 5 from y - 2 on that reach the output
+    pixels upscale * y and on; at an edge, it is one, and all outputs that it reaches.
+    """
+    if segment.edge is not None:
+        taps = torch.arange(segment.count).unsqueeze(0)
+    else:
+        inputs, outputs = torch.arange(5).unsqueeze(1), torch.arange(axis.upscale)
+        taps = axis.upscale * (2 - inputs) + axis.padding + outputs
+    inside = (taps >= 0) & (taps < segment.count)
+    all_taps = torch.arange(axis.size).view(-1, 1, 1)
+    return ((all_taps == segment.begin + taps) & inside).float()
+
+
+_PLACES = {
+    factor: {segment: _places(axes[0], segment) for segment in axes[0].segments}
+    for factor, axes in AXES.items()
+}
+
+
+def responses(weight: Tensor, bias: Tensor | None, stage: int) -> Tensor:
+    """What a pixel adds to the shuffled map, [C + 1, M + 1, 3 r, 3 r].
+
+    The last input channel is 1 everywhere: it adds the bias, and to the last output channel 1.
+    """
+    factors = (weight.shape[0] // stage**2, stage, stage)
+    taps = weight.unflatten(0, factors).flip(4, 5).permute(3, 0, 4, 1, 5, 2)
+    taps = F.pad(taps.flatten(4, 5).flatten(2, 3), (0, 0, 0, 0, 0, 1))
+    if bias is None:
+        bias = weight.new_zeros(weight.shape[0])
+    ones = torch.cat([bias.unflatten(0, factors), weight.new_ones(1, stage, stage)])
+    return torch.cat([taps, F.pad(ones, (stage,) * 4).unsqueeze(0)])
+
+
+def responses_backward(grad: Tensor, stage: int) -> tuple[Tensor, Tensor]:
+    """Gradients of weight and bias."""
+    grad_taps = grad[:-1, :-1].unflatten(3, (3, stage)).unflatten(2, (3, stage))
+    grad_weight = grad_taps.permute(1, 3, 5, 0, 2, 4).flip(4, 5).flatten(0, 2)
+    middle = slice(stage, 2 * stage)
+    return grad_weight.contiguous(), grad[-1, :-1, middle, middle].flatten()
+
+
+def compose(weight: Tensor, bias: Tensor | None, kernel: Tensor, paths: Tensor) -> Tensor:
+    """The kernel with a convolution and pixel shuffle before it."""
+    stage = paths.shape[0] // 3
+    products = torch.einsum("cmpq,mxyk->cpqxyk", responses(weight, bias, stage), kernel)
+    paths = paths.to(kernel)
+    return torch.einsum("cpqxyk,pyv,qxu->cuvk", products, paths, paths)
+
+
+def compose_backward(
+    grad: Tensor, weight: Tensor, bias: Tensor | None, kernel: Tensor, paths: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of weight, bias and kernel."""
+    stage = paths.shape[0] // 3
+    paths = paths.to(kernel)
+    grad_products = torch.einsum("cuvk,pyv,qxu->cpqxyk", grad, paths, paths)
+    grad_responses = torch.einsum("cpqxyk,mxyk->cmpq", grad_products, kernel)
+    grad_kernel = torch.einsum("cpqxyk,cmpq->mxyk", grad_products, responses(weight, bias, stage))
+    return *responses_backward(grad_responses, stage), grad_kernel
+
+
+Stages = list[tuple[Tensor, Tensor | None]]
+
+
+def compose_all(stages: Stages, out_weight: Tensor, factor: int) -> list[Tensor]:
+    """The kernels from each stage to the end, and that of the last convolution alone."""
+    kernels = [F.pad(out_weight.permute(1, 3, 2, 0).flip(1, 2), (0, 0, 0, 0, 0, 0, 0, 1))]
+    for (weight, bias), paths in reversed(list(zip(stages, _PATHS[factor], strict=True))):
+        kernels.insert(0, compose(weight, bias, kernels[0], paths))
+    return kernels
+
+
+def compose_all_backward(
+    grad: Tensor, stages: Stages, out_weight: Tensor, factor: int
+) -> list[Tensor]:
+    """Gradients of each weight and bias, and of the last weight, from that of the first kernel."""
+    grads = []
+    _, *kernels = compose_all(stages, out_weight, factor)
+    for (weight, bias), kernel, paths in zip(stages, kernels, _PATHS[factor], strict=True):
+        *parameters, grad = compose_backward(grad, weight, bias, kernel, paths)
+        grads += parameters
+    return [*grads, grad[:-1].flip(1, 2).permute(3, 0, 2, 1).contiguous()]
+
+
+class Part(NamedTuple):
+    """One summand of the map: the taps of a segment in rows and of one in columns."""
+
+    rows: Segment
+    columns: Segment
+    places: tuple[Tensor, Tensor]
+    padding: list[int]
+
+    def piece(self, images: Tensor) -> Tensor:
+        """The input pixels, [N, C, h, w]."""
+        height, width = images.shape[2:]
+        return images[:, :, self.rows.pixels(height), self.columns.pixels(width)]
+
+    def target(self, images: Tensor) -> Tensor:
+        """The output pixels."""
+        height, width = images.shape[2:]
+        return images[:, :, self.rows.target(height), self.columns.target(width)]
+
+    def weight(self, kernel: Tensor) -> Tensor:
+        """Of a convolution from input pixels to the output pixels of each, as its channels."""
+        rows, columns = (places.to(kernel) for places in self.places)
+        return torch.einsum("cxyk,ysi,xtj->kijcst", kernel, rows, columns).flatten(0, 2)
+
+    def weight_backward(self, grad: Tensor) -> Tensor:
+        """Gradient of the kernel."""
+        rows, columns = (places.to(grad) for places in self.places)
+        grad = grad.unflatten(0, (-1, rows.shape[2], columns.shape[2]))
+        return torch.einsum("kijcst,ysi,xtj->cxyk", grad, rows, columns)
+
+    def shuffle(self, y: Tensor) -> Tensor:
+        """Channels to output pixels. Not F.pixel_shuffle: edges have other numbers of them."""
+        y = y.unflatten(1, (-1, *(places.shape[2] for places in self.places)))
+        return y.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
+
+    def unshuffle(self, y: Tensor) -> Tensor:
+        rows, columns = (places.shape[2] for places in self.places)
+        y = y.unflatten(3, (y.shape[3] // columns, columns))
+        y = y.unflatten(2, (y.shape[2] // rows, rows))
+        return y.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
+
+
+def _parts(factor: int, height: int, width: int) -> list[Part]:
+    """The summands for images of this size; the first is that of every pixel."""
+    places = _PLACES[factor]
+    return [
+        Part(rows, columns, (places[rows], places[columns]), [2 * (s.edge is None) for s in pair])
+        for pair in product(places, places)
+        for rows, columns in [pair]
+        if rows.exists(height) and columns.exists(width)
+    ]
+
+
+def apply(x: Tensor, kernel: Tensor, factor: int) -> Tensor:
+    """Images [N, C, H, W] by a composed kernel [C, ...]: [N, K, r H, r W]."""
+    output = None
+    for part in _parts(factor, *x.shape[2:]):
+        y = F.conv2d(part.piece(x), part.weight(kernel), padding=part.padding)
+        if output is None:
+            output = part.shuffle(y)
+        else:
+            part.target(output).add_(part.shuffle(y))
+    return output
+
+
+def apply_backward(
+    grad: Tensor, x: Tensor, kernel: Tensor, factor: int, needs_x: bool, needs_kernel: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of images and kernel; zeros if not needed."""
+    grad_x, grad_kernel = torch.zeros_like(x), torch.zeros_like(kernel)
+    for part in _parts(factor, *x.shape[2:]):
+        geometry = [1, 1], part.padding, [1, 1], False, [0, 0], 1, [needs_x, needs_kernel, False]
+        tensors = part.unshuffle(part.target(grad)), part.piece(x), part.weight(kernel)
+        grads = torch.ops.aten.convolution_backward(*tensors, None, *geometry)
+        if needs_x:
+            part.piece(grad_x).add_(grads[0])
+        if needs_kernel:
+            grad_kernel += part.weight_backward(grads[1])
+    return grad_x, grad_kernel
+
+
+def _like(size: int, factor: int, device: torch.device) -> Tensor:
+    """For each of ``factor * size`` pixels, its like on an axis as short as can be.
+
+    Where the input is 1 everywhere, all pixels but those at the edges are alike.
+    """
+    position = torch.arange(factor * size, device=device)
+    pixel = position // factor
+    like = torch.where(pixel == size - 1, min(size, 3) - 1, pixel.clamp(max=1))
+    return like * factor + position % factor
+
+
+def bias_map(kernel: Tensor, factor: int, height: int, width: int) -> Tensor:
+    """What the biases of the stages add to each pixel of the output, [K, r H, r W]."""
+    ones = kernel.new_ones(1, 1, min(height, 3), min(width, 3))
+    bias = apply(ones, kernel[-1:], factor)[0]
+    for dim, size in ((1, height), (2, width)):
+        bias = bias.index_select(dim, _like(size, factor, kernel.device))
+    return bias
+
+
+def bias_map_backward(grad: Tensor, kernel: Tensor, factor: int) -> Tensor:
+    """Gradient of the kernel's last channel."""
+    sizes = [size // factor for size in grad.shape[1:]]
+    for dim, size in enumerate(sizes, start=1):
+        shape = [*grad.shape]
+        shape[dim] = factor * min(size, 3)
+        grad = grad.new_zeros(shape).index_add(dim, _like(size, factor, grad.device), grad)
+    ones = kernel.new_ones(1, 1, *(min(size, 3) for size in sizes))
+    return apply_backward(grad.unsqueeze(0), ones, kernel[-1:], factor, False, True)[1]
+
+
+def stages_of(*parameters: Tensor | None) -> Stages:
+    """Weight and bias of each stage, from those of both; for one stage, the second's are None."""
+    weight1, bias1, weight2, bias2 = parameters
+    return [(weight1, bias1)] if weight2 is None else [(weight1, bias1), (weight2, bias2)]
+
+
+def upsample_tail(
+    x: Tensor,
+    up_weight1: Tensor,
+    up_bias1: Tensor | None,
+    up_weight2: Tensor | None,
+    up_bias2: Tensor | None,
+    out_weight: Tensor,
+    out_bias: Tensor | None,
+    upscale_factor: int,
+) -> tuple[Tensor, Tensor]:
+    """Output and composed kernel, as in ``SCHEMAS``."""
+    stages = stages_of(up_weight1, up_bias1, up_weight2, up_bias2)
+    kernel = compose_all(stages, out_weight, upscale_factor)[0]
+    output = apply(x, kernel[:-1].to(x.dtype), upscale_factor)
+    # Added in the kernel's dtype: the gradient of the biases is a sum over all pixels.
+    output = output + bias_map(kernel, upscale_factor, *x.shape[2:])
+    if out_bias is not None:
+        output = output + out_bias.view(-1, 1, 1)
+    output = output.to(x.dtype).contiguous(memory_format=memory_format(x))
+    return output, kernel.contiguous()
+
+
+def upsample_tail_backward(
+    grad_output: Tensor,
+    x: Tensor,
+    kernel: Tensor,
+    up_weight1: Tensor,
+    up_bias1: Tensor | None,
+    up_weight2: Tensor | None,
+    up_bias2: Tensor | None,
+    out_weight: Tensor,
+    upscale_factor: int,
+    needs_x: bool,
+    needs_params: bool,
+) -> tuple[Tensor, ...]:
+    """Gradients of x and of the forward's parameters in their order; empty if not needed."""
+    taps, needs = kernel[:-1].to(x.dtype), (needs_x, needs_params)
+    grad_x, grad_taps = apply_backward(grad_output, x, taps, upscale_factor, *needs)
+    grad_x = grad_x if needs_x else x.new_empty(0)
+    none = [kernel.new_empty(0) for _ in range(6)]
+    if not needs_params:
+        return grad_x.contiguous(memory_format=memory_format(x)), *none
+    grad = grad_output.to(kernel.dtype)
+    grad_biases = bias_map_backward(grad.sum(0), kernel, upscale_factor)
+    grad_kernel = torch.cat([grad_taps.to(kernel.dtype), grad_biases])
+    stages = stages_of(up_weight1, up_bias1, up_weight2, up_bias2)
+    *ups, grad_out = compose_all_backward(grad_kernel, stages, out_weight, upscale_factor)
+    grads = (grad_x, *(ups + none)[:4], grad_out, grad.sum((0, 2, 3)))
+    likes = (x, up_weight1, up_bias1, up_weight2, up_bias2, out_weight, None)
+    return tuple(
+        grad.contiguous(memory_format=memory_format(like)) if grad.dim() == 4 else grad
+        for grad, like in zip(grads, likes, strict=True)
+    )

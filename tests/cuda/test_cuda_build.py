@@ -1,0 +1,72 @@
+"""The CUDA library builds without a GPU and without a PyTorch for GPUs."""
+
+import importlib
+import re
+from pathlib import Path
+
+import native_build
+import pytest
+import torch
+
+from clsd_fast.backend import native as native_backend
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+@pytest.fixture(scope="module")
+def library():
+    if lacking := native_build.missing_for_cuda():
+        pytest.skip(f"needs {lacking} to build the CUDA kernels")
+    return native_build.build_cuda()
+
+
+def test_has_every_architecture(library):
+    contents = library.read_bytes()
+    names = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
+    assert [name for name in names if name.encode() not in contents] == []
+
+
+def test_has_ptx_for_all_other_gpus(library, monkeypatch):
+    """Machine code is for one major version, PTX for all that follow: sm_110 is one of those."""
+    monkeypatch.syspath_prepend(TOOLS)
+    sass_report = importlib.import_module("sass_report")
+    if lacking := sass_report.missing():
+        pytest.skip(f"needs {lacking} to read the library")
+    listing = sass_report.run(sass_report.cuobjdump(), "-lptx", library)
+    assert {"sm_100", "sm_120"} <= set(re.findall(r"\.(sm_\d+)\.ptx", listing))
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="needs a PyTorch without CUDA")
+def test_needs_pytorch_with_cuda(library):
+    """It asks for PyTorch's library by name, else it would not find it where there is one. It does
+    not load into a PyTorch without, which has no streams, and the reason is remembered."""
+    assert "libtorch_cuda.so: cannot open shared object file" in native_backend._load(library)
+
+
+@pytest.mark.parametrize(
+    "architectures, message",
+    [
+        ("sm_80", "expected items like 8.0, 9.0a .*, got sm_80"),
+        ("7.0 7.5", "expected 8.0 or above"),
+    ],
+)
+def test_unknown_architectures(library, architectures, message):
+    with pytest.raises(RuntimeError, match=message):
+        native_build.build("cuda_unknown", "_C_cuda", TORCH_CUDA_ARCH_LIST=architectures)
+
+
+def test_a_list_for_all_of_pytorch(library):
+    """Kernels of which 7.5 knows no instruction are not built for it, and those for 9.0a are."""
+    contents = native_build.build(
+        "cuda_of_pytorch", "_C_cuda", TORCH_CUDA_ARCH_LIST="7.5 9.0"
+    ).read_bytes()
+    assert [b"sm_75" in contents, b"sm_90a" in contents] == [False, True]
+
+
+def test_a_library_from_elsewhere(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(TOOLS)
+    build_cuda = importlib.import_module("build_cuda")
+    monkeypatch.setattr(build_cuda, "TARGET", tmp_path / "_C_cuda.so")
+    (tmp_path / "other.so").write_bytes(b"kernels")
+    build_cuda.main(["--library", str(tmp_path / "other.so")])
+    assert (tmp_path / "_C_cuda.so").read_bytes() == b"kernels"

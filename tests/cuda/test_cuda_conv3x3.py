@@ -1,0 +1,157 @@
+"""conv3x3's CUDA kernels, emulated."""
+
+import itertools
+
+import pytest
+import torch
+from support.emulated import check
+from support.util import LAYOUTS, channels_last, contiguous, memory_format, rand
+
+DTYPES = (torch.bfloat16, torch.float16)
+SIZES = [(1, 1), (1, 6), (9, 1), (5, 7), (8, 16), (9, 17), (17, 33)]
+INPUT_GRADIENT = (True, False, False)
+
+
+def operands(batch, channels, out_channels, height, width, dtype, layout=channels_last):
+    """x, weight, bias and an image of the output's shape."""
+    tensors = [
+        rand(batch, channels, height, width),
+        rand(out_channels, channels, 3, 3) / (3 * channels**0.5),
+        rand(out_channels),
+        rand(batch, out_channels, height, width, seed=1),
+    ]
+    return [layout(t.to(dtype)) for t in tensors]
+
+
+def check_both(emulation, x, weight, bias, image):
+    check(emulation, "conv3x3", x, weight, bias, None, 1.0, False)
+    check(emulation, "conv3x3_backward", image, x, weight, 1.0, *INPUT_GRADIENT)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("batch, channels", [(1, (16, 48)), (2, (3, 16)), (3, (16, 3))])
+def test_sizes(emulation, batch, channels, size, dtype):
+    check_both(emulation, *operands(batch, *channels, *size, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "channels, out_channels",
+    [(64, 64), (16, 16), (32, 80), (80, 32), (48, 112), (128, 64), (144, 16), (256, 64), (64, 256)]
+    + [(3, 64), (64, 3), (1, 16), (16, 1), (2, 80), (144, 2)],
+)
+def test_channels(emulation, dtype, channels, out_channels):
+    check_both(emulation, *operands(1, channels, out_channels, 5, 7, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "channels, size",
+    [((64, 64), (50, 49)), ((64, 64), (48, 48)), ((3, 64), (50, 49)), ((64, 3), (50, 49))],
+)
+def test_a_whole_image(emulation, channels, size, dtype):
+    check_both(emulation, *operands(1, *channels, *size, dtype))
+
+
+@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("channels", [(64, 64), (80, 80), (3, 64), (64, 3)], ids=str)
+def test_any_order_of_warps(emulation, seed, channels):
+    x, weight, bias, image = operands(2, *channels, 9, 5, torch.bfloat16)
+    emulation.seed(seed)
+    check_both(emulation, x, weight, bias, image)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "bias, residual, relu, res_scale",
+    list(itertools.product([False, True], [False, True], [False, True], [1.0, 0.1])),
+)
+@pytest.mark.parametrize("channels", [(64, 48), (3, 16), (16, 3)], ids=str)
+def test_epilogues(emulation, channels, dtype, bias, residual, relu, res_scale):
+    x, weight, offsets, image = operands(2, *channels, 9, 5, dtype)
+    offsets, skip = offsets if bias else None, image if residual else None
+    check(emulation, "conv3x3", x, weight, offsets, skip, res_scale, relu)
+    check(emulation, "conv3x3_backward", image, x, weight, res_scale, *INPUT_GRADIENT)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(emulation, layout):
+    x, weight, bias, image = operands(2, 16, 32, 6, 5, torch.bfloat16, layout)
+    (output,) = check(emulation, "conv3x3", x, weight, bias, image, 1.0, True)
+    grad_x = check(emulation, "conv3x3_backward", image, x, weight, 1.0, *INPUT_GRADIENT)[0]
+    expected = "channels_last" if layout is channels_last else "contiguous"
+    assert memory_format(output) == memory_format(grad_x) == expected
+
+
+def test_every_input_has_its_own_layout(emulation):
+    x, weight, bias, image = operands(2, 16, 32, 6, 5, torch.bfloat16, contiguous)
+    expanded = image[:1, :1, :1, :1].expand(image.shape)
+    check(emulation, "conv3x3", channels_last(x), weight, bias[:1].expand(32), expanded, 1.0, True)
+    check(emulation, "conv3x3_backward", expanded, x, weight, 1.0, *INPUT_GRADIENT)
+
+
+def test_memory_not_aligned_to_16_bytes(emulation):
+    x, weight, bias, image = operands(2, 16, 32, 6, 5, torch.bfloat16)
+
+    def moved(tensor):
+        buffer = tensor.new_empty(tensor.numel() + 1)[1:]
+        return buffer.as_strided(tensor.shape, tensor.stride()).copy_(tensor)
+
+    check(emulation, "conv3x3", *map(moved, (x, weight, bias, image)), 1.0, False)
+    grads = (moved(image), moved(x), moved(weight))
+    check(emulation, "conv3x3_backward", *grads, 1.0, *INPUT_GRADIENT)
+
+
+def test_empty_batch(emulation):
+    check_both(emulation, *operands(0, 16, 16, 4, 4, torch.bfloat16))
+
+
+def test_nothing_is_asked_for(emulation):
+    x, weight, _, image = operands(1, 16, 16, 4, 4, torch.bfloat16)
+    grads = emulation.ops.conv3x3_backward(image, x, weight, 1.0, False, False, False)
+    assert [grad.shape for grad in grads] == [(0,)] * 3
+
+
+def test_results_do_not_depend_on_the_order_of_warps(emulation):
+    x, weight, bias, image = operands(1, 80, 80, 9, 17, torch.float16)
+    results = []
+    for seed in range(4):
+        emulation.seed(seed)
+        results.append(emulation.ops.conv3x3(x, weight, bias, image, 0.5, True))
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_nan_passes_the_relu(emulation):
+    x, weight, bias, _ = operands(1, 16, 16, 3, 3, torch.bfloat16)
+    x[0, 0, 1, 1] = float("nan")
+    assert emulation.ops.conv3x3(x, weight, bias, None, 1.0, True).isnan().all()
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (lambda x, w, b, i: (x[0], w, b, i), "x of shape [N, C, H, W] with C, H, W >= 1, got "),
+        (
+            lambda x, w, b, i: (x, w[:, :8], b, i),
+            "weight of shape [K, 16, 3, 3], got [32, 8, 3, 3]",
+        ),
+        (lambda x, w, b, i: (x, w, b[:5], i), "bias of shape [32], got [5]"),
+        (lambda x, w, b, i: (x, w, b, i[:1]), "residual of shape [2, 32, 6, 5], got "),
+        (lambda x, w, b, i: (x, w.float(), b, i), "weight of dtype bfloat16, got float32"),
+        (
+            lambda x, w, b, i: (x.float(), w.float(), b.float(), i.float()),
+            "x of dtype bfloat16 or float16 for its CUDA kernel, got float32",
+        ),
+        (
+            lambda x, w, b, i: (x, w[:24], b[:24], i[:, :24]),
+            "channels in multiples of 16, or up to 3 on one side, for its CUDA kernel, "
+            "got weight of shape [24, 16, 3, 3]",
+        ),
+    ],
+)
+def test_errors(emulation, change, sentence):
+    arguments = change(*operands(2, 16, 32, 6, 5, torch.bfloat16))
+    with pytest.raises(RuntimeError) as caught:
+        emulation.ops.conv3x3(*arguments, 1.0, False)
+    assert str(caught.value).startswith(f"conv3x3: expected {sentence}")

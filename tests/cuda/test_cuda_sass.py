@@ -1,0 +1,97 @@
+"""The machine code of the CUDA kernels, for every architecture: no spills, and tensor cores."""
+
+import importlib
+from pathlib import Path
+
+import native_build
+import pytest
+
+TOOLS = Path(__file__).parents[2] / "tools"
+#: Kernels that add up or rearrange what others have multiplied.
+WITHOUT_PRODUCTS = ("_reduce_kernel",)
+
+
+@pytest.fixture(scope="module")
+def sass_report():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(TOOLS)
+        yield importlib.import_module("sass_report")
+
+
+@pytest.fixture(scope="module")
+def kernels(sass_report):
+    lacking = list(filter(None, (native_build.missing_for_cuda(), sass_report.missing())))
+    if lacking:
+        pytest.skip(f"needs {', '.join(lacking)} to read the CUDA kernels' code")
+    return sass_report.report(sass_report.build())
+
+
+def multiplies(kernel):
+    return not any(word in kernel.name for word in WITHOUT_PRODUCTS)
+
+
+def test_every_architecture_has_every_kernel(sass_report, kernels):
+    names = {kernel.name for kernel in kernels}
+    assert any("conv3x3_kernel<Bf16" in name for name in names)
+    of = {a: {k.name for k in kernels if k.architecture == a} for a in sass_report.ARCHITECTURES}
+    assert all(found == names for found in of.values())
+
+
+def test_nothing_is_spilled(kernels):
+    assert [k for k in kernels if k.stack or k.spills] == []
+
+
+def test_products_are_on_tensor_cores(kernels):
+    """Kernels in namespace sm90 are code for that architecture alone, by wgmma."""
+    for kernel in filter(multiplies, kernels):
+        if not kernel.name.startswith("sm90::"):
+            assert kernel.hmma > 0, kernel
+        elif kernel.architecture == "sm_90a":
+            assert kernel.hgmma > 0, kernel
+
+
+def test_images_are_loaded_by_16_bytes_or_more(kernels):
+    for kernel in filter(multiplies, kernels):
+        if not kernel.name.startswith("sm90::") or kernel.architecture == "sm_90a":
+            assert kernel.loads16 + kernel.tma > 0, kernel
+
+
+def test_counts(sass_report):
+    counts = sass_report.count(
+        ["HMMA.16816.F32.BF16", "HGMMA.64x192x16.F32", "LDG.E.128.CONSTANT", "LDG.E.64", "STL.64"]
+        + ["LDGSTS.E.BYPASS.128", "LDL", "STL.U8", "UTMALDG.4D", "FFMA", "LDS.128"]
+    )
+    found = {"hmma": 1, "hgmma": 1, "utchmma": 0, "loads16": 2, "spills": 8 + 4 + 1, "tma": 1}
+    assert counts == found
+
+
+def test_listing(sass_report):
+    listing = """
+arch = sm_80
+		Function : first
+        /*0000*/                   LDG.E.128 R4, [R2.64] ;   /* 0x00000a00ff017624 */
+                                                             /* 0x000fe400078e00ff */
+        /*0010*/             @!P0  HMMA.16816.F32 R4, R4, R8, R4 ;
+		Function : second
+        /*0000*/              @UP1 STL [R1], R0 ;
+"""
+    counts = sass_report.parse_instructions(listing)
+    first, second = counts["sm_80", "first"], counts["sm_80", "second"]
+    assert (first["loads16"], first["hmma"], first["spills"]) == (1, 1, 0)
+    assert second["spills"] == 4
+
+
+@pytest.mark.parametrize(
+    "signature, name",
+    [
+        (
+            "void clsd::cuda::few::conv3x3_kernel<clsd::cuda::Fp16, true>"
+            "(clsd::cuda::Convolution<clsd::cuda::Fp16>, clsd::cuda::sm80::Grid)",
+            "few::conv3x3_kernel<Fp16, true>",
+        ),
+        ("clsd::cuda::(anonymous namespace)::kernel(float*)", "kernel"),
+        ("void kernel<(clsd::cuda::Kind)2, 64>(int)", "kernel<(Kind)2, 64>"),
+    ],
+)
+def test_short_names(sass_report, signature, name):
+    assert sass_report.short_name(signature) == name

@@ -1,0 +1,153 @@
+"""The CUDA kernels of a convolution's parameter gradients, emulated."""
+
+import itertools
+
+import pytest
+import torch
+from support.emulated import check
+from support.util import LAYOUTS, channels_last, contiguous, rand
+from test_cuda_conv3x3 import operands
+from test_cuda_emulation import caught
+
+DTYPES = (torch.bfloat16, torch.float16)
+SIZES = [(1, 1), (1, 6), (9, 1), (5, 7), (4, 16), (9, 17), (17, 33)]
+PARAMETERS = (False, True, True)
+
+
+def check_parameters(emulation, x, weight, image, scale=1.0, needs=PARAMETERS):
+    return check(emulation, "conv3x3_backward", image, x, weight, scale, *needs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("batch, channels", [(1, (16, 48)), (2, (3, 16)), (3, (16, 3))])
+def test_sizes(emulation, batch, channels, size, dtype):
+    x, weight, _, image = operands(batch, *channels, *size, dtype)
+    check_parameters(emulation, x, weight, image)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "channels, out_channels",
+    [(64, 64), (16, 16), (32, 80), (80, 32), (48, 112), (144, 16), (256, 64), (64, 256)]
+    + [(3, 64), (64, 3), (1, 16), (16, 1), (2, 80), (144, 2), (256, 3), (3, 256)],
+)
+def test_channels(emulation, dtype, channels, out_channels):
+    x, weight, _, image = operands(3, channels, out_channels, 5, 7, dtype)
+    check_parameters(emulation, x, weight, image, 0.3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels", [(64, 64), (3, 64), (64, 3)], ids=str)
+def test_a_whole_image(emulation, channels, dtype):
+    x, weight, _, image = operands(1, *channels, 50, 49, dtype)
+    check_parameters(emulation, x, weight, image)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_more_rows_than_blocks(emulation, batch):
+    """Blocks sum more rows than the fewest, end within strips, and the last has fewer."""
+    x, weight, _, image = operands(batch, 16, 16, 250, 37, torch.bfloat16)
+    check_parameters(emulation, x, weight, image)
+
+
+@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("channels", [(64, 64), (80, 16), (3, 64), (64, 3)], ids=str)
+def test_any_order_of_warps(emulation, seed, channels):
+    x, weight, _, image = operands(1, *channels, 9, 5, torch.bfloat16)
+    emulation.seed(seed)
+    check_parameters(emulation, x, weight, image)
+
+
+@pytest.mark.parametrize("channels", [(64, 80), (3, 80), (80, 3)], ids=str)
+def test_results_do_not_depend_on_the_order_of_warps(emulation, channels):
+    x, weight, _, image = operands(3, *channels, 9, 17, torch.float16)
+    results = []
+    for seed in range(4):
+        emulation.seed(seed)
+        results.append(emulation.ops.conv3x3_backward(image, x, weight, 0.5, *PARAMETERS))
+    for _, *grads in results:
+        assert all(map(torch.equal, grads, results[0][1:]))
+
+
+def test_grouped_convolutions_are_those_alone(emulation):
+    """A launch of two convolutions gives what two launches give, where pixels are cut alike."""
+    grad, x = (channels_last(rand(2, 64, 9, 17, seed=i).bfloat16()) for i in range(2))
+    weights = [rand(64, 64, 3, 3, seed=i).bfloat16() / 24 for i in range(2)]
+    _, hidden = emulation.ops.residual_block(x, weights[0], None, weights[1], None, 1.0, True)
+    grads = emulation.ops.residual_block_backward(grad, x, hidden, *weights, 0.5, False, True)
+    alone = emulation.ops.conv3x3_backward(grad, hidden, weights[1], 0.5, *PARAMETERS)
+    assert all(map(torch.equal, grads[3:], alone[1:]))
+
+
+@pytest.mark.parametrize("needs", list(itertools.product([False, True], repeat=3)), ids=str)
+@pytest.mark.parametrize("channels", [(80, 80), (3, 80), (80, 3)], ids=str)
+def test_only_some_gradients_are_asked_for(emulation, channels, needs):
+    x, weight, _, image = operands(1, *channels, 6, 5, torch.bfloat16)
+    grads = check_parameters(emulation, x, weight, image, 0.5, needs)
+    assert [bool(grad.numel()) for grad in grads] == list(needs)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("channels", [(16, 32), (3, 16), (16, 3)], ids=str)
+def test_layouts(emulation, channels, layout):
+    x, weight, _, image = operands(2, *channels, 6, 5, torch.bfloat16, layout)
+    check_parameters(emulation, x, weight, image)
+    check_parameters(emulation, contiguous(x), channels_last(weight), image[:1].expand(2, -1, 6, 5))
+
+
+@pytest.mark.parametrize("channels", [(16, 16), (3, 16), (16, 3)], ids=str)
+def test_empty_batch(emulation, channels):
+    x, weight, _, image = operands(0, *channels, 4, 4, torch.bfloat16)
+    check_parameters(emulation, x, weight, image)
+
+
+@pytest.mark.parametrize("channels", [(64, 64), (3, 64), (64, 3)], ids=str)
+def test_a_pixel_counts_once(emulation, channels):
+    """Of ones everywhere, each sum is the number of pixels that a tap reaches."""
+    x, weight, _, image = operands(2, *channels, 11, 19, torch.float16)
+    ones = torch.ones_like
+    arguments = (ones(image), ones(x), weight, 1.0, *PARAMETERS)
+    _, grad_weight, grad_bias = emulation.ops.conv3x3_backward(*arguments)
+    rows, columns = (torch.tensor([size - 1.0, size, size - 1.0]) for size in (11, 19))
+    expected = (2 * rows[:, None] * columns).half().expand(grad_weight.shape)
+    assert torch.equal(grad_weight, expected)
+    assert (grad_bias == 2 * 11 * 19).all()
+
+
+# Blocks of 4 rows and the 2 before them; and, with few channels, of 2 runs of 128 pixels, with a
+# barrier between.
+SHAPES = {(16, 16): (1, 12, 16), (3, 16): (1, 300, 129), (16, 3): (1, 300, 129)}
+BARRIERS = [((16, 16), 6), ((3, 16), 3), ((16, 3), 3)]
+# Without the last of many channels, a thread would end with copies under way.
+WAITS = [((16, 16), 7), ((3, 16), 2), ((16, 3), 2)]
+
+
+def indices(counts):
+    return [(channels, index) for channels, count in counts for index in range(count)]
+
+
+def gradient(emulation, channels):
+    """A call whose blocks take several steps, and its result."""
+    batch, *size = SHAPES[channels]
+    x, weight, _, image = operands(batch, *channels, *size, torch.bfloat16)
+    arguments = (image, x, weight, 1.0, False, True, False)
+
+    def call():
+        return emulation.ops.conv3x3_backward(*arguments)[1]
+
+    return call, call()
+
+
+@pytest.mark.parametrize("channels, index", indices(BARRIERS))
+def test_every_barrier_is_needed(emulation, channels, index):
+    call, expected = gradient(emulation, channels)
+    emulation.skip_barrier(index)
+    assert any(caught(emulation, call, expected))
+
+
+@pytest.mark.parametrize("channels, index", indices(WAITS))
+def test_every_wait_is_needed(emulation, channels, index):
+    call, expected = gradient(emulation, channels)
+    emulation.skip_wait(index)
+    assert any(caught(emulation, call, expected))

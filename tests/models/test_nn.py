@@ -1,0 +1,135 @@
+import pytest
+import torch
+from support.plain_edsr import plain_info_nce
+from support.util import rand
+
+from clsd_fast import info_nce
+from clsd_fast.nn import (
+    Conv3x3,
+    DistanceRatioLoss,
+    InfoNCELoss,
+    MeanShift,
+    PixelShuffleUpsampler,
+    ResidualBlock,
+    UpsampleTail,
+)
+
+
+def test_residual_block_is_its_sequential(backend):
+    block = ResidualBlock(8, res_scale=0.3).double()
+    x = rand(2, 8, 5, 6)
+    torch.testing.assert_close(block(x), x + 0.3 * torch.nn.Sequential(*block.body)(x))
+    assert set(block.state_dict()) == {
+        "body.0.weight",
+        "body.0.bias",
+        "body.2.weight",
+        "body.2.bias",
+    }
+
+
+@pytest.mark.parametrize("factor, keys", [(2, {"0"}), (3, {"0"}), (4, {"0", "2"})])
+def test_upsampler_is_its_sequential(backend, factor, keys):
+    upsampler = PixelShuffleUpsampler(factor, 6).double()
+    x = rand(2, 6, 4, 5)
+    torch.testing.assert_close(upsampler(x), torch.nn.Sequential(*upsampler)(x))
+    assert {key.split(".")[0] for key in upsampler.state_dict()} == keys
+
+
+def test_upsampler_refuses_other_factors():
+    with pytest.raises(ValueError, match=r"expected upscale_factor in \{2, 3, 4\}, got 5"):
+        PixelShuffleUpsampler(5, 6)
+
+
+@pytest.mark.parametrize("collapse", [True, False, None])
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_tail_is_its_sequential(backend, factor, collapse):
+    tail = UpsampleTail(factor, 6, 2, collapse=collapse).double()
+    upsampler, last = tail
+    x = rand(2, 6, 4, 5)
+    expected = last(torch.nn.Sequential(*upsampler)(x))
+    assert expected.shape == (2, 2, 4 * factor, 5 * factor)
+    torch.testing.assert_close(tail(x), expected)
+    plain = torch.nn.Sequential(PixelShuffleUpsampler(factor, 6), Conv3x3(6, 2))
+    assert set(tail.state_dict()) == set(plain.state_dict())
+
+
+@pytest.mark.parametrize("collapse", [True, False, None])
+def test_tail_is_composed_where_there_is_a_kernel(backend, monkeypatch, collapse):
+    tail, calls = UpsampleTail(2, 4, collapse=collapse), []
+    last = tail[1].forward
+    monkeypatch.setattr(tail[1], "forward", lambda x: calls.append(x.shape) or last(x))
+    tail(rand(1, 4, 3, 3).float())
+    composed = backend == "native" if collapse is None else collapse
+    assert calls == ([] if composed else [(1, 4, 6, 6)])
+
+
+def test_conv_is_nn_conv2d(backend):
+    conv = Conv3x3(4, 6).double()
+    x, residual = rand(2, 4, 5, 6), rand(2, 6, 5, 6)
+    expected = torch.nn.functional.conv2d(x, conv.weight, conv.bias, padding=1)
+    torch.testing.assert_close(conv(x), expected)
+    torch.testing.assert_close(conv(x, residual), residual + expected)
+
+
+def test_same_seed_same_parameters_as_nn_conv2d():
+    torch.manual_seed(3)
+    ours = Conv3x3(4, 6)
+    torch.manual_seed(3)
+    theirs = torch.nn.Conv2d(4, 6, 3, padding=1)
+    assert torch.equal(ours.weight, theirs.weight) and torch.equal(ours.bias, theirs.bias)
+
+
+def test_mean_shift_is_frozen():
+    shift = MeanShift(255.0, (0.5, 0.25, 0.0), sign=-1)
+    expected = torch.tensor([-127.5, -63.75, 0.0]).view(1, 3, 1, 1).expand(2, 3, 4, 5)
+    torch.testing.assert_close(shift(torch.zeros(2, 3, 4, 5)), expected)
+    assert {k: tuple(v.shape) for k, v in shift.state_dict().items()} == {
+        "weight": (3, 3, 1, 1),
+        "bias": (3,),
+    }
+    assert not any(p.requires_grad for p in shift.parameters())
+
+
+def test_info_nce_loss(backend):
+    query, key, negatives = rand(3, 5, 6), rand(5, 6, seed=1), rand(4, 6, seed=2)
+    loss = InfoNCELoss(temperature=0.2)
+    torch.testing.assert_close(loss(query, key), plain_info_nce(query, key, 0.2))
+    assert InfoNCELoss(reduction="none")(query, key).shape == (3, 5)
+    unit = torch.nn.functional.normalize
+    own = (unit(query, dim=-1) * unit(key, dim=-1)).sum(-1, keepdim=True)
+    others = unit(query, dim=-1) @ unit(negatives, dim=-1).mT
+    logits = torch.cat([own, others], dim=-1) / 0.2
+    expected = (logits.logsumexp(-1) - logits[..., 0]).mean()
+    torch.testing.assert_close(loss(query, key, negatives), expected)
+
+
+def test_info_nce_loss_passes_its_options_on(backend):
+    query, key = rand(3, 5, 6), rand(3, 5, 6, seed=1)
+    options = {"mask": rand(5, 5, seed=2) > 0, "labels": torch.tensor([0, 0, 1, 2, 1])}
+    expected = info_nce(query, key, temperature=0.2, reduction="none", **options)
+    torch.testing.assert_close(InfoNCELoss(0.2, "none")(query, key, **options), expected)
+
+
+def test_info_nce_loss_learns_its_temperature(backend):
+    loss = InfoNCELoss(0.5, learn_temperature=True)
+    assert {name: p.shape for name, p in loss.named_parameters()} == {"temperature": ()}
+    assert not list(InfoNCELoss(0.5).parameters())
+    query, key = rand(5, 6).float(), rand(5, 6, seed=1).float()
+    value = loss(query, key)
+    torch.testing.assert_close(value, info_nce(query, key, temperature=0.5))
+    value.backward()
+    above, below = (info_nce(query, key, temperature=t) for t in (0.501, 0.499))
+    torch.testing.assert_close(loss.temperature.grad, (above - below) / 0.002, rtol=1e-2, atol=0)
+
+
+def test_distance_ratio_loss(backend):
+    anchor, positive, negatives = rand(3, 5, 6), rand(5, 6, seed=1), rand(4, 6, seed=2)
+    own = (anchor - positive).abs().mean(-1)
+    others = (anchor.unsqueeze(-2) - negatives).abs().mean((-2, -1))
+    rows = DistanceRatioLoss(eps=0.5, reduction="none")(anchor, positive, negatives)
+    torch.testing.assert_close(rows, own / (others + 0.5))
+    loss = DistanceRatioLoss(eps=0.5, reduction="sum")
+    torch.testing.assert_close(loss(anchor, positive, negatives), rows.sum())
+    table = (anchor.unsqueeze(-2) - positive).abs().mean(-1)
+    expected = own / ((table.sum(-1) - own) / 4 + 1e-7)
+    torch.testing.assert_close(DistanceRatioLoss()(anchor, positive), expected.mean())

@@ -1,0 +1,61 @@
+import pytest
+import torch
+from support.calls import CALLS, IMAGES
+
+import clsd_fast
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def gradients(function, tensors):
+    leaves = [t.detach().clone().requires_grad_() for t in tensors]
+    output = function(*leaves)
+    return [output, *torch.autograd.grad(output.square().sum(), leaves)]
+
+
+def check(name, compiler):
+    function, make = CALLS[name]
+    tensors = [t.float() for t in make()]
+    compiled = torch.compile(function, fullgraph=True, backend=compiler)
+    expected = gradients(function, tensors)
+    first = gradients(compiled, tensors)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        second = gradients(compiled, tensors)
+    for ours in (first, second):
+        for a, b in zip(ours, expected, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_whole_graph(backend, name):
+    check(name, "aot_eager")
+
+
+@pytest.mark.parametrize("name", ["residual_block", "info_nce"])
+def test_inductor(native, name):
+    check(name, "inductor")
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_channels_last_is_kept(backend, name):
+    function, make = CALLS[name]
+    tensors = [t.float() for t in make()]
+    tensors[0] = tensors[0].contiguous(memory_format=torch.channels_last)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    expected, ours = function(*tensors), compiled(*tensors)
+    assert ours.stride() == expected.stride()
+    torch.testing.assert_close(ours, expected)
+
+
+def test_the_backend_is_part_of_the_graph(native):
+    function, make = CALLS["conv3x3"]
+    tensors = [t.float() for t in make()]
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for name in ("native", "reference"):
+        with clsd_fast.use_backend(name):
+            torch.testing.assert_close(compiled(*tensors), function(*tensors), rtol=0, atol=0)

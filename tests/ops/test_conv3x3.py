@@ -1,0 +1,157 @@
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.util import (
+    DTYPES,
+    LAYOUTS,
+    channels_last,
+    compare,
+    contiguous,
+    memory_format,
+    rand,
+    sliced,
+)
+from torch.library import opcheck
+
+import clsd_fast
+from clsd_fast import conv3x3
+
+SIZES = [(5, 7), (1, 1), (1, 6), (9, 1), (17, 14)]
+
+
+def plain(x, weight, bias=None, residual=None, *, res_scale=1.0, relu=False):
+    y = res_scale * F.conv2d(x, weight, bias, padding=1)
+    if residual is not None:
+        y = residual + y
+    return F.relu(y) if relu else y
+
+
+def fused(options):
+    return lambda x, weight, bias=None, residual=None: conv3x3(
+        x, weight, bias, residual=residual, **options
+    )
+
+
+def inputs(batch, channels, out_channels, height, width, bias=True, residual=False):
+    return [
+        rand(batch, channels, height, width),
+        rand(out_channels, channels, 3, 3) / (3 * channels**0.5),
+        rand(out_channels) if bias else None,
+        rand(batch, out_channels, height, width, seed=1) if residual else None,
+    ]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("channels, out_channels", [(3, 64), (16, 16), (48, 48), (64, 3), (65, 65)])
+def test_channels_layouts_dtypes(backend, dtype, layout, channels, out_channels):
+    compare(fused({}), plain, inputs(2, channels, out_channels, 5, 7), dtype, layout)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sizes(backend, size, layout, dtype):
+    compare(fused({}), plain, inputs(2, 16, 24, *size), dtype, layout)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels, out_channels", [(64, 64), (40, 72), (3, 64), (64, 3)])
+def test_images_larger_than_a_tile(backend, dtype, channels, out_channels):
+    # Rows of seven Winograd tiles, which no block of 24 ends with.
+    compare(fused({}), plain, inputs(1, channels, out_channels, 25, 27), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "bias, residual, relu, res_scale",
+    list(itertools.product([False, True], [False, True], [False, True], [1.0, 0.1])),
+)
+def test_epilogues(backend, dtype, bias, residual, relu, res_scale):
+    options = {"relu": relu, "res_scale": res_scale}
+    tensors = inputs(2, 8, 12, 6, 5, bias, residual)
+    for layout in (contiguous, channels_last):
+        compare(fused(options), lambda *t: plain(*t, **options), tensors, dtype, layout)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_expanded_gradient(backend, layout, dtype):
+    compare(fused({}), plain, inputs(2, 16, 16, 6, 5), dtype, layout, expanded_grad=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [(6, 5), (17, 14)], ids=str)
+def test_every_input_has_its_own_layout(backend, dtype, size):
+    def mixed(function):
+        return lambda x, weight, bias, residual: function(
+            channels_last(x), sliced(weight), sliced(bias), residual, relu=True
+        )
+
+    def ours(x, weight, bias, residual, relu):
+        return conv3x3(x, weight, bias, residual=residual, relu=relu)
+
+    tensors = inputs(2, 16, 16, *size, residual=True)
+    compare(mixed(ours), mixed(plain), tensors, dtype, sliced)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_empty_batch(backend, dtype):
+    compare(fused({}), plain, inputs(0, 8, 8, 4, 4), dtype)
+
+
+@pytest.mark.parametrize("needs", list(itertools.product([False, True], repeat=4))[1:])
+def test_only_some_inputs_need_a_gradient(backend, needs):
+    tensors = [
+        t.requires_grad_(n)
+        for t, n in zip(inputs(1, 4, 4, 3, 3, residual=True), needs, strict=True)
+    ]
+    results = []
+    for function in (fused({"relu": True}), lambda *t: plain(*t, relu=True)):
+        output = function(*tensors)
+        wanted = [t for t in tensors if t.requires_grad]
+        results.append(torch.autograd.grad(output, wanted, torch.ones_like(output)))
+    for ours, reference in zip(*results, strict=True):
+        torch.testing.assert_close(ours, reference)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_output_keeps_the_memory_format(backend, layout):
+    x, weight, bias, _ = inputs(2, 4, 6, 5, 7)
+    expected = "contiguous" if layout is sliced else layout.__name__
+    assert memory_format(conv3x3(layout(x), weight, bias)) == expected
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_weights_gradient_has_the_weights_memory_format(backend, layout):
+    x, weight, _, _ = inputs(2, 4, 6, 5, 7)
+    backward = torch.ops.clsd_fast.conv3x3_backward
+    arguments = (rand(2, 6, 5, 7), x, layout(weight), 1.0, False, True, False)
+    grad = backward(*arguments)[1]
+    expected = "contiguous" if layout is sliced else layout.__name__
+    assert memory_format(grad) == expected
+    torch.testing.assert_close(grad, clsd_fast.reference.conv3x3_backward(*arguments)[1])
+
+
+def test_gradcheck(backend):
+    tensors = [t.requires_grad_() for t in inputs(2, 3, 4, 3, 4, residual=True)]
+    assert torch.autograd.gradcheck(fused({"res_scale": 0.5}), tensors)
+    assert torch.autograd.gradcheck(fused({"relu": True}), tensors)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_opcheck(layout):
+    tensors = [layout(t.float()).detach() for t in inputs(2, 5, 4, 3, 4, residual=True)]
+    grad = layout(rand(2, 4, 3, 4).float())
+    opcheck(torch.ops.clsd_fast.conv3x3, (*[t.requires_grad_() for t in tensors], 0.5, True))
+    backward = torch.ops.clsd_fast.conv3x3_backward
+    for needs in ((True, True, True), (True, False, False), (False, True, False)):
+        opcheck(backward, (grad, *(t.detach() for t in tensors[:2]), 0.5, *needs))
+
+
+def test_nan_passes_the_relu(backend):
+    x, weight, bias, _ = inputs(1, 4, 4, 3, 3)
+    x[0, 0, 1, 1] = float("nan")
+    assert conv3x3(x, weight, bias, relu=True).isnan().all()

@@ -1,0 +1,204 @@
+"""What holds for every operator."""
+
+import pytest
+import torch
+from support.calls import BACKWARDS, CALLS, FORWARDS, LARGE
+from support.tolerance import assert_close
+
+import clsd_fast
+from clsd_fast import reference
+from clsd_fast._library import SCHEMAS
+
+ALL_SIZES = CALLS | LARGE
+
+
+def call(name, dtype=torch.float32):
+    function, make = ALL_SIZES[name]
+    return function, [t.to(dtype).requires_grad_() for t in make()]
+
+
+def outputs(name, dtype=torch.float32):
+    function, tensors = call(name, dtype)
+    output = function(*tensors)
+    return [output, *torch.autograd.grad(output.sum(), tensors)]
+
+
+def operator_ids(calls):
+    return [
+        " ".join([op, *(str(v) for v in values if not isinstance(v, torch.Tensor))])
+        for op, values in calls
+    ]
+
+
+def test_public_names():
+    assert sorted(clsd_fast.__all__) == [
+        "CLSD",
+        "CLSDOutput",
+        "EDSR",
+        "conv3x3",
+        "distance_ratio_loss",
+        "info_nce",
+        "losses",
+        "nn",
+        "ops",
+        "pairwise_similarity",
+        "pixel_shuffle_upsample",
+        "residual_block",
+        "upsample_tail",
+        "use_backend",
+    ]
+    assert all(hasattr(clsd_fast, name) for name in clsd_fast.__all__)
+
+
+def test_schemas_are_what_saved_programs_call():
+    assert SCHEMAS == {
+        "conv3x3": "(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, float res_scale, "
+        "bool relu) -> Tensor",
+        "conv3x3_backward": "(Tensor grad_output, Tensor x, Tensor weight, float res_scale, "
+        "bool needs_x, bool needs_weight, bool needs_bias) -> (Tensor, Tensor, Tensor)",
+        "residual_block": "(Tensor x, Tensor weight1, Tensor? bias1, Tensor weight2, "
+        "Tensor? bias2, float res_scale, bool save_hidden) -> (Tensor, Tensor)",
+        "residual_block_backward": "(Tensor grad_output, Tensor x, Tensor hidden, Tensor weight1, "
+        "Tensor weight2, float res_scale, bool needs_x, bool needs_params) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+        "pixel_shuffle_upsample": "(Tensor x, Tensor weight, Tensor? bias, int upscale_factor) "
+        "-> Tensor",
+        "pixel_shuffle_upsample_backward": "(Tensor grad_output, Tensor x, Tensor weight, "
+        "int upscale_factor, bool needs_x, bool needs_weight, bool needs_bias) "
+        "-> (Tensor, Tensor, Tensor)",
+        "upsample_tail": "(Tensor x, Tensor up_weight1, Tensor? up_bias1, Tensor? up_weight2, "
+        "Tensor? up_bias2, Tensor out_weight, Tensor? out_bias, int upscale_factor) "
+        "-> (Tensor, Tensor)",
+        "upsample_tail_backward": "(Tensor grad_output, Tensor x, Tensor kernel, "
+        "Tensor up_weight1, Tensor? up_bias1, Tensor? up_weight2, Tensor? up_bias2, "
+        "Tensor out_weight, int upscale_factor, bool needs_x, bool needs_params) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        "pairwise_similarity": "(Tensor query, Tensor key, str metric) -> Tensor",
+        "pairwise_similarity_backward": "(Tensor grad_output, Tensor query, Tensor key, "
+        "str metric) -> (Tensor, Tensor)",
+        "info_nce": "(Tensor query, Tensor positive_key, Tensor? negative_keys, Tensor? mask, "
+        "Tensor? labels, Tensor? learned_temperature, float temperature, str reduction, "
+        "bool save_gradients) -> (Tensor, Tensor[])",
+        "info_nce_backward": "(Tensor grad_loss, Tensor statistics, Tensor query, "
+        "Tensor positive_key, Tensor? negative_keys, Tensor? mask, Tensor? labels, "
+        "Tensor? learned_temperature, float temperature, str reduction) -> Tensor[]",
+        "distance_ratio_loss": "(Tensor anchor, Tensor positive, Tensor? negatives, float eps) "
+        "-> (Tensor, Tensor, Tensor)",
+        "distance_ratio_loss_backward": "(Tensor grad_loss, Tensor positive_distance, "
+        "Tensor negative_distance, Tensor anchor, Tensor positive, Tensor? negatives, float eps) "
+        "-> (Tensor, Tensor, Tensor)",
+    }
+
+
+def test_every_operator_has_its_backward():
+    forwards = {name for name in SCHEMAS if not name.endswith("_backward")}
+    assert {name.removesuffix("_backward") for name in SCHEMAS} == forwards
+    for name, schema in SCHEMAS.items():
+        assert str(getattr(torch.ops.clsd_fast, name).default._schema) == f"clsd_fast::{name}" + (
+            schema
+        )
+
+
+@pytest.mark.parametrize("op, values", FORWARDS, ids=operator_ids(FORWARDS))
+def test_gradcheck_of_operators(op, values):
+    def leaf(value):
+        differentiable = isinstance(value, torch.Tensor) and value.is_floating_point()
+        return value.clone().requires_grad_() if differentiable else value
+
+    leaves = [leaf(value) for value in values]
+
+    def first_output(*leaves):
+        result = getattr(torch.ops.clsd_fast, op)(*leaves)
+        return result if isinstance(result, torch.Tensor) else result[0]
+
+    # The tail's Jacobian has a million elements: test_upsample_tail.py compares all gradients.
+    fast = op == "upsample_tail"
+    assert torch.autograd.gradcheck(first_output, leaves, fast_mode=fast)
+
+
+@pytest.mark.parametrize("op, values", BACKWARDS, ids=operator_ids(BACKWARDS))
+def test_native_backward_equals_the_reference(native, op, values):
+    ours = getattr(torch.ops.clsd_fast, op)(*values)
+    for a, b in zip(ours, getattr(reference, op)(*values), strict=True):
+        assert_close(a, b, b, op)
+
+
+@pytest.mark.parametrize("name", ALL_SIZES)
+def test_two_runs_are_bit_equal(backend, name):
+    for first, second in zip(outputs(name), outputs(name), strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", ALL_SIZES)
+def test_threads_do_not_change_a_bit(native, threads, name):
+    threads(1)
+    alone = outputs(name)
+    for count in (2, 3):
+        threads(count)
+        for first, second in zip(alone, outputs(name), strict=True):
+            assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ALL_SIZES)
+def test_no_uninitialised_memory_is_read(backend, name, dtype):
+    torch.use_deterministic_algorithms(True)  # empty() is filled with NaN
+    try:
+        assert torch.utils.deterministic.fill_uninitialized_memory
+        assert torch.empty(3).isnan().all()
+        results = outputs(name, dtype)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(result.isfinite().all() for result in results)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_double_backward_raises(native, name):
+    function, tensors = call(name)
+    # Squaring makes the incoming gradient depend on the inputs.
+    grads = torch.autograd.grad(function(*tensors).square().sum(), tensors, create_graph=True)
+    with pytest.raises(RuntimeError, match="expected a first-order gradient, got a double"):
+        torch.autograd.grad(grads[0].sum(), tensors)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_reference_differentiates_twice(name):
+    function, tensors = call(name, torch.float64)
+    with clsd_fast.use_backend("reference"):
+        assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_one_input_alone_gets_its_gradient(backend, name):
+    function, make = CALLS[name]
+    _, *expected = outputs(name, torch.float64)
+    for index, gradient in enumerate(expected):
+        tensors = make()
+        tensors[index].requires_grad_()
+        (alone,) = torch.autograd.grad(function(*tensors).sum(), tensors[index])
+        assert_close(alone, gradient, gradient, f"gradient {index}")
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_no_gradient_is_recorded_without_need(backend, name):
+    function, make = CALLS[name]
+    assert function(*make()).grad_fn is None
+    with torch.no_grad():
+        assert function(*(t.requires_grad_() for t in make())).grad_fn is None
+
+
+def far_apart(x):
+    """A view whose entries lie 2^31 elements apart; the memory between them is never touched."""
+    memory = torch.empty(2**31 * (len(x) - 1) + x.numel(), dtype=x.dtype)
+    return memory.as_strided(x.shape, (2**31, *x[0].contiguous().stride())).copy_(x)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_offsets_beyond_32_bits(native, name):
+    function, make = CALLS[name]
+    near = [t.float() for t in make()]
+    expected = function(*near)
+    batched = [i for i, t in enumerate(near) if t.dim() >= 3 and len(t) == len(near[0])]
+    for index in batched:
+        inputs = [far_apart(t) if i == index else t for i, t in enumerate(near)]
+        assert torch.equal(function(*inputs), expected)

@@ -1,0 +1,150 @@
+"""Compiles every Triton kernel, as the operators launch it, for a GPU that need not be there.
+
+A process of its own, because Triton is imported either for its interpreter or for its compiler:
+``python triton_compile.py cuda 90 float16 bfloat16`` prints one JSON object a kernel and dtype.
+"""
+
+import json
+import sys
+
+import torch
+import triton
+from torch.utils._pytree import tree_leaves
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from clsd_fast.triton import (
+    _rows,
+    distance_ratio_loss,
+    info_nce,
+    pairwise_similarity,
+    upsample_tail,
+)
+from clsd_fast.triton.tail import compose
+
+TYPES = {
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int64: "i64",
+    torch.bool: "i1",
+}
+MODULES = (
+    _rows,
+    compose,
+    distance_ratio_loss,
+    info_nce,
+    pairwise_similarity,
+    upsample_tail,
+)
+
+
+def launches(dtype: torch.dtype) -> list[tuple]:
+    """(kernel, arguments, options) of every launch of one call of each variant."""
+    recorded = []
+    for module in MODULES:
+        module.launch = lambda kernel, programs, *args, **options: recorded.append(
+            (kernel, args, options)
+        )
+
+    def rows(*shape, dtype=dtype):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    def forward_and_backward(module, *args):
+        name = module.__name__.split(".")[-1]
+        outputs = getattr(module, name)(*args)
+        loss, *saved = tree_leaves(outputs)
+        if name == "info_nce":  # which has an argument of the forward alone
+            args = args[:-1]
+        getattr(module, f"{name}_backward")(loss, *saved, *args)
+
+    query, other, large = rows(3, 64, 128), rows(3, 48, 128), rows(3, 300, 200)
+    mask, labels = rows(3, 64, 64, dtype=torch.bool), rows(3, 64, dtype=torch.int64)
+    learned = rows(dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    for metric in ("cosine", "dot", "l1"):
+        forward_and_backward(pairwise_similarity, query, other, metric)
+    forward_and_backward(pairwise_similarity, large, large, "cosine")
+    forward_and_backward(info_nce, query, query, None, mask, labels, learned, 1.0, "mean", False)
+    forward_and_backward(
+        info_nce, query, query, other, mask[..., :48], None, None, 0.07, "sum", False
+    )
+    forward_and_backward(info_nce, large, large, None, None, None, None, 0.07, "none", False)
+    for negatives in (None, rows(3, 9, 64 * 48 * 48)):
+        maps = rows(3, 16, 64 * 48 * 48)
+        forward_and_backward(distance_ratio_loss, maps, maps, negatives, 1e-7)
+    if dtype != torch.float16:  # which is bfloat16 to these kernels
+        tail(dtype)
+    return recorded
+
+
+def tail(dtype: torch.dtype) -> None:
+    """The tail of EDSR x4, which has every kernel of the others and in more variants.
+
+    It is composed in float32 for every dtype but float64.
+    """
+    if dtype != torch.float32:
+        compose.launch = lambda *args, **options: None
+
+    def tensor(*shape, dtype=torch.float32):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    x = tensor(16, 64, 48, 48, dtype=dtype).to(memory_format=torch.channels_last)
+    stages = [tensor(256, 64, 3, 3), tensor(256), tensor(256, 64, 3, 3), tensor(256)]
+    out_weight = tensor(3, 64, 3, 3)
+    output, kernel = upsample_tail.upsample_tail(x, *stages, out_weight, tensor(3), 4)
+    upsample_tail.upsample_tail_backward(
+        output, x, kernel, *stages, out_weight, 4, needs_x=True, needs_params=True
+    )
+
+
+def source(kernel: triton.JITFunction, args: tuple, options: dict) -> ASTSource:
+    """The kernel specialized as at a launch: None, strides of 1 and options are constants."""
+    signature, constants, attributes = {}, {}, {}
+
+    def type_of(value, path):
+        if isinstance(value, tuple):
+            return tuple(type_of(item, (*path, k)) for k, item in enumerate(value))
+        if value is None or (isinstance(value, int) and value == 1):
+            constants[path] = value
+            return "constexpr"
+        if isinstance(value, torch.Tensor) or value % 16 == 0:
+            attributes[path] = [["tt.divisibility", 16]]
+        if isinstance(value, torch.Tensor):
+            return f"*{TYPES[value.dtype]}"
+        return "fp64" if isinstance(value, float) else "i32"
+
+    for index, name in enumerate(kernel.arg_names):
+        if name in options:
+            signature[name], constants[(index,)] = "constexpr", options[name]
+        else:
+            signature[name] = type_of(args[index], (index,))
+    return ASTSource(kernel, signature, constants, attributes)
+
+
+def main(backend: str, architecture: str, *dtypes: str) -> None:
+    target = {
+        "cuda": lambda: GPUTarget("cuda", int(architecture), 32),
+        "hip": lambda: GPUTarget("hip", architecture, 64),
+    }[backend]()
+    for dtype in dtypes:
+        compile_all(target, dtype)
+
+
+def compile_all(target: GPUTarget, dtype: str) -> None:
+    for kernel, args, options in launches(getattr(torch, dtype)):
+        given = {name: options[name] for name in ("num_warps", "num_stages") if name in options}
+        compiled = triton.compile(source(kernel, args, options), target=target, options=given)
+        text = compiled.asm["ptx" if target.backend == "cuda" else "amdgcn"]
+        facts = {
+            "kernel": compiled.metadata.name,
+            "dtype": dtype,
+            "shared": compiled.metadata.shared,
+            "mma": any(word in text for word in ("mma.sync", "wgmma", "tcgen05.mma", "v_mfma")),
+            "tf32": "tf32" in text,
+        }
+        print(json.dumps(facts), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,283 @@
+"""The collapsed tail's Triton kernels in Triton's interpreter, against PyTorch and `_tail_axes`.
+
+The interpreter takes 10 ms a program, however large its blocks: most tests enlarge them.
+"""
+
+import itertools
+
+import pytest
+import test_upsample_tail as tail
+import torch
+from support.calls import BACKWARDS, FORWARDS
+from support.tolerance import assert_close, assert_draws_close
+from support.util import channels_last, contiguous, result_names, run_all, sliced
+from test_library import operator_ids
+
+import clsd_fast
+from clsd_fast import reference
+from clsd_fast._tail_axes import AXES, OUT_CONV, STAGES
+from clsd_fast.backend import native as native_backend
+
+pytestmark = pytest.mark.usefixtures("interpreted_triton")
+#: But for one without gradients of parameters, which is three of the others' launches.
+CALLS = [
+    (op, values)
+    for op, values in FORWARDS + BACKWARDS
+    if op.startswith("upsample_tail") and values[-1] is not False
+]
+
+
+@pytest.fixture
+def modules(interpreted_triton):
+    from clsd_fast.triton import upsample_tail
+    from clsd_fast.triton.tail import compose
+
+    return upsample_tail, compose
+
+
+@pytest.fixture
+def long_sums(monkeypatch, modules):
+    """Kernels without matrix products have few programs."""
+    for module in modules:
+        monkeypatch.setattr(module, "BLOCK", 2**15)
+
+
+@pytest.fixture
+def large_blocks(monkeypatch, modules, long_sums):
+    """Those with products have no more than one block of channels and of outputs."""
+    operator, composition = modules
+    apply_options, compose_options = (module._options for module in modules)
+
+    def operator_options(x, outputs, factor):
+        block_n = {2: 16, 3: 32, 4: 64}[factor]
+        return apply_options(x, outputs, factor) | {"block_m": 64, "block_n": block_n}
+
+    def composition_options(like, factor):
+        return compose_options(like, factor) | {"block_n": 512 if factor == 4 else 32}
+
+    monkeypatch.setattr(operator, "_options", operator_options)
+    monkeypatch.setattr(composition, "_options", composition_options)
+
+
+@pytest.fixture
+def poisoned():
+    """Uninitialised memory is NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def launches(monkeypatch, modules):
+    """The names of the kernels as they are launched; they do not run."""
+    names = []
+    for module in modules:
+        monkeypatch.setattr(
+            module, "launch", lambda kernel, *args, **options: names.append(kernel.fn.__name__)
+        )
+    return names
+
+
+@pytest.mark.parametrize("op, values", CALLS, ids=operator_ids(CALLS))
+def test_operators_equal_the_reference(large_blocks, poisoned, op, values):
+    ours = getattr(torch.ops.clsd_fast, op)(*values)
+    for a, b in zip(ours, getattr(reference, op)(*values), strict=True):
+        assert_close(a, b, b, op)
+
+
+@pytest.mark.parametrize("scale, size, bias", [(2, (1, 1), True), (3, (2, 2), False)])
+def test_exact_everywhere(large_blocks, poisoned, scale, size, bias):
+    """And of any strides."""
+    tensors = [t if t is None else sliced(t) for t in tail.inputs(scale, 2, 3, *size, bias)]
+    assert max(tail.differences(scale, tensors)) <= tail.EXACT_SHARE
+
+
+def test_several_blocks_of_channels_and_outputs(long_sums, poisoned):
+    """In blocks of 16, as in float64."""
+    tensors = tail.inputs(2, 1, 17, 1, 1, middle=16, outputs=5)
+    assert max(tail.differences(2, tensors)) <= tail.EXACT_SHARE
+
+
+@pytest.mark.parametrize(
+    "size, dtype, layout",
+    [((17, 21), torch.float32, channels_last), ((1, 1), torch.float16, contiguous)],
+    ids=["17x21 float32", "1x1 float16"],
+)
+def test_dtypes(large_blocks, monkeypatch, modules, size, dtype, layout):
+    """Also several blocks and chunks of pixels."""
+    monkeypatch.setattr(modules[0], "PROGRAMS", 50)
+    tensors = tail.inputs(2, 1, 8, *size)
+    functions = [lambda *t, f=f: f(*t, scale=2) for f in (tail.collapsed, tail.plain)]
+    results = run_all(*functions, tensors, dtype, layout)
+    for *result, name in zip(*results, result_names(tensors), strict=True):
+        assert_draws_close([result], name)
+
+
+def tensor_sizes(scale):
+    x, *ups, out_weight, out_bias = (t.float() for t in tail.inputs(scale, 2, 5, 3, 4))
+    return x, [*ups, None, None][:4], out_weight, out_bias
+
+
+@pytest.mark.parametrize("layout", [contiguous, channels_last])
+@pytest.mark.parametrize("scale", tail.SCALES)
+def test_formats_are_those_of_the_fakes(launches, scale, layout):
+    x, stages, out_weight, out_bias = tensor_sizes(scale)
+    x, out_weight, *stages = (t if t is None else layout(t) for t in (x, out_weight, *stages))
+
+    def results(device):
+        def to(*tensors):
+            return [t if t is None else t.to(device) for t in tensors]
+
+        ours = torch.ops.clsd_fast.upsample_tail(*to(x, *stages, out_weight, out_bias), scale)
+        saved = to(ours[0], x, ours[1], *stages, out_weight)
+        grads = torch.ops.clsd_fast.upsample_tail_backward(*saved, scale, True, True)
+        return [(t.shape, t.stride(), t.dtype) for t in (*ours, *grads)]
+
+    assert results("cpu") == results("meta")
+    assert launches
+
+
+@pytest.mark.parametrize("scale, forward, backward", [(2, 4, 9), (3, 4, 9), (4, 6, 15)])
+def test_launches(launches, scale, forward, backward):
+    x, stages, out_weight, out_bias = tensor_sizes(scale)
+    output, kernel = torch.ops.clsd_fast.upsample_tail(x, *stages, out_weight, out_bias, scale)
+    assert len(launches) == forward
+    saved = (output, x, kernel, *stages, out_weight, scale)
+    torch.ops.clsd_fast.upsample_tail_backward(*saved, True, True)
+    assert len(launches) == forward + backward
+    launches.clear()
+    torch.ops.clsd_fast.upsample_tail_backward(*saved, True, False)
+    names = ["tail_unshuffle_kernel", "tail_weights_kernel", "tail_images_grad_kernel"]
+    assert launches == names
+
+
+def test_models_compose_where_there_is_a_kernel(launches, monkeypatch):
+    """The student's tail and each head's, as on a GPU: other operators are plain PyTorch there."""
+    monkeypatch.setattr(native_backend, "devices", frozenset())
+    for collapse in (None, False):
+        student = clsd_fast.EDSR(2, num_blocks=2, channels=4, collapse=collapse)
+        model = clsd_fast.CLSD(student, taps=(1,), head_blocks=1, contrast="feature_ratio")
+        with clsd_fast.use_backend("auto"):
+            model(torch.rand(2, 3, 5, 4), torch.rand(2, 3, 10, 8))
+        assert launches.count("tail_forward_kernel") == (2 if collapse is None else 0)
+        launches.clear()
+
+
+def test_too_many_pixels(launches):
+    x = torch.empty(1).expand(2**20 + 1, 1, 2**5, 2**5)
+    weight, out_weight = torch.ones(4, 1, 3, 3), torch.ones(3, 1, 3, 3)
+    message = "upsample_tail: expected at most 1073741824 pixels for .*, got 1073742848"
+    with pytest.raises(RuntimeError, match=message):
+        clsd_fast.upsample_tail(x, [weight], [None], out_weight, None, 2)
+
+
+def test_empty_batch(large_blocks):
+    tail.test_empty_batch("triton", 2)
+
+
+def test_offsets_beyond_32_bits(large_blocks):
+    """Images whose channels are dense are read where they are."""
+    x, *parameters = (t.float() for t in tail.inputs(2, 2, 2, 1, 1))
+    expected = tail.collapsed(x, *parameters, scale=2)
+    memory = torch.empty(2**31 + 2)
+    apart = memory.as_strided(x.shape, (2**31, 1, 2, 2)).copy_(x)
+    assert torch.equal(tail.collapsed(apart, *parameters, scale=2), expected)
+
+
+@pytest.mark.parametrize("ends", [1, 2])
+def test_every_pixel_is_in_one_block_of_its_kind(ends):
+    from support.tail_geometry import regions_kernel
+
+    batch, size = 2, 4
+    for height, width in itertools.product(range(1, 10), repeat=2):
+        rows, columns = (
+            [
+                *range(min(n, ends)),
+                *([ends] if n > 2 * ends else []),
+                *range(max(n - ends, ends), n),
+            ]
+            for n in (height, width)
+        )
+        lengths = [
+            [n - 2 * ends if first == ends and n > 2 * ends else 1 for first in parts]
+            for n, parts in ((height, rows), (width, columns))
+        ]
+        blocks = sum(-(-batch * a * b // size) for a, b in itertools.product(*lengths))
+        pixels = torch.zeros(64, size, 3, dtype=torch.int32)
+        kinds = torch.zeros(64, 2, dtype=torch.int32)
+        regions_kernel[(1,)](pixels, kinds, batch, height, width, ends, 64, size)
+        found = pixels[:blocks].flatten(0, 1)
+        found = [tuple(p) for p in found.tolist() if p[0] >= 0]
+        every = itertools.product(range(batch), range(height), range(width))
+        assert sorted(found) == sorted(every), (height, width)
+        for block, pair in zip(pixels[:blocks].tolist(), kinds.tolist(), strict=False):
+            for b, *place in block:
+                for position, kind, n in zip(place, pair, (height, width), strict=True):
+                    expected = 0 if position == 0 else (2 if position == n - 1 else 1)
+                    assert b < 0 or ends == 2 or kind == expected
+
+
+def plain_taps(axis, y, size):
+    """By (s, i), the taps from pixel y + s - 2 to output pixel upscale * y + i."""
+    taps = {}
+    for segment in (s for s in axis.segments if s.exists(size)):
+        for pixel in range(size)[segment.pixels(size)]:
+            start = axis.upscale * pixel - axis.padding
+            if segment.edge is not None:
+                start = segment.target(axis.upscale * size).start or 0
+            for tap in range(segment.count):
+                i = start + tap - axis.upscale * y
+                if 0 <= i < axis.upscale:
+                    taps.setdefault((pixel - y + 2, i), []).append(segment.begin + tap)
+    return taps
+
+
+@pytest.mark.parametrize("scale", tail.SCALES)
+def test_taps_are_those_of_the_axis(scale):
+    from support.tail_geometry import taps_kernel
+
+    axis = AXES[scale][0]
+    for size in range(1, 10):
+        for y in range(size):
+            kind = 0 if y == 0 else (2 if y == size - 1 else 1)
+            between = torch.full((5, scale, 3), -1, dtype=torch.int32)
+            places = torch.full((axis.size, 2), -1, dtype=torch.int32)
+            taps_kernel[(1,)](between, places, kind, size, axis.size, scale)
+            expected = plain_taps(axis, y, size)
+            for s, i in itertools.product(range(5), range(scale)):
+                found = sorted(t for t in between[s, i].tolist() if t >= 0)
+                if 0 <= y + s - 2 < size:
+                    assert found == sorted(expected.get((s, i), []))
+            for tap, (s, i) in enumerate(places.tolist()):
+                if 0 <= y + s - 2 < size:
+                    assert (tap in expected.get((s, i), [])) == (i >= 0)
+            reached = {tap for taps in expected.values() for tap in taps}
+            assert all(places[tap, 1] >= 0 for tap in reached)
+
+
+@pytest.mark.parametrize("scale", tail.SCALES)
+def test_paths_are_those_of_the_axis(scale):
+    from support.tail_geometry import paths_kernel
+
+    axis, after = AXES[scale][0], (*AXES[scale], OUT_CONV)[1]
+    rows = 3 * STAGES[scale][0]
+    forward = torch.zeros(rows, axis.size, 2, dtype=torch.int32)
+    backward = torch.zeros(rows, after.size, 4, dtype=torch.int32)
+    for row in range(rows):
+        paths_kernel[(1,)](forward, backward, row, axis.size, after.size, scale)
+    expected = sorted(axis.paths)
+    found = [
+        (row, then, tap, sign)
+        for row, taps in enumerate(forward.tolist())
+        for tap, (then, sign) in enumerate(taps)
+        if sign
+    ]
+    assert sorted(found) == expected
+    found = [
+        (row, then, tap, sign)
+        for row, afters in enumerate(backward.tolist())
+        for then, (main, inside, edge, edge_sign) in enumerate(afters)
+        for tap, sign in ((main, inside), (edge, edge_sign))
+        if sign
+    ]
+    assert sorted(found) == expected
