@@ -12,16 +12,18 @@ Tensor conv3x3(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optiona
   const Shape shape = check_conv3x3(op, x, weight, bias, residual);
   check_channels(op, weight);
   const Device device(x);
-  const Tensor input = as_nhwc(x), kernels = as_nhwc(weight);
-  const auto skip = as_nhwc(residual), offsets = as_contiguous(bias);
+  const Tensor input = as_nhwc(x);
+  const auto skip = as_nhwc(residual);
   Output output(x, shape, memory_format(x));
   dispatch_16_bit(op, x.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    auto conv = forward_convolution<T>(input, kernels, output.written());
-    conv.bias = to_global<T>(offsets);
+    auto conv = forward_convolution<T>(input, weight, output.written());
     conv.residual = to_global<T>(skip);
     conv.scale = static_cast<float>(res_scale);
     conv.relu = relu;
+    PackedParameters<T> packed;
+    packed.add(conv, weight, bias);
+    packed.pack(x, device.stream());
     convolve(conv, device.stream());
   });
   return output.finish();

@@ -1,11 +1,11 @@
 // Which kernel convolves, and its launch.
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
 #include "conv3x3_few.cuh"
 #include "conv3x3_sm80.cuh"
 #include "conv3x3_sm90.cuh"
-#include "convolution.h"
 #include "launch.cuh"
 
 namespace clsd::cuda {
@@ -19,42 +19,38 @@ unsigned grid_size(int64_t blocks) {
                            " tiles, got " + std::to_string(blocks));
 }
 
-template <auto kKernel, int kTileH = sm80::kTileH, int kTileW = sm80::kTileW, class T>
+template <auto kKernel, int kTileH, int kTileW, class T>
 void launch_tiles(const Convolution<T>& conv, int threads, uint32_t shared_bytes, Stream stream) {
   const Grid grid = grid_of<kTileH, kTileW>(conv);
-  const unsigned blocks =
-      grid_size(conv.batch * grid.tiles_y * grid.tiles_x * grid.output_groups);
-  launch<kKernel>(blocks, threads, shared_bytes, stream, conv, grid);
+  launch<kKernel>(grid_size(grid.blocks), threads, shared_bytes, stream, conv, grid);
 }
 
-template <class T, bool kTransposed>
-void convolve_sm80(const Convolution<T>& conv, bool whole_input_groups, Stream stream) {
-  const int input_groups = ChannelGroup::groups(conv.inputs, conv.input_upscale);
-  const uint32_t shared_bytes = sm80::shared_bytes(input_groups);
-  if (whole_input_groups) {
-    launch_tiles<sm80::conv3x3_kernel<T, kTransposed, true>>(conv, sm80::kThreads, shared_bytes,
-                                                             stream);
+template <Finish kFinish, class T>
+void convolve_sm90(const Convolution<T>& conv, Stream stream) {
+  constexpr int kTileH = sm90::kTileH, kTileW = sm90::kTileW;
+  if (conv.inputs == sm90::kBuffers * kSlice && conv.input_upscale == 1) {
+    launch_tiles<sm90::conv3x3_kernel<T, kFinish, true>, kTileH, kTileW>(
+        conv, sm90::kThreads, sm90::kSharedBytes, stream);
   } else {
-    launch_tiles<sm80::conv3x3_kernel<T, kTransposed, false>>(conv, sm80::kThreads, shared_bytes,
-                                                              stream);
+    launch_tiles<sm90::conv3x3_kernel<T, kFinish, false>, kTileH, kTileW>(
+        conv, sm90::kThreads, sm90::kSharedBytes, stream);
   }
 }
 
-template <class T, bool kTransposed>
+template <Finish kFinish, class T>
 void convolve_as(const Convolution<T>& conv, Stream stream) {
-  const bool whole_inputs = ChannelGroup::are_whole(conv.inputs, conv.input_upscale);
-  const bool whole_outputs = ChannelGroup::are_whole(conv.outputs, conv.output_upscale);
+  constexpr int kTileH = mma_tiles::kTileH, kTileW = mma_tiles::kTileW;
   if (conv.inputs <= kFewChannels) {
-    launch_tiles<few::conv3x3_from_few_kernel<T, kTransposed>>(conv, few::kThreads,
-                                                               few::kFromFewBytes, stream);
+    launch_tiles<few::conv3x3_from_few_kernel<T, kFinish>, kTileH, kTileW>(
+        conv, few::kThreads, few::kFromFewBytes, stream);
   } else if (conv.outputs <= kFewChannels) {
-    launch_tiles<few::conv3x3_to_few_kernel<T, kTransposed>>(conv, few::kThreads, few::kToFewBytes,
-                                                             stream);
-  } else if (whole_inputs && whole_outputs && runs_sm90a()) {
-    launch_tiles<sm90::conv3x3_kernel<T, kTransposed>, sm90::kTileH, sm90::kTileW>(
-        conv, sm90::kThreads, sm90::kSharedBytes, stream);
+    launch_tiles<few::conv3x3_to_few_kernel<T, kFinish>, kTileH, kTileW>(
+        conv, few::kThreads, few::kToFewBytes, stream);
+  } else if (runs_sm90a()) {
+    convolve_sm90<kFinish>(conv, stream);
   } else {
-    convolve_sm80<T, kTransposed>(conv, whole_inputs, stream);
+    launch_tiles<sm80::conv3x3_kernel<T, kFinish>, kTileH, kTileW>(conv, sm80::kThreads,
+                                                                   sm80::kSharedBytes, stream);
   }
 }
 
@@ -64,7 +60,16 @@ void convolve_any(const Convolution<T>& conv, Stream stream) {
   if (conv.height > kMaxSide || conv.width > kMaxSide) {
     throw std::runtime_error("convolution: expected sides of at most 2^30 pixels");
   }
-  conv.transposed ? convolve_as<T, true>(conv, stream) : convolve_as<T, false>(conv, stream);
+  if (conv.width * std::max(conv.inputs, conv.outputs) >= kMaxRow) {
+    throw std::runtime_error("convolution: expected rows of fewer than 2^31 elements");
+  }
+  switch (finish_of(conv)) {
+    case Finish::kNone: return convolve_as<Finish::kNone>(conv, stream);
+    case Finish::kRelu: return convolve_as<Finish::kRelu>(conv, stream);
+    case Finish::kResidual: return convolve_as<Finish::kResidual>(conv, stream);
+    case Finish::kResidualRelu: return convolve_as<Finish::kResidualRelu>(conv, stream);
+    case Finish::kMask: return convolve_as<Finish::kMask>(conv, stream);
+  }
 }
 
 }  // namespace

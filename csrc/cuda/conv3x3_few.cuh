@@ -1,180 +1,148 @@
 // 3x3 convolution where the input or the output has up to 3 channels: the ends of a network, and
-// their gradients. Blocks, their pixels and sums are those of conv3x3_sm80.cuh.
-//
-// Such images have no aligned pieces of 16 bytes, and neither have most of the weights: they are
-// gathered by single elements into shared memory, once for each block.
+// their gradients. Blocks and their pixels are those of mma_tiles.cuh.
 #pragma once
 
-#include "conv3x3_sm80.cuh"
+#include "mma_tiles.cuh"
 
 namespace clsd::cuda::few {
 
-using sm80::kHaloBytes;
-using sm80::kHaloPixels;
-using sm80::kHaloW;
-using sm80::kPieces;
-using sm80::kThreads;
-using sm80::kTileH;
-using sm80::kTileW;
-using sm80::kWarpRows;
-using sm80::kWarps;
+using mma_tiles::kThreads;
+using mma_tiles::kTileH;
+using mma_tiles::kTileW;
+using mma_tiles::kWarps;
 
-// Two 16-deep products take all taps of all channels of a pixel.
-constexpr int kDepth = 32, kDepthPieces = kDepth / 8;
-constexpr uint32_t kDepthBytes = 2 * kDepth;
-static_assert(kTaps * kFewChannels <= kDepth);
+static_assert(kTaps * kFewChannels <= kFewDepth);
 static_assert(kThreads == kTileH * kTileW);  // a thread for each pixel
-constexpr uint32_t kPatchBytes = kThreads * kDepthBytes;
-constexpr uint32_t kFromFewBytes = kWarps * sm80::kWarpSumBytes;  // patches and weights fit, too
-static_assert(kPatchBytes + ChannelGroup::kChannels * kDepthBytes <= kFromFewBytes);
 
-// Products are 8 columns wide at least.
-constexpr int kColumns = 8;
-constexpr uint32_t kColumnTapBytes = kColumns * sm80::kRowBytes;
-constexpr uint32_t kToFewBytes = kHaloBytes + kTaps * kColumnTapBytes;
-
+// From few channels: a pixel's depths are those of its taps.
+using Patches = PieceLayout<kThreads, kFewDepthPieces>;
 template <class T>
-__device__ __forceinline__ T zero() {
-  return T{0};
-}
+using DepthWeights = WeightLoader<T, kThreads, kGroup, kFewDepthPieces>;
+constexpr uint32_t kDepthWeights = Patches::kBytes;
+constexpr uint32_t kResults = kDepthWeights + DepthWeights<Bf16>::kBytes;
+constexpr uint32_t kFromFewBytes = kResults + mma_tiles::Results::kBytes;
 
-// The weight from input channel `input` to `output`, at a tap of the input.
-template <class T, bool kTransposed>
-__device__ __forceinline__ T weight_at(const Convolution<T>& conv, int64_t output, int tap,
-                                       int64_t input) {
-  const int64_t index = kTransposed
-                            ? (input * kTaps + kTaps - 1 - tap) * conv.outputs + output
-                            : (output * kTaps + tap) * conv.inputs + input;
-  return load(conv.weight + index);
-}
+// To few: slices of the input, in two stages, each with the weights of 8 rows, as many as a product
+// has columns.
+constexpr int kWarpRows = kTileH / kWarps;
+template <class T>
+using Input = InputLoader<T, kTileH, kTileW, kThreads>;
+using Halo = Input<Bf16>::Tile;
+template <class T>
+using ColumnWeights = WeightLoader<T, kThreads, kFewRows>;
+constexpr uint32_t kStageBytes = Halo::kBytes + ColumnWeights<Bf16>::kBytes;
+constexpr uint32_t kToFewBytes = 2 * kStageBytes;
 
-// 8 elements, element(i) each, as a piece of 16 bytes.
-template <class Element>
-__device__ __forceinline__ uint4 gather(const Element& element) {
-  uint32_t pairs[4];
+// The patch around pixel (y, x) of image n, to row `target` of the patches: depth d is channel
+// d % kChannels at tap d / kChannels. Images of so few channels have no aligned pieces of 16 bytes.
+// Zeros stand outside the image and above the last depth.
+template <int kChannels, class T>
+__device__ __forceinline__ void gather_channels(int target, Global<const T> image, int64_t height,
+                                                int64_t width, int64_t n, int64_t y, int64_t x) {
+  const Global<const T> center = image + ((n * height + y) * width + x) * kChannels;
+  bool inside[kTaps];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    pairs[i] = element(2 * i).bits | static_cast<uint32_t>(element(2 * i + 1).bits) << 16;
-  }
-  return {pairs[0], pairs[1], pairs[2], pairs[3]};
-}
-
-// Rows of 64 bytes, permuted so that 8 of them hit all banks once.
-__device__ __forceinline__ uint32_t depth_offset(int row, int piece) {
-  return row * kDepthBytes + ((piece ^ (row >> 1 & 3)) << 4);
-}
-
-// The patch around pixel (y, x) of image n, to a row of shared memory: depth d is channel
-// d % channels at tap d / channels. Zeros stand outside the image and above the last depth.
-template <class T>
-__device__ void gather_patch(int row_of_shared, Global<const T> image, int channels, int64_t height,
-                             int64_t width, int64_t n, int64_t y, int64_t x) {
-  const auto element = [&](int depth) {
-    const int tap = depth / channels;
+  for (int tap = 0; tap < kTaps; ++tap) {
     const int64_t row = y + tap / 3 - 1, column = x + tap % 3 - 1;
-    const bool valid = tap < kTaps && row >= 0 && row < height && column >= 0 && column < width;
-    if (!valid) return zero<T>();
-    return load(image + (((n * height + row) * width + column) * channels + depth % channels));
+    inside[tap] = row >= 0 && row < height && column >= 0 && column < width;
+  }
+  const int64_t row_step = width * kChannels;
+  const auto depth = [&](int d) -> uint32_t {
+    const int tap = d / kChannels;
+    if (tap >= kTaps || !inside[tap]) return 0;
+    const int beside = (tap % 3 - 1) * kChannels + d % kChannels;
+    return load(center + ((tap / 3 - 1) * row_step + beside)).bits;
   };
 #pragma unroll
-  for (int piece = 0; piece < kDepthPieces; ++piece) {
-    store_shared(depth_offset(row_of_shared, piece),
-                 gather([&](int i) { return element(8 * piece + i); }));
+  for (int piece = 0; piece < kFewDepthPieces; ++piece) {
+    uint32_t pairs[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int d = piece * kPiece + 2 * i;
+      pairs[i] = depth(d) | depth(d + 1) << 16;
+    }
+    store_shared(Patches::offset(target, piece), uint4{pairs[0], pairs[1], pairs[2], pairs[3]});
   }
 }
 
-template <class T, bool kTransposed>
-__device__ void gather_depth_weights(const Convolution<T>& conv, const ChannelGroup& outputs) {
-  for (int i = threadIdx.x; i < ChannelGroup::kChannels * kDepthPieces; i += kThreads) {
-    const int row = i / kDepthPieces, piece = i % kDepthPieces;
-    const auto element = [&](int j) {
-      const int depth = 8 * piece + j, tap = depth / conv.inputs;
-      if (tap >= kTaps || row >= outputs.count) return zero<T>();
-      return weight_at<T, kTransposed>(conv, outputs.channel(row), tap, depth % conv.inputs);
-    };
-    store_shared(kPatchBytes + depth_offset(row, piece), gather(element));
+template <class T>
+__device__ __forceinline__ void gather_patch(int target, Global<const T> image, int channels,
+                                             int64_t height, int64_t width, int64_t n, int64_t y,
+                                             int64_t x) {
+  switch (channels) {
+    case 1: return gather_channels<1>(target, image, height, width, n, y, x);
+    case 2: return gather_channels<2>(target, image, height, width, n, y, x);
+    default: return gather_channels<3>(target, image, height, width, n, y, x);
   }
 }
 
-template <class T, bool kTransposed>
+template <class T, Finish kFinish>
 __global__ void __launch_bounds__(kThreads, 4)
-    conv3x3_from_few_kernel(const Convolution<T> conv, const Grid grid) {
-  const Place place = place_of_block<kTileH, kTileW>(conv, grid);
+    conv3x3_from_few_kernel(const __grid_constant__ Convolution<T> conv, const __grid_constant__ Grid grid) {
+  const Place place = place_of_block<kTileH, kTileW>(grid);
   const int thread = threadIdx.x;
+  DepthWeights<T>(conv, 1, place.output_group).load(kDepthWeights);
+  cp_async_commit();
+  const mma_tiles::Pixels<T> pixels(conv, grid, place, thread, 0);
+  mma_tiles::load_skip<T, kFinish>(conv, pixels, kResults);
+  mma_tiles::Bias bias;
+  mma_tiles::load_bias(conv, place.output_group, bias);
   gather_patch(thread, conv.input, conv.inputs, conv.height, conv.width, place.n,
                place.y + thread / kTileW, place.x + thread % kTileW);
-  gather_depth_weights<T, kTransposed>(conv, place.outputs);
+  cp_async_wait<0>();
   __syncthreads();
-  sm80::Sums sums{};
-  const int lane = thread % 32, warp = thread / 32;
+  mma_tiles::Sums sums{};
+  constexpr uint32_t kPitch = Patches::kPitch;
+  const uint32_t patches = mma_tiles::fragment_offset<kPitch>() +
+                           mma_tiles::warp_row() * kTileW * kPieceBytes;
+  const uint32_t weights = kDepthWeights + mma_tiles::weight_offset(mma_tiles::warp_channel());
 #pragma unroll
-  for (int depth = 0; depth < kDepth / 16; ++depth) {
-    uint32_t pixels[kWarpRows][4];
+  for (int half = 0; half < kFewDepth / 16; ++half) {
+    uint32_t rows[mma_tiles::kWarpRows][4];
 #pragma unroll
-    for (int row = 0; row < kWarpRows; ++row) {
-      const int pixel = (kWarpRows * warp + row) * kTileW + lane % 16;
-      ldmatrix(pixels[row], depth_offset(pixel, 2 * depth + lane / 16));
+    for (int row = 0; row < mma_tiles::kWarpRows; ++row) {
+      ldmatrix(rows[row], patches + 2 * half * kPitch + row * kTileW * kPieceBytes);
     }
-#pragma unroll
-    for (int j = 0; j < ChannelGroup::kChannels / 8; j += 2) {
-      uint32_t weights[4];
-      const int row = 8 * j + lane % 8 + lane / 16 * 8;
-      ldmatrix(weights, kPatchBytes + depth_offset(row, 2 * depth + lane / 8 % 2));
-      sm80::multiply_pair<T>(sums, pixels, weights, j);
-    }
+    mma_tiles::multiply<T>(sums, rows, weights + 2 * half * mma_tiles::kWeightPitch);
   }
-  __syncthreads();  // all have read the patches, where the sums go now
-  sm80::stage(sums);
-  __syncwarp();
-  sm80::write_staged(conv, place);
+  mma_tiles::finish_sums<T, kFinish>(sums, bias, conv.scale, kResults);
+  __syncthreads();
+  mma_tiles::write_results(conv, pixels, kResults);
 }
 
-// Weights of a group of input channels: for each tap a row of 64 for each column, zeros where there
-// is no such channel. Only those of a gradient do not lie in pieces.
-template <class T, bool kTransposed>
-__device__ void load_column_weights(const Convolution<T>& conv, const ChannelGroup& inputs) {
-  for (int i = threadIdx.x; i < kTaps * kColumns * kPieces; i += kThreads) {
-    const int tap = i / (kColumns * kPieces), row = i / kPieces % kColumns, piece = i % kPieces;
-    const bool valid = row < conv.outputs && 8 * piece < inputs.count;
-    const uint32_t target = kHaloBytes + tap * kColumnTapBytes + sm80::swizzled(row, piece);
-    if constexpr (kTransposed) {
-      const auto element = [&](int j) {
-        return valid ? weight_at<T, kTransposed>(conv, row, tap, inputs.channel(8 * piece + j))
-                     : zero<T>();
-      };
-      store_shared(target, gather(element));
-    } else {
-      const int64_t offset = (static_cast<int64_t>(row) * kTaps + tap) * conv.inputs +
-                             inputs.first + 8 * piece;
-      cp_async(target, conv.weight + (valid ? offset : 0), valid);
-    }
-  }
-}
+// Of a warp: two rows of 16 pixels by 8 columns.
+using ColumnSums = float[kWarpRows][4];
 
 template <class T>
-__device__ __forceinline__ void multiply_column_tap(float (&sums)[kWarpRows][4], int tap) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int pixel = (kWarpRows * warp + tap / 3) * kHaloW + tap % 3 + lane % 16;
+__device__ __forceinline__ void multiply_columns(ColumnSums& sums, uint32_t halo,
+                                                 uint32_t weights) {
+  constexpr int kWidth = Input<T>::kWidth;
+  const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * kWarpRows;
+  halo += mma_tiles::fragment_offset<Halo::kPitch>() + row * kWidth * kPieceBytes;
+  // Two matrices; the other lanes name them again.
+  weights += lane / 8 % 2 * ColumnWeights<T>::kPitch + lane % 8 * kPieceBytes;
 #pragma unroll
-  for (int depth = 0; depth < ChannelGroup::kChannels / 16; depth += 2) {
-    uint32_t weights[4];  // of two depths
-    ldmatrix(weights, kHaloBytes + tap * kColumnTapBytes +
-                          sm80::swizzled(lane % 8, 2 * depth + lane / 8));
-    const uint32_t even[2] = {weights[0], weights[1]}, odd[2] = {weights[2], weights[3]};
+  for (int kx = 0; kx < 3; ++kx) {
+    uint32_t rows[kWarpRows + 2][4];
 #pragma unroll
-    for (int row = 0; row < kWarpRows; ++row) {
-      uint32_t pixels[4];
-      ldmatrix(pixels, sm80::swizzled(pixel + row * kHaloW, 2 * depth + lane / 16));
-      mma<T>(sums[row], pixels, even);
-      ldmatrix(pixels, sm80::swizzled(pixel + row * kHaloW, 2 * depth + 2 + lane / 16));
-      mma<T>(sums[row], pixels, odd);
+    for (int i = 0; i < kWarpRows + 2; ++i) {
+      ldmatrix(rows[i], halo + (i * kWidth + kx) * kPieceBytes);
+    }
+#pragma unroll
+    for (int ky = 0; ky < 3; ++ky) {
+      uint32_t columns[4];
+      ldmatrix(columns, weights + (3 * ky + kx) * ColumnWeights<T>::kTapBytes);
+      const uint32_t pair[2] = {columns[0], columns[1]};
+#pragma unroll
+      for (int i = 0; i < kWarpRows; ++i) mma<T>(sums[i], rows[i + ky], pair);
     }
   }
 }
 
-template <class T>
-__device__ void write_columns(const Convolution<T>& conv, const Place& place,
-                              const float (&sums)[kWarpRows][4]) {
+// Channels of so few have no neighbours to be written with.
+template <class T, Finish kFinish>
+__device__ __forceinline__ void write_columns(const Convolution<T>& conv, const Place& place,
+                                              const ColumnSums& sums) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
   for (int row = 0; row < kWarpRows; ++row) {
@@ -183,29 +151,39 @@ __device__ void write_columns(const Convolution<T>& conv, const Place& place,
       const int y = place.y + kWarpRows * warp + row, x = place.x + lane / 4 + i / 2 * 8;
       const int channel = 2 * (lane % 4) + i % 2;
       if (channel >= conv.outputs || y >= conv.height || x >= conv.width) continue;
-      const int64_t pixel = (place.n * conv.height + y) * conv.width + x;
-      store_result(conv, pixel * conv.outputs + channel, channel, sums[row][i]);
+      const int64_t at = ((place.n * conv.height + y) * conv.width + x) * conv.outputs + channel;
+      float skip = 0;
+      if constexpr (kHasSkip<kFinish>) skip = to_float(load(skip_of<T, kFinish>(conv) + at));
+      const float bias = load(conv.bias + channel) * conv.scale;
+      store(conv.output + at,
+            from_float<T>(finish<kFinish>(sums[row][i], conv.scale, bias, skip)));
     }
   }
 }
 
-template <class T, bool kTransposed>
+template <class T, Finish kFinish>
 __global__ void __launch_bounds__(kThreads, 4)
-    conv3x3_to_few_kernel(const Convolution<T> conv, const Grid grid) {
-  const Place place = place_of_block<kTileH, kTileW>(conv, grid);
-  float sums[kWarpRows][4] = {};
-  for (int group = 0; group < grid.input_groups; ++group) {
-    const ChannelGroup inputs = ChannelGroup::of(group, conv.inputs, conv.input_upscale);
-    if (group > 0) __syncthreads();  // all have left the group before
-    sm80::load_halo(conv, place, inputs, 0, 0, kHaloPixels * kPieces);
-    load_column_weights<T, kTransposed>(conv, inputs);
+    conv3x3_to_few_kernel(const __grid_constant__ Convolution<T> conv, const __grid_constant__ Grid grid) {
+  const Place place = place_of_block<kTileH, kTileW>(grid);
+  Input<T> input(conv, grid, place);
+  ColumnWeights<T> weights(conv, grid.slices, 0);
+  const auto load_slice = [&](int slice) {
+    const uint32_t stage = slice % 2 * kStageBytes;
+    input.load(stage);
+    weights.load(stage + Halo::kBytes);
     cp_async_commit();
-    cp_async_wait<0>();
-    __syncthreads();
+  };
+  load_slice(0);
+  ColumnSums sums{};
 #pragma unroll 1
-    for (int tap = 0; tap < kTaps; ++tap) multiply_column_tap<T>(sums, tap);
+  for (int slice = 0; slice < grid.slices; ++slice) {
+    cp_async_wait<0>();
+    __syncthreads();  // all see this slice, and have left the one before
+    if (slice + 1 < grid.slices) load_slice(slice + 1);
+    const uint32_t stage = slice % 2 * kStageBytes;
+    multiply_columns<T>(sums, stage, stage + Halo::kBytes);
   }
-  write_columns(conv, place, sums);
+  write_columns<T, kFinish>(conv, place, sums);
 }
 
 }  // namespace clsd::cuda::few

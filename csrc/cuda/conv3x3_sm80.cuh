@@ -1,32 +1,30 @@
 // 3x3 convolution on the tensor cores of sm_80 and later (mma.sync, cp.async).
 //
-// A block computes 8 x 16 pixels of 64 output channels, each of its 4 warps two rows of pixels. It
-// goes through the input channels in groups of 64: the group's halo tile (10 x 18 pixels) stays in
-// shared memory for all 9 taps, so each pixel is read once, not 9 times. While a tap is multiplied,
-// the weights of the next one arrive, and a ninth of the next group's halo.
-//
-// Both lie in rows of 64 channels (128 bytes), a pixel's and a weight's. A row's 16-byte pieces are
-// permuted by the row number, so that the 8 rows of a ldmatrix hit all banks once.
+// A block computes a tile of mma_tiles.cuh. It goes through the input channels in slices of 16: their
+// halo tile (10 x 18 pixels), so that each pixel is read once, not 9 times, and their weights of all
+// taps. While a slice is multiplied, the next one arrives, and after the last one what is added to
+// the results.
 #pragma once
 
-#include "platform.cuh"
-#include "tiles.cuh"
+#include "mma_tiles.cuh"
 
 namespace clsd::cuda::sm80 {
 
-constexpr int kTileH = 8, kTileW = 16, kWarps = 4, kThreads = 32 * kWarps;
-constexpr int kWarpRows = kTileH / kWarps;
-constexpr int kHaloW = kTileW + 2, kHaloPixels = (kTileH + 2) * kHaloW;
-constexpr int kGroup = ChannelGroup::kChannels, kPieces = kGroup / 8;
-constexpr uint32_t kRowBytes = 2 * kGroup;
-constexpr uint32_t kHaloBytes = kHaloPixels * kRowBytes;
-constexpr uint32_t kTapBytes = kGroup * kRowBytes;
-constexpr int kHaloSlice = kHaloPixels * kPieces / kTaps;
-static_assert(kHaloSlice * kTaps == kHaloPixels * kPieces);
-// Sums of a warp on their way out, after the last product: float rows in place of the operands.
-constexpr uint32_t kSumRowBytes = 4 * kGroup;
-constexpr uint32_t kWarpSumBytes = kWarpRows * kTileW * kSumRowBytes;
-static_assert(kWarps * kWarpSumBytes <= kHaloBytes + 2 * kTapBytes);
+using mma_tiles::kThreads;
+using mma_tiles::kTileH;
+using mma_tiles::kTileW;
+using mma_tiles::Results;
+
+template <class T>
+using Input = InputLoader<T, kTileH, kTileW, kThreads>;
+template <class T>
+using Weights = WeightLoader<T, kThreads>;
+using Halo = Input<Bf16>::Tile;
+
+constexpr int kStages = 2;
+constexpr uint32_t kStageBytes = Halo::kBytes + Weights<Bf16>::kBytes;
+constexpr uint32_t kSharedBytes = kStages * kStageBytes;
+static_assert(Results::kBytes <= kStageBytes);
 
 // Blocks that a multiprocessor's shared memory has room for: it has 164 KiB and more on the data
 // centres' GPUs (8.0, 9.0, 10.0), 100 KiB on others. The compiler keeps to registers for as many.
@@ -36,188 +34,55 @@ constexpr int kCapability = __CUDA_ARCH__ / 10;
 constexpr int kCapability = 0;  // of the host's pass
 #endif
 constexpr bool kIsDataCentre = kCapability == 80 || kCapability == 90 || kCapability == 100;
-constexpr int kBlocksPerMultiprocessor = kIsDataCentre ? 4 : 2;
+constexpr int kBlocksPerMultiprocessor = kIsDataCentre ? 3 : 2;
 
-// One halo tile suffices for one group of input channels.
-constexpr uint32_t shared_bytes(int input_groups) {
-  return (input_groups > 1 ? 2 : 1) * kHaloBytes + 2 * kTapBytes;
-}
+__device__ __forceinline__ uint32_t stage_of(int slice) { return slice % kStages * kStageBytes; }
 
-__device__ __forceinline__ uint32_t swizzled(int row, int piece) {
-  return row * kRowBytes + ((piece ^ (row & 7)) << 4);
-}
-
-// Ask for pieces [first, last) of a tile with a border, by default of a halo tile. Zeros stand
-// outside the image, and for channels that the group has not.
-template <int kWidth = kHaloW, int kBorder = 1, class T>
-__device__ __forceinline__ void load_halo(const Convolution<T>& conv, const Place& place,
-                                          ChannelGroup inputs, uint32_t halo, int first,
-                                          int last) {
-  for (int i = first + static_cast<int>(threadIdx.x); i < last; i += kThreads) {
-    const int pixel = i / kPieces, piece = i % kPieces;
-    const int y = place.y + pixel / kWidth - kBorder, x = place.x + pixel % kWidth - kBorder;
-    const bool valid = y >= 0 && y < conv.height && x >= 0 && x < conv.width &&
-                       8 * piece < inputs.count;
-    const int64_t offset = pixel_offset(place.n, y, x, conv.height, conv.width, conv.inputs,
-                                        conv.input_upscale, inputs) + 8 * piece;
-    cp_async(halo + swizzled(pixel, piece), conv.input + (valid ? offset : 0), valid);
-  }
-}
-
-// Ask for one tap's weights: a row for each output channel with its input channels or, transposed,
-// for each channel that is summed over with those of the output, as they lie in memory.
-template <class T, bool kTransposed>
-__device__ __forceinline__ void load_tap(const Convolution<T>& conv, ChannelGroup inputs,
-                                         ChannelGroup outputs, uint32_t target, int tap) {
-  const ChannelGroup rows = kTransposed ? inputs : outputs;
-  const ChannelGroup columns = kTransposed ? outputs : inputs;
-  const int row_length = kTransposed ? conv.outputs : conv.inputs;
-  const int source_tap = kTransposed ? kTaps - 1 - tap : tap;
-#pragma unroll
-  for (int i = static_cast<int>(threadIdx.x); i < kGroup * kPieces; i += kThreads) {
-    const int row = i / kPieces, piece = i % kPieces;
-    const bool valid = row < rows.count && 8 * piece < columns.count;
-    const int64_t offset = (rows.channel(row) * kTaps + source_tap) * row_length + columns.first +
-                           8 * piece;
-    cp_async(target + swizzled(row, piece), conv.weight + (valid ? offset : 0), valid);
-  }
-}
-
-using Sums = float[kWarpRows][kGroup / 8][4];
-
-// Fragments of 16 input channels of output channels [8 j, 8 j + 16): registers 0, 1 of the first 8.
-template <bool kTransposed>
-__device__ __forceinline__ void load_weights(uint32_t (&weights)[4], uint32_t taps, int depth,
-                                             int j) {
-  const int lane = threadIdx.x % 32;
-  if constexpr (kTransposed) {
-    ldmatrix_transposed(weights, taps + swizzled(16 * depth + lane % 16, j + lane / 16));
-  } else {
-    ldmatrix(weights, taps + swizzled(8 * j + lane % 8 + lane / 16 * 8, 2 * depth + lane / 8 % 2));
-  }
-}
-
-// Add the products of a depth of 16 for output channels [8 j, 8 j + 16).
-template <class T, int kFragments>
-__device__ __forceinline__ void multiply_pair(float (&sums)[kFragments][kGroup / 8][4],
-                                              const uint32_t (&pixels)[kFragments][4],
-                                              const uint32_t (&weights)[4], int j) {
-  const uint32_t even[2] = {weights[0], weights[1]}, odd[2] = {weights[2], weights[3]};
-#pragma unroll
-  for (int i = 0; i < kFragments; ++i) {
-    mma<T>(sums[i][j], pixels[i], even);
-    mma<T>(sums[i][j + 1], pixels[i], odd);
-  }
-}
-
-// Add the products of one tap. kWhole: the group has all 64 input channels.
-template <class T, bool kTransposed, bool kWhole>
-__device__ __forceinline__ void multiply_tap(Sums& sums, uint32_t halo, uint32_t taps, int tap,
-                                             int input_channels) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int pixel = (kWarpRows * warp + tap / 3) * kHaloW + tap % 3 + lane % 16;
-#pragma unroll
-  for (int depth = 0; depth < kGroup / 16; ++depth) {
-    if (!kWhole && 16 * depth >= input_channels) break;
-    uint32_t pixels[kWarpRows][4];
-#pragma unroll
-    for (int row = 0; row < kWarpRows; ++row) {
-      ldmatrix(pixels[row], halo + swizzled(pixel + row * kHaloW, 2 * depth + lane / 16));
-    }
-#pragma unroll
-    for (int j = 0; j < kGroup / 8; j += 2) {
-      uint32_t weights[4];
-      load_weights<kTransposed>(weights, taps, depth, j);
-      multiply_pair<T>(sums, pixels, weights, j);
-    }
-  }
-}
-
-// Byte of a 16-byte piece of a warp's sums; the permutation keeps the quarter warps that write to
-// four rows at a time apart.
-__device__ __forceinline__ uint32_t sum_offset(int pixel, int piece) {
-  return threadIdx.x / 32 * kWarpSumBytes + pixel * kSumRowBytes +
-         ((piece ^ (2 * (pixel & 3))) << 4);
-}
-
-__device__ __forceinline__ void stage(const Sums& sums) {
-  const int lane = threadIdx.x % 32, group = lane / 4, pair = lane % 4;
-#pragma unroll
-  for (int row = 0; row < kWarpRows; ++row) {
-#pragma unroll
-    for (int j = 0; j < kGroup / 8; ++j) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const uint32_t offset = sum_offset(row * kTileW + group + 8 * half, 2 * j + pair / 2);
-        store_shared(offset + 8 * (pair % 2),
-                     float2{sums[row][j][2 * half], sums[row][j][2 * half + 1]});
-      }
-    }
-  }
-}
-
-// Write the warp's staged sums: 8 lanes a pixel, so that its 64 channels are one write.
-template <class T>
-__device__ void write_staged(const Convolution<T>& conv, const Place& place) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, first = 8 * (lane % 8);
-  if (first >= place.outputs.count) return;
-  const Epilogue<T> epilogue(conv, place.outputs, first);
-#pragma unroll 2
-  for (int pixel = lane / 8; pixel < kWarpRows * kTileW; pixel += 4) {
-    const int y = place.y + kWarpRows * warp + pixel / kTileW, x = place.x + pixel % kTileW;
-    if (y >= conv.height || x >= conv.width) continue;
-    const auto low = load_shared<float4>(sum_offset(pixel, first / 4));
-    const auto high = load_shared<float4>(sum_offset(pixel, first / 4 + 1));
-    float values[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-    epilogue.store_at(pixel_offset(place.n, y, x, conv.height, conv.width, conv.outputs,
-                                   conv.output_upscale, place.outputs) + first,
-                      values);
-  }
-}
-
-template <class T, bool kTransposed, bool kWhole>
+template <class T, Finish kFinish>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
-    conv3x3_kernel(const Convolution<T> conv, const Grid grid) {
-  const Place place = place_of_block<kTileH, kTileW>(conv, grid);
-  const auto group_of = [&](int index) {
-    return ChannelGroup::of(index, conv.inputs, conv.input_upscale);
+    conv3x3_kernel(const __grid_constant__ Convolution<T> conv, const __grid_constant__ Grid grid) {
+  const Place place = place_of_block<kTileH, kTileW>(grid);
+  Input<T> input(conv, grid, place);
+  Weights<T> weights(conv, grid.slices, place.output_group);
+  const auto load_slice = [&](int slice) {
+    input.load(stage_of(slice));
+    weights.load(stage_of(slice) + Halo::kBytes);
+    cp_async_commit();
   };
-  const auto tap_at = [&](int step) { return (step & 1) * kTapBytes; };
-  const auto halo_at = [&](int group) { return 2 * kTapBytes + (group & 1) * kHaloBytes; };
-
-  Sums sums{};
-  ChannelGroup inputs = group_of(0);  // of the weights that are loaded, a step ahead
-  load_halo(conv, place, inputs, halo_at(0), 0, kHaloPixels * kPieces);
-  load_tap<T, kTransposed>(conv, inputs, place.outputs, tap_at(0), 0);
-  cp_async_commit();
-  int step = 0;
-  for (int group = 0; group < grid.input_groups; ++group) {
-    const bool last_group = group + 1 == grid.input_groups;
-    const ChannelGroup next = group_of(group + 1);
-    const int channels = inputs.count;
+  load_slice(0);
+  const mma_tiles::Pixels<T> pixels(conv, grid, place, threadIdx.x, 0);
+  mma_tiles::Bias bias;
+  mma_tiles::load_bias(conv, place.output_group, bias);
+  const bool has_channels = first_output(grid, place) + mma_tiles::warp_channel() <
+                            static_cast<int>(grid.output.phase_column);
+  mma_tiles::Sums sums{};
+  // After the barrier, all see a slice, and all have left the one before, in whose place the next
+  // one goes.
+  const auto wait = [] {
+    cp_async_wait<0>();
+    __syncthreads();
+  };
+  const auto multiply_slice = [&](int slice) {
+    const uint32_t stage = stage_of(slice);
+    if (!has_channels) return;
+    mma_tiles::multiply_slice<T, Input<T>::kWidth, Halo::kPitch>(sums, stage,
+                                                                 stage + Halo::kBytes);
+  };
+  const int last = grid.slices - 1;
 #pragma unroll 1
-    for (int tap = 0; tap < kTaps; ++tap, ++step) {
-      // After the barrier, all see this step's operands, and all have left what is loaded next.
-      cp_async_wait<0>();
-      __syncthreads();
-      const bool last_tap = tap + 1 == kTaps;
-      if (last_tap) inputs = next;
-      if (!last_tap || !last_group) {
-        load_tap<T, kTransposed>(conv, inputs, place.outputs, tap_at(step + 1),
-                                 last_tap ? 0 : tap + 1);
-        if (!last_group) {
-          load_halo(conv, place, next, halo_at(group + 1), tap * kHaloSlice,
-                    (tap + 1) * kHaloSlice);
-        }
-        cp_async_commit();
-      }
-      multiply_tap<T, kTransposed, kWhole>(sums, halo_at(group), tap_at(step), tap, channels);
-    }
+  for (int slice = 0; slice < last; ++slice) {
+    wait();
+    load_slice(slice + 1);
+    multiply_slice(slice);
   }
-  __syncthreads();  // all have read the operands, where the sums go now
-  stage(sums);
-  __syncwarp();
-  write_staged(conv, place);
+  wait();
+  const uint32_t results = stage_of(grid.slices);
+  mma_tiles::load_skip<T, kFinish>(conv, pixels, results);
+  multiply_slice(last);
+  if constexpr (kHasSkip<kFinish>) wait();
+  mma_tiles::finish_sums<T, kFinish>(sums, bias, conv.scale, results);
+  __syncthreads();
+  mma_tiles::write_results(conv, pixels, results);
 }
 
 }  // namespace clsd::cuda::sm80

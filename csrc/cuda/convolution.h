@@ -19,8 +19,8 @@ constexpr int kChannelMultiple = 16, kFewChannels = 3;
 template <class T>
 struct Convolution {
   Global<const T> input;
-  Global<const T> weight;    // [outputs][3][3][inputs], the memory of a channels_last weight
-  Global<const T> bias;      // [outputs], or null
+  Global<const T> weight;    // packed (packing.h)
+  Global<const float> bias;  // packed beside it
   Global<const T> residual;  // like output, or null
   Global<const T> positive;  // like output, or null: the result is kept only where this is > 0
   Global<T> output;
@@ -30,9 +30,6 @@ struct Convolution {
   int output_upscale = 1;        // r of the output that is written through a pixel shuffle
   float scale = 1.0f;
   bool relu = false;
-  // The gradient of a convolution's input: input is the gradient of its output, and the weight is
-  // the very same, [inputs][3][3][outputs], its taps read backwards.
-  bool transposed = false;
 };
 
 // Kernels count the pixels of a side in an int.

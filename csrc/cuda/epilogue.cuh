@@ -1,114 +1,108 @@
 // How the finished sums of a convolution get out.
+//
+// A block's results lie in shared memory as pieces of 8 channels, like its operands, rounded. Where
+// something is added to them or masks them, that is copied there first, while products run, and the
+// results replace it in place.
 #pragma once
 
-#include "convolution.h"
-#include "platform.cuh"
+#include "operands.cuh"
 
 namespace clsd::cuda {
 
-// Up to 64 channels that one step works on. With a pixel shuffle they are of one phase, so that
-// they are neighbours in memory: channels (first + i) r^2 + phase.
-struct ChannelGroup {
-  static constexpr int kChannels = 64;
+// What is done with a sum; bias and scale always are.
+enum class Finish { kNone, kRelu, kResidual, kResidualRelu, kMask };
 
-  int first, count, phase, square;
+template <Finish kFinish>
+constexpr bool kHasSkip = kFinish >= Finish::kResidual;
+template <Finish kFinish>
+constexpr bool kHasRelu = kFinish == Finish::kRelu || kFinish == Finish::kResidualRelu;
 
-  __host__ __device__ static int groups(int channels, int upscale) {
-    const int square = upscale * upscale;
-    return square * ((channels / square + kChannels - 1) / kChannels);
-  }
-
-  // Whether all groups have 64 channels.
-  static bool are_whole(int channels, int upscale) {
-    return channels / (upscale * upscale) % kChannels == 0;
-  }
-
-  __device__ static ChannelGroup of(int index, int channels, int upscale) {
-    const int square = upscale * upscale, per_phase = channels / square;
-    const int groups_per_phase = (per_phase + kChannels - 1) / kChannels;
-    const int first = index % groups_per_phase * kChannels;
-    const int left = per_phase - first;
-    return {first, left < kChannels ? left : kChannels, index / groups_per_phase, square};
-  }
-
-  __device__ int64_t channel(int i) const {
-    return static_cast<int64_t>(first + i) * square + phase;
-  }
-};
-
-// Where channel group.first of pixel (y, x) of image n lies in an image of `channels` channels that
-// is shuffled by `upscale`.
-__device__ __forceinline__ int64_t pixel_offset(int64_t n, int64_t y, int64_t x, int64_t height,
-                                                int64_t width, int channels, int upscale,
-                                                const ChannelGroup& group) {
-  const int64_t row = (n * height + y) * upscale + group.phase / upscale;
-  const int64_t column = x * upscale + group.phase % upscale;
-  return (row * width * upscale + column) * (channels / group.square) + group.first;
+// The one that a convolution asks for. Nothing asks for a mask beside another.
+template <class T>
+Finish finish_of(const Convolution<T>& conv) {
+  if (conv.positive) return Finish::kMask;
+  if (conv.residual) return conv.relu ? Finish::kResidualRelu : Finish::kResidual;
+  return conv.relu ? Finish::kRelu : Finish::kNone;
 }
 
-// A result of Convolution from its sum.
-template <class T>
-__device__ __forceinline__ float finish(const Convolution<T>& convolution, float sum, float bias,
-                                        float residual, float positive) {
-  float value = (sum + bias) * convolution.scale + residual;
-  if (convolution.relu) value = value < 0 ? 0 : value;  // as torch's: NaN passes
-  return positive > 0 ? value : 0;
+// A result from its sum, the scaled bias and its number of the residual or mask.
+template <Finish kFinish>
+__device__ __forceinline__ float finish(float sum, float scale, float bias, float skip) {
+  float value = sum * scale + bias;
+  if constexpr (kFinish == Finish::kResidual || kFinish == Finish::kResidualRelu) value += skip;
+  if constexpr (kHasRelu<kFinish>) value = value < 0 ? 0 : value;  // as torch's: NaN passes
+  if constexpr (kFinish == Finish::kMask) value = skip > 0 ? value : 0;
+  return value;
 }
 
-// The same for one channel that has no neighbours to be written with.
-template <class T>
-__device__ void store_result(const Convolution<T>& convolution, int64_t offset, int channel,
-                             float sum) {
-  const float bias = convolution.bias ? to_float(load(convolution.bias + channel)) : 0;
-  const float residual = convolution.residual ? to_float(load(convolution.residual + offset)) : 0;
-  const float positive = convolution.positive ? to_float(load(convolution.positive + offset)) : 1;
-  store(convolution.output + offset,
-        from_float<T>(finish(convolution, sum, bias, residual, positive)));
+// Two results, rounded, in place of what a pair held of the residual or mask.
+template <class T, Finish kFinish>
+__device__ __forceinline__ void finish_pair(uint32_t& pair, float first, float second, float scale,
+                                            float first_bias, float second_bias) {
+  if constexpr (kFinish == Finish::kMask) {
+    pair = positive_mask<T>(pair) &
+           pack<T>(first * scale + first_bias, second * scale + second_bias);
+    return;
+  }
+  float2 sum = {first * scale + first_bias, second * scale + second_bias};
+  if constexpr (kHasSkip<kFinish>) {
+    const float2 residual = unpack<T>(pair);
+    sum.x += residual.x, sum.y += residual.y;
+  }
+  pair = kHasRelu<kFinish> ? pack_relu<T>(sum.x, sum.y) : pack<T>(sum.x, sum.y);
 }
 
-// The same for 8 channels of a pixel at a time.
-template <class T>
-class Epilogue {
+template <class T, Finish kFinish>
+__device__ __forceinline__ Global<const T> skip_of(const Convolution<T>& conv) {
+  return kFinish == Finish::kMask ? conv.positive : conv.residual;
+}
+
+// The pixels of kRows x kWidth of a block's tile, from `first_row` on, as threads move them between
+// global and shared memory: 8 threads a pixel, kRowsAbreast x kAbreast pixels at a time. Pixels and
+// channels that the image has not are left out.
+template <class T, int kRows, int kWidth, int kAbreast, int kRowsAbreast = 1>
+class ResultPixels {
  public:
-  static constexpr int kVector = 8;
+  static constexpr int kThreads = kRowsAbreast * kAbreast * kGroup / kPiece;
+  static_assert(kWidth % kAbreast == 0 && kRows % kRowsAbreast == 0);
 
-  // Of channels [first, first + 8) of a group.
-  __device__ Epilogue(const Convolution<T>& convolution, const ChannelGroup& group, int first)
-      : convolution_(convolution) {
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) {
-      bias_[i] = convolution.bias ? to_float(load(convolution.bias + group.channel(first + i))) : 0;
-    }
+  __device__ __forceinline__ ResultPixels(const Convolution<T>& conv, const Grid& grid,
+                                          const Place& place, int thread, int first_row)
+      : row_(thread / (8 * kAbreast)), column_(thread / 8 % kAbreast), piece_(thread % 8) {
+    const ImageSteps& steps = grid.output;
+    const int phase = grid.groups_of_phase.quotient(place.output_group);
+    const int phase_y = grid.output_upscale.quotient(phase);
+    const int phase_x = grid.output_upscale.rest(phase, phase_y);
+    const int channel = first_output(grid, place) + piece_ * kPiece;
+    const int y = place.y + first_row + row_, x = place.x + column_;
+    rows_ = static_cast<int>(conv.height) - y;
+    columns_ = channel < static_cast<int>(steps.phase_column) ? static_cast<int>(conv.width) - x
+                                                              : 0;
+    offset_ = (static_cast<int64_t>(place.n) * conv.height + y) * steps.row +
+              static_cast<uint64_t>(x) * steps.column +
+              static_cast<uint64_t>(phase_y) * steps.phase_row +
+              static_cast<uint64_t>(phase_x) * steps.phase_column + channel;
+    column_step_ = static_cast<int64_t>(kAbreast) * steps.column;
+    row_step_ = static_cast<int64_t>(kRowsAbreast) * steps.row;
   }
 
-  __device__ void store_at(int64_t offset, float (&values)[kVector]) const {
-    float residual[kVector] = {0, 0, 0, 0, 0, 0, 0, 0};
-    float positive[kVector] = {1, 1, 1, 1, 1, 1, 1, 1};
-    if (convolution_.residual) read(convolution_.residual + offset, residual);
-    if (convolution_.positive) read(convolution_.positive + offset, positive);
+  // Call visit(row, column, piece, offset in global memory) for each.
+  template <class Visit>
+  __device__ __forceinline__ void for_each(const Visit& visit) const {
+    int64_t row_offset = offset_;
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) {
-      values[i] = finish(convolution_, values[i], bias_[i], residual[i], positive[i]);
+    for (int row = 0; row < kRows; row += kRowsAbreast, row_offset += row_step_) {
+      int64_t offset = row_offset;
+#pragma unroll
+      for (int column = 0; column < kWidth; column += kAbreast, offset += column_step_) {
+        if (row < rows_ && column < columns_) visit(row_ + row, column_ + column, piece_, offset);
+      }
     }
-    store_vector(convolution_.output + offset,
-                 {pack<T>(values[0], values[1]), pack<T>(values[2], values[3]),
-                  pack<T>(values[4], values[5]), pack<T>(values[6], values[7])});
   }
 
  private:
-  __device__ static void read(Global<const T> source, float (&values)[kVector]) {
-    const uint4 vector = load_vector(source);
-    const uint32_t pairs[4] = {vector.x, vector.y, vector.z, vector.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float2 pair = unpack<T>(pairs[i]);
-      values[2 * i] = pair.x;
-      values[2 * i + 1] = pair.y;
-    }
-  }
-
-  const Convolution<T>& convolution_;
-  float bias_[kVector];
+  int row_, column_, piece_, rows_, columns_;
+  int64_t offset_, row_step_, column_step_;
 };
 
 }  // namespace clsd::cuda

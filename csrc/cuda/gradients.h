@@ -20,6 +20,12 @@ struct ParameterGradients {
   bool any() const { return weight.numel() > 0 || bias.numel() > 0; }
 };
 
+template <class T>
+Parameter<T> to_gradient(const Tensor& tensor) {
+  if (tensor.scalar_type() == ScalarType::Float) return {{}, to_mutable_global<float>(tensor)};
+  return {to_mutable_global<T>(tensor), {}};
+}
+
 // To compute them from the gradient of the convolution's output and from its input, both dense
 // [N, H, W, C]. With an upscale factor, the output is shuffled by it.
 template <class T>
@@ -28,8 +34,8 @@ WeightGradient<T> weight_gradient(const Tensor& grad_output, const Tensor& input
                                   double scale = 1, int upscale = 1) {
   WeightGradient<T> gradient{};
   gradient.grad_output = to_global<T>(grad_output), gradient.input = to_global<T>(input);
-  if (gradients.weight.numel() > 0) gradient.grad_weight = to_mutable_global<T>(gradients.weight);
-  if (gradients.bias.numel() > 0) gradient.grad_bias = to_mutable_global<T>(gradients.bias);
+  if (gradients.weight.numel() > 0) gradient.grad_weight = to_gradient<T>(gradients.weight);
+  if (gradients.bias.numel() > 0) gradient.grad_bias = to_gradient<T>(gradients.bias);
   gradient.batch = input.size(0);
   gradient.height = input.size(2), gradient.width = input.size(3);
   gradient.inputs = static_cast<int>(input.size(1)), gradient.outputs = outputs;
@@ -58,10 +64,12 @@ inline std::tuple<Tensor, Tensor, Tensor> convolution_backward(
   dispatch_16_bit(op, x.scalar_type(), [&](auto type) {
     using T = decltype(type);
     if (needs_x) {
-      const Tensor kernels = as_nhwc(weight);
       Output output(x, shape_of(x), memory_format(x));
-      auto conv = input_gradient<T>(grad, kernels, output.written(), upscale);
+      auto conv = input_gradient<T>(grad, weight, output.written(), upscale);
       conv.scale = static_cast<float>(scale);
+      PackedParameters<T> packed;
+      packed.add_transposed(conv, weight);
+      packed.pack(x, device.stream());
       convolve(conv, device.stream());
       grad_x = output.finish();
     }

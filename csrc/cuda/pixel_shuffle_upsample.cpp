@@ -12,14 +12,15 @@ Tensor pixel_shuffle_upsample(Tensor x, Tensor weight, std::optional<Tensor> bia
   const Shape shape = check_pixel_shuffle_upsample(op, x, weight, bias, upscale_factor);
   check_channels(op, weight, upscale_factor);
   const Device device(x);
-  const Tensor input = as_nhwc(x), kernels = as_nhwc(weight);
-  const auto offsets = as_contiguous(bias);
+  const Tensor input = as_nhwc(x);
   Output output(x, shape, memory_format(x));
   dispatch_16_bit(op, x.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    auto conv = forward_convolution<T>(input, kernels, output.written(),
+    auto conv = forward_convolution<T>(input, weight, output.written(),
                                        static_cast<int>(upscale_factor));
-    conv.bias = to_global<T>(offsets);
+    PackedParameters<T> packed;
+    packed.add(conv, weight, bias);
+    packed.pack(x, device.stream());
     convolve(conv, device.stream());
   });
   return output.finish();

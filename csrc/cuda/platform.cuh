@@ -8,11 +8,14 @@
 //   store_pair(Global<float>, float2)                       8 aligned bytes
 //   load_shared<V>(offset), store_shared<V>(offset, V)      sizeof(V) aligned bytes
 //   to_float(T), from_float<T>(float), unpack<T>(uint32_t) -> float2, pack<T>(float, float)
-//   cp_async(offset, Global<const T>, valid)                16 bytes, or zeros where not valid
+//   pack_relu<T>(float, float), positive_mask<T>(uint32_t)  0 for negative ones; all bits for > 0
+//   cp_async<kElements>(offset, Global<const T>, valid)     16 bytes from that many elements on, or
+//                                                           zeros where not valid
 //   cp_async_commit(), cp_async_wait<kPending>()
 //   ldmatrix(registers, offset), ldmatrix_transposed(registers, offset)          8x8 x4, 16 bits
+//   stmatrix_transposed(offset, registers)                  the latter's inverse, from sm_90 on
 //   mma<T>(sums, a, b)                                      m16n8k16, float sums
-//   wgmma_fence(), wgmma<T, kN, ...>(sums, a, b), wgmma_commit(), wgmma_wait<kPending>(),
+//   wgmma_fence(), wgmma<T, kN, ...>(sums, a, b), wgmma_commit(), wgmma_wait<kPending>([sums]),
 //   fence_proxy_async()                                     sm_90a, see wgmma.cuh
 //   wgmma_descriptor<kKBytes, kMnBytes>(offset)             see wgmma_descriptor.cuh
 #pragma once

@@ -84,15 +84,41 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
   return pair;
 }
 
+// The same of what is not negative, and 0 for what is. NaN stays NaN.
+template <class T>
+__device__ __forceinline__ uint32_t pack_relu(float low, float high) {
+  uint32_t pair;
+  if constexpr (std::is_same_v<T, Bf16>) {
+    asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  }
+  return pair;
+}
+
+// All bits of each number of a pair that is > 0.
+template <class T>
+__device__ __forceinline__ uint32_t positive_mask(uint32_t pair) {
+  if constexpr (std::is_same_v<T, Fp16>) {
+    return __hgt2_mask(__half2_raw{static_cast<uint16_t>(pair), static_cast<uint16_t>(pair >> 16)},
+                       __half2_raw{0, 0});
+  } else {
+    return __hgt2_mask(__nv_bfloat162_raw{static_cast<uint16_t>(pair),
+                                          static_cast<uint16_t>(pair >> 16)},
+                       __nv_bfloat162_raw{0, 0});
+  }
+}
+
 template <class T>
 __device__ __forceinline__ T from_float(float value) {
   return {static_cast<uint16_t>(pack<T>(value, 0.0f))};
 }
 
-template <class T>
+// Of source + kElements.
+template <int kElements = 0, class T>
 __device__ __forceinline__ void cp_async(uint32_t offset, const T* source, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(offset)),
-               "l"(source), "r"(valid ? 16 : 0)
+  asm volatile("cp.async.cg.shared.global [%0], [%1 + %3], 16, %2;" ::"r"(shared_address(offset)),
+               "l"(source), "r"(valid ? 16 : 0), "n"(kElements * static_cast<int>(sizeof(T)))
                : "memory");
 }
 
@@ -119,6 +145,17 @@ __device__ __forceinline__ void ldmatrix_transposed(uint32_t (&registers)[4], ui
                : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
                : "r"(shared_address(offset)));
 }
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+// The inverse of ldmatrix_transposed. Of sm_90 and later.
+__device__ __forceinline__ void stmatrix_transposed(uint32_t offset,
+                                                    const uint32_t (&registers)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                   shared_address(offset)),
+               "r"(registers[0]), "r"(registers[1]), "r"(registers[2]), "r"(registers[3])
+               : "memory");
+}
+#endif
 
 // sums += a b for a of 16 x 16 (rows) and b of 16 x 8 (columns).
 template <class T>

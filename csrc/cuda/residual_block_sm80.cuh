@@ -6,25 +6,33 @@
 // image. The second half is conv3x3_sm80.cuh's kernel with the hidden tile as its halo.
 #pragma once
 
-#include "conv3x3_sm80.cuh"
+#include "mma_tiles.cuh"
 
 namespace clsd::cuda::residual {
 
-using sm80::kPieces;
-using sm80::kRowBytes;
-using sm80::kTapBytes;
-using sm80::kThreads;
-using sm80::kTileH;
-using sm80::kTileW;
-using sm80::kWarps;
+using mma_tiles::kThreads;
+using mma_tiles::kTileH;
+using mma_tiles::kTileW;
+using mma_tiles::kWarps;
+using mma_tiles::Results;
 
-constexpr int kChannels = ChannelGroup::kChannels;
-constexpr int kHiddenW = sm80::kHaloW, kHiddenPixels = sm80::kHaloPixels;
-constexpr int kInputW = kTileW + 4, kInputPixels = (kTileH + 4) * kInputW;
+constexpr int kChannels = kGroup, kSlices = kChannels / kSlice;
+// All channels at once of the input's tile.
+template <class T>
+using Input = InputLoader<T, kTileH, kTileW, kThreads, 2, kChannels / kPiece>;
+template <class T>
+using Weights = WeightLoader<T, kThreads>;
+using InputTile = Input<Bf16>::Tile;
+constexpr int kInputW = Input<Bf16>::kWidth;
+constexpr int kHiddenW = kTileW + 2, kHiddenPixels = (kTileH + 2) * kHiddenW;
+using HiddenTile = PieceLayout<kHiddenPixels, kChannels / kPiece>;
+
 constexpr int kFragments = (kHiddenPixels + 16 * kWarps - 1) / (16 * kWarps);  // of a warp
-constexpr uint32_t kInput = 2 * kTapBytes, kHidden = kInput + kInputPixels * kRowBytes;
-constexpr uint32_t kSharedBytes = kHidden + kHiddenPixels * kRowBytes;
-static_assert(kWarps * sm80::kWarpSumBytes <= kSharedBytes);
+constexpr uint32_t kInput = 2 * Weights<Bf16>::kBytes, kHidden = kInput + InputTile::kBytes;
+constexpr uint32_t kSharedBytes = kHidden + HiddenTile::kBytes;
+// The residual is asked for when nothing reads the input any more.
+constexpr uint32_t kResults = kInput;
+static_assert(Results::kBytes <= InputTile::kBytes);
 
 using HiddenSums = float[kFragments][kChannels / 8][4];
 
@@ -34,27 +42,29 @@ __device__ __forceinline__ int hidden_pixel(int fragment, int row) {
   return 16 * (kFragments * warp + fragment) + row;
 }
 
-// Add the products of one tap of the first convolution. The last fragments have rows beyond the
+// Add the products of a slice of the first convolution. The last fragments have rows beyond the
 // tile, which compute its last pixel once more.
 template <class T>
-__device__ __forceinline__ void multiply_hidden_tap(HiddenSums& sums, uint32_t taps, int tap) {
+__device__ __forceinline__ void multiply_hidden_slice(HiddenSums& sums, int slice,
+                                                      uint32_t weights) {
   const int lane = threadIdx.x % 32;
+  uint32_t at[kFragments];
 #pragma unroll
-  for (int depth = 0; depth < kChannels / 16; ++depth) {
+  for (int fragment = 0; fragment < kFragments; ++fragment) {
+    int pixel = hidden_pixel(fragment, lane % 16);
+    pixel = pixel < kHiddenPixels ? pixel : kHiddenPixels - 1;
+    at[fragment] = kInput + InputTile::offset(pixel / kHiddenW * kInputW + pixel % kHiddenW,
+                                              kSlicePieces * slice + lane / 16);
+  }
+  weights += mma_tiles::weight_offset(0);
+#pragma unroll
+  for (int tap = 0; tap < kTaps; ++tap) {
     uint32_t pixels[kFragments][4];
 #pragma unroll
     for (int fragment = 0; fragment < kFragments; ++fragment) {
-      int pixel = hidden_pixel(fragment, lane % 16);
-      pixel = pixel < kHiddenPixels ? pixel : kHiddenPixels - 1;
-      const int source = (pixel / kHiddenW + tap / 3) * kInputW + pixel % kHiddenW + tap % 3;
-      ldmatrix(pixels[fragment], kInput + sm80::swizzled(source, 2 * depth + lane / 16));
+      ldmatrix(pixels[fragment], at[fragment] + (tap / 3 * kInputW + tap % 3) * kPieceBytes);
     }
-#pragma unroll
-    for (int j = 0; j < kChannels / 8; j += 2) {
-      uint32_t weights[4];
-      sm80::load_weights<false>(weights, taps, depth, j);
-      sm80::multiply_pair<T>(sums, pixels, weights, j);
-    }
+    mma_tiles::multiply<T>(sums, pixels, weights + tap * mma_tiles::kTapBytes);
   }
 }
 
@@ -67,18 +77,19 @@ __device__ __forceinline__ void store_hidden(const Convolution<T>& first, const 
 #pragma unroll
   for (int j = 0; j < kChannels / 8; ++j) {
     const int channel = 8 * j + 2 * pair;
-    const float low_bias = first.bias ? to_float(load(first.bias + channel)) : 0;
-    const float high_bias = first.bias ? to_float(load(first.bias + channel + 1)) : 0;
+    const float low_bias = load(first.bias + channel) * first.scale;
+    const float high_bias = load(first.bias + (channel + 1)) * first.scale;
 #pragma unroll
     for (int i = 0; i < 2 * kFragments; ++i) {
-      const int fragment = i / 2, half = i % 2;
-      const int pixel = hidden_pixel(fragment, lane / 4 + 8 * half);
+      const int pixel = hidden_pixel(i / 2, lane / 4 + i % 2 * 8);
       if (pixel >= kHiddenPixels) continue;
       const int y = place.y + pixel / kHiddenW - 1, x = place.x + pixel % kHiddenW - 1;
       const bool inside = y >= 0 && y < first.height && x >= 0 && x < first.width;
-      const float low = finish(first, sums[fragment][j][2 * half], low_bias, 0, inside);
-      const float high = finish(first, sums[fragment][j][2 * half + 1], high_bias, 0, inside);
-      store_shared(kHidden + sm80::swizzled(pixel, j) + 4 * pair, pack<T>(low, high));
+      const float* sum = &sums[i / 2][j][i % 2 * 2];
+      const float low = finish<Finish::kRelu>(sum[0], first.scale, low_bias, 0);
+      const float high = finish<Finish::kRelu>(sum[1], first.scale, high_bias, 0);
+      store_shared(kHidden + HiddenTile::offset(pixel, j) + 4 * pair,
+                   inside ? pack<T>(low, high) : 0);
     }
   }
 }
@@ -87,47 +98,48 @@ __device__ __forceinline__ void store_hidden(const Convolution<T>& first, const 
 // blocks than multiprocessors, so that each may have all registers.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    residual_block_kernel(const Convolution<T> first, const Convolution<T> second,
-                          const Grid grid) {
-  const Place place = place_of_block<kTileH, kTileW>(second, grid);
-  const ChannelGroup channels = place.outputs;  // all, of every image
-  const auto tap_at = [](int step) { return (step & 1) * kTapBytes; };
-  const auto load_tap = [&](const Convolution<T>& conv, int step) {
-    sm80::load_tap<T, false>(conv, channels, channels, tap_at(step), step % kTaps);
-    cp_async_commit();
-  };
-  // Of 2 x 9 steps, each with the weights of one tap. After the barrier all see these, and all have
-  // left what is loaded next.
+    residual_block_kernel(const __grid_constant__ Convolution<T> first,
+                          const __grid_constant__ Convolution<T> second,
+                          const __grid_constant__ Grid grid) {
+  const Place place = place_of_block<kTileH, kTileW>(grid);
+  Weights<T> first_weights(first, kSlices, 0), second_weights(second, kSlices, 0);
+  const auto stage_of = [](int step) { return step % 2 * Weights<T>::kBytes; };
+  // Of 2 x 4 steps, each with a slice's weights. After the barrier all see these, and all have left
+  // what is loaded next.
   const auto start = [&](int step) {
     cp_async_wait<0>();
     __syncthreads();
     const int next = step + 1;
-    if (next < kTaps) {
-      load_tap(first, next);
-    } else if (next < 2 * kTaps) {
-      load_tap(second, next);
-    }
+    if (next == 2 * kSlices) return;
+    next < kSlices ? first_weights.load(stage_of(next)) : second_weights.load(stage_of(next));
+    cp_async_commit();
   };
 
-  sm80::load_halo<kInputW, 2>(first, place, channels, kInput, 0, kInputPixels * kPieces);
-  load_tap(first, 0);
+  Input<T>(first, grid, place).load(kInput);
+  first_weights.load(stage_of(0));
+  cp_async_commit();
   HiddenSums hidden{};
 #pragma unroll 1
-  for (int step = 0; step < kTaps; ++step) {
+  for (int step = 0; step < kSlices; ++step) {
     start(step);
-    multiply_hidden_tap<T>(hidden, tap_at(step), step);
+    multiply_hidden_slice<T>(hidden, step, stage_of(step));
   }
   store_hidden(first, place, hidden);
-  sm80::Sums sums{};
+  const mma_tiles::Pixels<T> pixels(second, grid, place, threadIdx.x, 0);
+  mma_tiles::Bias bias;
+  mma_tiles::load_bias(second, 0, bias);
+  mma_tiles::Sums sums{};
 #pragma unroll 1
-  for (int step = kTaps; step < 2 * kTaps; ++step) {
-    start(step);
-    sm80::multiply_tap<T, false, true>(sums, kHidden, tap_at(step), step - kTaps, kChannels);
+  for (int step = 0; step < kSlices; ++step) {
+    start(kSlices + step);
+    if (step == 0) mma_tiles::load_skip<T, Finish::kResidual>(second, pixels, kResults);
+    const uint32_t halo = kHidden + kSlicePieces * step * HiddenTile::kPitch;
+    mma_tiles::multiply_slice<T, kHiddenW, HiddenTile::kPitch>(sums, halo, stage_of(step));
   }
-  __syncthreads();  // all have read the operands, where the sums go now
-  sm80::stage(sums);
-  __syncwarp();
-  sm80::write_staged(second, place);
+  // The residual is there: the next step's barrier has followed it.
+  mma_tiles::finish_sums<T, Finish::kResidual>(sums, bias, second.scale, kResults);
+  __syncthreads();
+  mma_tiles::write_results(second, pixels, kResults);
 }
 
 }  // namespace clsd::cuda::residual

@@ -4,9 +4,11 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include <optional>
+#include <vector>
 
 #include "../tensor_util.h"
 #include "convolution.h"
+#include "packing.h"
 
 #ifdef CLSD_CUDA_EMULATION
 #include "emulated_device.h"  // of tests/cuda_emulation
@@ -50,8 +52,7 @@ inline bool is_aligned(const Tensor& tensor) {
 
 inline bool is_nhwc(const Tensor& tensor) { return is_dense(tensor, {0, 2, 3, 1}); }
 
-// The tensor itself if its memory is dense [N, H, W, C], else a copy that is: images that are
-// channels_last, and weights of a model that is, are not copied.
+// The images themselves if their memory is dense [N, H, W, C], else a copy that is.
 inline Tensor as_nhwc(const Tensor& tensor) {
   if (is_nhwc(tensor) && is_aligned(tensor)) return tensor;
   Tensor copy = empty(tensor, shape_of(tensor), MemoryFormat::ChannelsLast);
@@ -61,10 +62,6 @@ inline Tensor as_nhwc(const Tensor& tensor) {
 
 inline std::optional<Tensor> as_nhwc(const std::optional<Tensor>& tensor) {
   return tensor ? std::optional<Tensor>(as_nhwc(*tensor)) : std::nullopt;
-}
-
-inline std::optional<Tensor> as_contiguous(const std::optional<Tensor>& tensor) {
-  return tensor ? std::optional<Tensor>(torch::stable::contiguous(*tensor)) : std::nullopt;
 }
 
 // Images that a kernel writes as dense [N, H, W, C], and that the caller gets in another format.
@@ -114,14 +111,13 @@ inline void check_channels(const char* op, const Tensor& weight, int64_t upscale
        "weight of shape " + to_string(shape_of(weight)));
 }
 
-// The convolution of x with weight, [K, C, 3, 3], both dense [N, H, W, C]. With an upscale factor,
-// output is shuffled by it.
+// The convolution of x with weight, [K, C, 3, 3], x and output dense [N, H, W, C]; its parameters
+// are to be packed. With an upscale factor, output is shuffled by it.
 template <class T>
 Convolution<T> forward_convolution(const Tensor& x, const Tensor& weight, const Tensor& output,
                                    int upscale = 1) {
   Convolution<T> conv{};
-  conv.input = to_global<T>(x), conv.weight = to_global<T>(weight);
-  conv.output = to_mutable_global<T>(output);
+  conv.input = to_global<T>(x), conv.output = to_mutable_global<T>(output);
   conv.batch = x.size(0), conv.height = x.size(2), conv.width = x.size(3);
   conv.inputs = static_cast<int>(weight.size(1)), conv.outputs = static_cast<int>(weight.size(0));
   conv.output_upscale = upscale;
@@ -133,13 +129,90 @@ template <class T>
 Convolution<T> input_gradient(const Tensor& grad_output, const Tensor& weight, const Tensor& grad_x,
                               int upscale = 1) {
   Convolution<T> conv{};
-  conv.input = to_global<T>(grad_output), conv.weight = to_global<T>(weight);
-  conv.output = to_mutable_global<T>(grad_x);
+  conv.input = to_global<T>(grad_output), conv.output = to_mutable_global<T>(grad_x);
   conv.batch = grad_x.size(0), conv.height = grad_x.size(2), conv.width = grad_x.size(3);
   conv.inputs = static_cast<int>(weight.size(0)), conv.outputs = static_cast<int>(weight.size(1));
   conv.input_upscale = upscale;
-  conv.transposed = true;
   return conv;
 }
+
+// How many elements of memory a tensor of any strides reaches over.
+inline int64_t extent(const Tensor& tensor) {
+  int64_t last = 0;
+  for (int64_t dim = 0; dim < tensor.dim(); ++dim) {
+    last += (tensor.size(dim) - 1) * tensor.stride(dim);
+  }
+  return last + 1;
+}
+
+template <class T>
+Parameter<const T> to_parameter(const Tensor& tensor) {
+  if (tensor.scalar_type() == ScalarType::Float) {
+    return {{}, global(const_data<float>(tensor), extent(tensor))};
+  }
+  return {global(const_data<T>(tensor), extent(tensor)), {}};
+}
+
+// The packed parameters of a call's convolutions, by one launch. It owns what they read.
+template <class T>
+class PackedParameters {
+ public:
+  // Of a convolution with weight [K, C, 3, 3] and bias; both of any strides.
+  void add(Convolution<T>& conv, const Tensor& weight, const std::optional<Tensor>& bias) {
+    Packing<T> packing = packing_of(conv, weight);
+    packing.output_stride = weight.stride(0), packing.input_stride = weight.stride(1);
+    packing.y_stride = weight.stride(2), packing.x_stride = weight.stride(3);
+    if (bias) packing.bias = to_parameter<T>(*bias), packing.bias_stride = bias->stride(0);
+    add(conv, packing);
+  }
+
+  // Of the convolution that is the gradient of its input.
+  void add_transposed(Convolution<T>& conv, const Tensor& weight) {
+    Packing<T> packing = packing_of(conv, weight);
+    packing.output_stride = weight.stride(1), packing.input_stride = weight.stride(0);
+    packing.y_stride = -weight.stride(2), packing.x_stride = -weight.stride(3);
+    packing.weight_start = 2 * (weight.stride(2) + weight.stride(3));
+    add(conv, packing);
+  }
+
+  // Pack what has been added, on the device and in the dtype of `like`.
+  void pack(const Tensor& like, Stream stream) {
+    int64_t elements = 0;
+    for (const Packing<T>& packing : packings_) {
+      elements += packing.weight_elements() + kFloat * packing.bias_elements();
+    }
+    memory_ = torch::stable::new_empty(like, {elements});
+    T* at = data<T>(*memory_);
+    for (size_t i = 0; i < packings_.size(); ++i) {
+      Packing<T>& packing = packings_[i];
+      packing.packed_weight = global(at, packing.weight_elements());
+      at += packing.weight_elements();
+      packing.packed_bias = global(reinterpret_cast<float*>(at), packing.bias_elements());
+      at += kFloat * packing.bias_elements();
+      convolutions_[i]->weight = packing.packed_weight;
+      convolutions_[i]->bias = packing.packed_bias;
+    }
+    cuda::pack(packings_, stream);
+  }
+
+ private:
+  static constexpr int64_t kFloat = sizeof(float) / sizeof(T);
+
+  static Packing<T> packing_of(const Convolution<T>& conv, const Tensor& weight) {
+    Packing<T> packing{};
+    packing.weight = to_parameter<T>(weight);
+    packing.outputs = {conv.outputs, conv.output_upscale * conv.output_upscale};
+    packing.inputs = {conv.inputs, conv.input_upscale * conv.input_upscale};
+    return packing;
+  }
+
+  void add(Convolution<T>& conv, const Packing<T>& packing) {
+    convolutions_.push_back(&conv), packings_.push_back(packing);
+  }
+
+  std::vector<Convolution<T>*> convolutions_;
+  std::vector<Packing<T>> packings_;
+  std::optional<Tensor> memory_;
+};
 
 }  // namespace clsd::cuda

@@ -1,41 +1,133 @@
 // How a convolution's pixels and output channels are cut into blocks.
 #pragma once
 
-#include "epilogue.cuh"
+#include "convolution.h"
+#include "packing.h"
+#include "platform.cuh"
 
 namespace clsd::cuda {
 
-constexpr int kTaps = 9;
+// Up to 64 channels that a block works on. With a pixel shuffle they are of one phase, so that they
+// are neighbours in memory: channels (first + i) r^2 + phase.
+struct ChannelGroup {
+  static constexpr int kChannels = kGroup;
 
+  int first, count, phase, square;
+
+  __host__ __device__ static int groups(int channels, int upscale) {
+    return ChannelOrder{channels, upscale * upscale}.groups(kChannels);
+  }
+
+  __device__ static ChannelGroup of(int index, int channels, int upscale) {
+    const int square = upscale * upscale, per_phase = channels / square;
+    const int groups_per_phase = (per_phase + kChannels - 1) / kChannels;
+    const int first = index % groups_per_phase * kChannels;
+    const int left = per_phase - first;
+    return {first, left < kChannels ? left : kChannels, index / groups_per_phase, square};
+  }
+
+  __device__ int64_t channel(int i) const {
+    return static_cast<int64_t>(first + i) * square + phase;
+  }
+};
+
+// Division by a number that is known before the launch: a multiplication. Of numbers below 2^31.
+class Divisor {
+ public:
+  Divisor() = default;
+  explicit Divisor(int divisor) : divisor_(divisor) {
+    while (int64_t{1} << shift_ < divisor) ++shift_;
+    shift_ += kBits;
+    factor_ = static_cast<uint32_t>(((uint64_t{1} << shift_) + divisor - 1) / divisor);
+  }
+
+  __device__ __forceinline__ int quotient(int number) const {
+    return static_cast<int>(static_cast<uint64_t>(number) * factor_ >> shift_);
+  }
+  // The remainder, given the quotient.
+  __device__ __forceinline__ int rest(int number, int quotient) const {
+    return number - quotient * divisor_;
+  }
+
+ private:
+  static constexpr int kBits = 31;
+
+  uint32_t factor_ = 0;
+  int divisor_ = 1, shift_ = 0;
+};
+
+// Steps from pixel to pixel, in elements, of an image that is shuffled by `upscale`: between pixels
+// before the shuffle, and between those of a phase's neighbours.
+struct ImageSteps {
+  uint32_t row, column, phase_row, phase_column;
+
+  ImageSteps(int64_t width, int channels, int upscale)
+      : row(static_cast<uint32_t>(width * channels)),
+        column(static_cast<uint32_t>(channels / upscale)),
+        phase_row(static_cast<uint32_t>(width * channels / upscale)),
+        phase_column(static_cast<uint32_t>(channels / (upscale * upscale))) {}
+};
+
+// How a convolution is cut into blocks, and what blocks would have to divide for.
 struct Grid {
-  int tiles_x, tiles_y, input_groups, output_groups;
+  Divisor tiles_x, tiles_y, output_groups, groups_of_phase, output_upscale;
+  int slices;
+  ImageSteps input, output;
+  int64_t blocks;
 };
 
-// What a block works on.
-struct Place {
-  int n, y, x;  // image and first pixel
-  ChannelGroup outputs;
-};
+// A row of an image, all channels, has fewer elements than that.
+constexpr int64_t kMaxRow = int64_t{1} << 31;
 
 template <int kTileH, int kTileW, class T>
 Grid grid_of(const Convolution<T>& conv) {
   const auto tiles = [](int64_t size, int tile) {
     return static_cast<int>((size + tile - 1) / tile);
   };
-  return {tiles(conv.width, kTileW), tiles(conv.height, kTileH),
-          ChannelGroup::groups(conv.inputs, conv.input_upscale),
-          ChannelGroup::groups(conv.outputs, conv.output_upscale)};
+  const ChannelOrder inputs{conv.inputs, conv.input_upscale * conv.input_upscale};
+  const ChannelOrder outputs{conv.outputs, conv.output_upscale * conv.output_upscale};
+  const int tiles_x = tiles(conv.width, kTileW), tiles_y = tiles(conv.height, kTileH);
+  const int groups = outputs.groups(kGroup);
+  return {Divisor(tiles_x),
+          Divisor(tiles_y),
+          Divisor(groups),
+          Divisor(groups / outputs.square),
+          Divisor(conv.output_upscale),
+          inputs.groups(kSlice),
+          ImageSteps(conv.width, conv.inputs, conv.input_upscale),
+          ImageSteps(conv.width, conv.outputs, conv.output_upscale),
+          conv.batch * tiles_y * tiles_x * groups};
 }
 
+// What a block works on.
+struct Place {
+  int n, y, x;  // image and first pixel
+  int output_group;
+};
+
 // Blocks of the same pixels follow each other: their input comes from the cache.
-template <int kTileH, int kTileW, class T>
-__device__ Place place_of_block(const Convolution<T>& conv, const Grid& grid) {
-  const unsigned tile = blockIdx.x / grid.output_groups;
-  const unsigned row = tile / grid.tiles_x;
-  return {static_cast<int>(row / grid.tiles_y), static_cast<int>(row % grid.tiles_y) * kTileH,
-          static_cast<int>(tile % grid.tiles_x) * kTileW,
-          ChannelGroup::of(static_cast<int>(blockIdx.x % grid.output_groups), conv.outputs,
-                           conv.output_upscale)};
+template <int kTileH, int kTileW>
+__device__ __forceinline__ Place place_of_block(const Grid& grid) {
+  const int block = static_cast<int>(blockIdx.x), tile = grid.output_groups.quotient(block);
+  const int row = grid.tiles_x.quotient(tile), n = grid.tiles_y.quotient(row);
+  return {n, grid.tiles_y.rest(row, n) * kTileH, grid.tiles_x.rest(tile, row) * kTileW,
+          grid.output_groups.rest(block, tile)};
+}
+
+// First channel of the block's output group in its phase.
+__device__ __forceinline__ int first_output(const Grid& grid, const Place& place) {
+  const int phase = grid.groups_of_phase.quotient(place.output_group);
+  return grid.groups_of_phase.rest(place.output_group, phase) * kGroup;
+}
+
+// Where channel group.first of pixel (y, x) of image n lies in an image of `channels` channels that
+// is shuffled by `upscale`.
+__device__ __forceinline__ int64_t pixel_offset(int64_t n, int64_t y, int64_t x, int64_t height,
+                                                int64_t width, int channels, int upscale,
+                                                const ChannelGroup& group) {
+  const int64_t row = (n * height + y) * upscale + group.phase / upscale;
+  const int64_t column = x * upscale + group.phase % upscale;
+  return (row * width * upscale + column) * (channels / group.square) + group.first;
 }
 
 }  // namespace clsd::cuda

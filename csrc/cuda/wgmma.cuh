@@ -15,6 +15,12 @@ namespace clsd::cuda {
 
 #ifdef CLSD_SM90A
 
+#define CLSD_SUMS16(i)                                                                           \
+  "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]),     \
+      "+f"(sums[i + 5]), "+f"(sums[i + 6]), "+f"(sums[i + 7]), "+f"(sums[i + 8]),                \
+      "+f"(sums[i + 9]), "+f"(sums[i + 10]), "+f"(sums[i + 11]), "+f"(sums[i + 12]),             \
+      "+f"(sums[i + 13]), "+f"(sums[i + 14]), "+f"(sums[i + 15])
+
 // Before the first wgmma, and whenever other instructions have used its registers since: the
 // emulation asks for it after every wait, when they may.
 __device__ __forceinline__ void wgmma_fence() {
@@ -31,6 +37,16 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
+// The same for the sums of products, which no instruction reads before.
+template <int kPending, int kCount>
+__device__ __forceinline__ void wgmma_wait(float (&sums)[kCount]) {
+  static_assert(kCount == 80);
+  asm volatile("wgmma.wait_group.sync.aligned %80;"
+               : CLSD_SUMS16(0), CLSD_SUMS16(16), CLSD_SUMS16(32), CLSD_SUMS16(48), CLSD_SUMS16(64)
+               : "n"(kPending)
+               : "memory");
+}
+
 // By each thread that wrote shared memory, before the barrier after which wgmma reads it.
 __device__ __forceinline__ void fence_proxy_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -39,11 +55,6 @@ __device__ __forceinline__ void fence_proxy_async() {
 // sums [64, kN] += a [64, 16] b [16, kN], asynchronously, by 4 warps. Thread t of them has in
 // sums[i] row 16 (t / 32) + t % 32 / 4 + 8 (i / 2 % 2), column 8 (i / 4) + 2 (t % 4) + i % 2.
 // There is an instruction for every multiple of 8 columns; kernels use one.
-#define CLSD_SUMS16(i)                                                                           \
-  "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]),     \
-      "+f"(sums[i + 5]), "+f"(sums[i + 6]), "+f"(sums[i + 7]), "+f"(sums[i + 8]),                \
-      "+f"(sums[i + 9]), "+f"(sums[i + 10]), "+f"(sums[i + 11]), "+f"(sums[i + 12]),             \
-      "+f"(sums[i + 13]), "+f"(sums[i + 14]), "+f"(sums[i + 15])
 #define CLSD_WGMMA(type)                                                                         \
   asm volatile("wgmma.mma_async.sync.aligned.m64n160k16.f32." type "." type                      \
                " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                        \

@@ -137,7 +137,7 @@ void run(const WeightGradients<T>& gradients, Global<float> workspace, Stream st
   Tasks<T> many = plan(gradients, false), few = plan(gradients, true);
   place_sums(few, place_sums(many, workspace));
   launch_tasks<wgrad::wgrad_kernel<T>>(many, wgrad::kThreads, wgrad::kSharedBytes, stream);
-  launch_tasks<wgrad_few::wgrad_few_kernel<T>>(few, sm80::kThreads, wgrad_few::kSharedBytes,
+  launch_tasks<wgrad_few::wgrad_few_kernel<T>>(few, wgrad_few::kThreads, wgrad_few::kSharedBytes,
                                                stream);
 }
 

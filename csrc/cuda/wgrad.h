@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "types.h"
+#include "packing.h"
 
 namespace clsd::cuda {
 
@@ -14,8 +14,8 @@ template <class T>
 struct WeightGradient {
   Global<const T> grad_output;   // shuffled by `upscale`
   Global<const T> input;
-  Global<T> grad_weight;         // or null, if it is not asked for
-  Global<T> grad_bias;           // likewise
+  Parameter<T> grad_weight;      // or null, if it is not asked for
+  Parameter<T> grad_bias;        // likewise
   int64_t batch, height, width;  // before any pixel shuffle
   int inputs, outputs;           // channels, before any pixel shuffle
   int upscale = 1;

@@ -9,20 +9,20 @@
 
 namespace clsd::cuda::wgrad_few {
 
-using few::kDepth;
-using few::kPatchBytes;
-using sm80::kPieces;
-using sm80::kThreads;
-using sm80::swizzled;
-using wgrad::kTaps;
+using few::kThreads;
+using few::kWarps;
+using few::Patches;
+using wgrad::kPieces;
 using wgrad::ones;
+using wgrad::swizzled;
 using wgrad::Task;
 using wgrad::Tasks;
 
 constexpr int kPixels = kThreads;  // of a step
 constexpr int kCenterTap = 4;
-constexpr uint32_t kSharedBytes = kPatchBytes + kPixels * sm80::kRowBytes;
-static_assert(16 * sm80::kWarps == ChannelGroup::kChannels && 8 * sm80::kWarps == kDepth);
+constexpr int kDepth = kFewDepth;
+constexpr uint32_t kSharedBytes = Patches::kBytes + kPixels * wgrad::kRowBytes;
+static_assert(16 * kWarps == kGroup && 8 * kWarps == kDepth);
 
 // A task by its images: patches of `few`, where output pixels are seen from those of the input they
 // depend on if the output has few channels. Their taps run backwards then.
@@ -51,7 +51,7 @@ __device__ void load_step(const Task<T>& task, const Sides<T>& sides, const Chan
     const int piece = i % kPieces;
     const bool valid = pixel < pixels && 8 * piece < channels.count;
     const int64_t offset = pixel * sides.wide_channels + channels.first + 8 * piece;
-    cp_async(kPatchBytes + swizzled(i / kPieces, piece), sides.wide + (valid ? offset : 0), valid);
+    cp_async(Patches::kBytes + swizzled(i / kPieces, piece), sides.wide + (valid ? offset : 0), valid);
   }
   cp_async_commit();
   const int64_t pixel = first + threadIdx.x, at = pixel % image;
@@ -72,12 +72,12 @@ __device__ __forceinline__ void multiply_step(Sums& sums, const Task<T>& task, b
 #pragma unroll
   for (int step = 0; step < kPixels / 16; ++step) {
     uint32_t wide[4], depths[kDepth / 16][4];
-    ldmatrix_transposed(wide, kPatchBytes + swizzled(16 * step + lane % 8 + lane / 16 * 8,
+    ldmatrix_transposed(wide, Patches::kBytes + swizzled(16 * step + lane % 8 + lane / 16 * 8,
                                                      2 * warp + lane / 8 % 2));
 #pragma unroll
     for (int i = 0; i < kDepth / 16; ++i) {
       ldmatrix_transposed(depths[i],
-                          few::depth_offset(16 * step + lane % 16, 2 * i + lane / 16));
+                          Patches::offset(16 * step + lane % 16, 2 * i + lane / 16));
     }
 #pragma unroll
     for (int j = 0; j < kDepth / 8; ++j) {

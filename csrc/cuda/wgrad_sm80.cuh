@@ -9,18 +9,13 @@
 // 288 products of a step, m16n8k16, take an sm_80 576 clocks, in which 4.25 KiB come from global
 // memory and shared memory moves 25 of the 72 KiB it could: the tensor cores are the bound.
 //
-// Rows of pixels are as in conv3x3_sm80.cuh. Their transpose, which makes pixels the depth of the
+// Rows of pixels are those of wgrad_tasks.cuh. Their transpose, which makes pixels the depth of the
 // products, is that of ldmatrix.
 #pragma once
 
-#include "conv3x3_sm80.cuh"
 #include "wgrad_tasks.cuh"
 
 namespace clsd::cuda::wgrad {
-
-using sm80::kPieces;
-using sm80::kRowBytes;
-using sm80::swizzled;
 
 constexpr int kThreads = 256;
 constexpr int kStripW = 16, kInputW = kStripW + 2;

@@ -6,12 +6,21 @@
 #pragma once
 
 #include "platform.cuh"
+#include "tiles.cuh"
 #include "wgrad.h"
 
 namespace clsd::cuda::wgrad {
 
-constexpr int kTaps = 9;
 constexpr int kMaxTasks = 4;
+
+// Rows of pixels in shared memory: 64 channels, 128 bytes. A row's 16-byte pieces are permuted by the
+// row number, so that the 8 rows of a ldmatrix hit all banks once.
+constexpr int kPieces = kGroup / kPiece;
+constexpr uint32_t kRowBytes = 2 * kGroup;
+
+__device__ __forceinline__ uint32_t swizzled(int row, int piece) {
+  return row * kRowBytes + ((piece ^ (row & 7)) << 4);
+}
 
 // One convolution, and how its pixels are cut. A step is what a kernel works on at a time: a row of
 // a strip, or a run of pixels.
@@ -58,6 +67,16 @@ constexpr int kReducedElements = 32, kReducingWarps = 8;
 constexpr int kReducingThreads = kReducedElements * kReducingWarps;
 constexpr uint32_t kReducingBytes = 4 * kReducingThreads;
 
+template <class T>
+__device__ __forceinline__ void store_parameter(const Parameter<T>& to, int64_t index,
+                                                float value) {
+  if (to.wide) {
+    store(to.wide + index, value);
+  } else {
+    store(to.narrow + index, from_float<T>(value));
+  }
+}
+
 // Where element [k][tap][c] of the workspace goes.
 template <class T>
 __device__ __forceinline__ int64_t weight_index(const Task<T>& task, int64_t element) {
@@ -91,9 +110,11 @@ __global__ void __launch_bounds__(kReducingThreads)
   for (int i = 1; i < kReducingWarps; ++i) {
     sum += load_shared<float>(4 * (i * kReducedElements + lane));
   }
-  const Global<T> target = is_weight ? task.grad_weight + weight_index(task, element)
-                                     : task.grad_bias + (element - weights);
-  store(target, from_float<T>(sum * task.scale));
+  if (is_weight) {
+    store_parameter(task.grad_weight, weight_index(task, element), sum * task.scale);
+  } else {
+    store_parameter(task.grad_bias, element - weights, sum * task.scale);
+  }
 }
 
 }  // namespace clsd::cuda::wgrad

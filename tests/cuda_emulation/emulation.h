@@ -115,7 +115,19 @@ uint32_t pack(float low, float high) {
 }
 
 template <class T>
+uint32_t pack_relu(float low, float high) {
+  return pack<T>(low < 0 ? 0 : low, high < 0 ? 0 : high);
+}
+
+template <class T>
+uint32_t positive_mask(uint32_t pair) {
+  const float2 numbers = unpack<T>(pair);
+  return (numbers.x > 0 ? 0xFFFF : 0) | (numbers.y > 0 ? 0xFFFF0000 : 0);
+}
+
+template <int kElements = 0, class T>
 void cp_async(uint32_t offset, Global<const T> source, bool valid) {
+  source = source + kElements;
   if (valid) emulation::check_global(source.pointer, 16, source.begin, source.end, "cp.async");
   emulation::copy_async(offset, valid ? source.pointer : nullptr);
 }
@@ -129,6 +141,7 @@ void cp_async_wait() {
 
 void ldmatrix(uint32_t (&registers)[4], uint32_t offset);
 void ldmatrix_transposed(uint32_t (&registers)[4], uint32_t offset);
+void stmatrix_transposed(uint32_t offset, const uint32_t (&registers)[4]);
 
 template <class T>
 void mma(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
@@ -160,6 +173,11 @@ void wgmma(float (&sums)[kN / 2], uint64_t a, uint64_t b) {
 
 template <int kPending>
 void wgmma_wait() {
+  wait_products(kPending);
+}
+
+template <int kPending, int kCount>
+void wgmma_wait(float (&)[kCount]) {
   wait_products(kPending);
 }
 

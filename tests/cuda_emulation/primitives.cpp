@@ -1,4 +1,4 @@
-// The primitives that lanes execute together: ldmatrix and mma, after the PTX manual's fragments.
+// The primitives that lanes execute together: ldmatrix, stmatrix and mma, after the PTX manual's fragments.
 #include <torch/headeronly/util/Half.h>
 
 #include "emulation.h"
@@ -70,6 +70,32 @@ void load_matrices(void* const* arguments) {
   }
 }
 
+struct MatrixStore {
+  const uint32_t* registers;
+  uint32_t offset;
+};
+
+// Row r of matrix i goes where lane 8 i + r says.
+void store_transposed(void* const* arguments) {
+  const auto lane_of = [&](int lane) -> const MatrixStore& {
+    return *static_cast<const MatrixStore*>(arguments[lane]);
+  };
+  for (int index = 0; index < 4; ++index) {
+    uint16_t matrix[8][8];
+    for (int lane = 0; lane < kWarpLanes; ++lane) {
+      const int row = lane / 4, column = 2 * (lane % 4);
+      const uint32_t pair = lane_of(lane).registers[index];
+      matrix[column][row] = static_cast<uint16_t>(pair);
+      matrix[column + 1][row] = static_cast<uint16_t>(pair >> 16);
+    }
+    for (int row = 0; row < 8; ++row) {
+      const uint32_t offset = lane_of(8 * index + row).offset;
+      std::memcpy(emulation::shared_at(offset, 16, "stmatrix"), matrix[row], 16);
+      emulation::mark_written(offset, 16);
+    }
+  }
+}
+
 struct Product {
   float* sums;
   const uint32_t *a, *b;
@@ -118,6 +144,11 @@ void ldmatrix(uint32_t (&registers)[4], uint32_t offset) {
 void ldmatrix_transposed(uint32_t (&registers)[4], uint32_t offset) {
   MatrixLoad load{registers, offset};
   collective("ldmatrix_transposed", kWarpLanes, &load, load_matrices<true>);
+}
+
+void stmatrix_transposed(uint32_t offset, const uint32_t (&registers)[4]) {
+  MatrixStore store{registers, offset};
+  collective("stmatrix_transposed", kWarpLanes, &store, store_transposed);
 }
 
 template <class T>

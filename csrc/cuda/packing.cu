@@ -1,0 +1,36 @@
+// How parameters are packed, and the launch.
+#include <algorithm>
+
+#include "../shapes.h"
+#include "launch.cuh"
+#include "packing.cuh"
+
+namespace clsd::cuda {
+
+namespace {
+
+template <class T>
+void run(const std::vector<Packing<T>>& packings, Stream stream) {
+  for (size_t first = 0; first < packings.size(); first += kMaxPackings) {
+    const size_t count = std::min<size_t>(kMaxPackings, packings.size() - first);
+    PackingTasks<T> tasks{};
+    int64_t threads = 0;
+    for (size_t i = 0; i < count; ++i) {
+      PackingTask<T>& task = tasks.at[i];
+      static_cast<Packing<T>&>(task) = packings[first + i];
+      task.pieces = task.weight_elements() / kPiece;
+      task.threads = task.pieces + task.bias_elements();
+      threads = std::max(threads, task.threads);
+    }
+    const dim3 grid(static_cast<unsigned>(ceil_div(threads, kPackingThreads)),
+                    static_cast<unsigned>(count));
+    launch<pack_kernel<T>>(grid, kPackingThreads, 0, stream, tasks);
+  }
+}
+
+}  // namespace
+
+void pack(const std::vector<Packing<Bf16>>& packings, Stream stream) { run(packings, stream); }
+void pack(const std::vector<Packing<Fp16>>& packings, Stream stream) { run(packings, stream); }
+
+}  // namespace clsd::cuda
