@@ -153,7 +153,7 @@ Images<S> images(const Tensor& tensor, int64_t upscale = 1) {
 }
 
 template <class S>
-Rows<S> rows(const Tensor& tensor) {
+FeatureRows<S> feature_rows(const Tensor& tensor) {
   using Plain = std::remove_const_t<S>;
   return {data<Plain>(tensor), tensor.size(0),   tensor.size(1),  tensor.size(2),
           tensor.stride(0),    tensor.stride(1), tensor.stride(2)};

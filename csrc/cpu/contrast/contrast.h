@@ -107,7 +107,7 @@ struct Plan {
 
 // 1 / norm of each row [B, N], 0 for a zero row.
 template <class S, class T = Accumulator<S>>
-std::vector<double> inverse_norms(const Rows<const S>& rows) {
+std::vector<double> inverse_norms(const FeatureRows<const S>& rows) {
   std::vector<double> inverse(static_cast<size_t>(rows.batch * rows.count));
   torch::stable::parallel_for(0, rows.batch * rows.count, 256, [&](int64_t begin, int64_t end) {
     Workspace workspace;
@@ -122,7 +122,7 @@ std::vector<double> inverse_norms(const Rows<const S>& rows) {
 
 // Rows of one batch entry times scale / norm, [count][stride], with zeros up to the stride.
 template <class S, class T>
-void pack_rows(T* target, int64_t stride, const Rows<const S>& rows,
+void pack_rows(T* target, int64_t stride, const FeatureRows<const S>& rows,
                const std::vector<double>& inverse, double scale, int64_t b, int64_t first,
                int64_t count) {
   for (int64_t i = 0; i < count; ++i, target += stride) {
@@ -136,7 +136,7 @@ void pack_rows(T* target, int64_t stride, const Rows<const S>& rows,
 // The gradient of a row, consecutive in memory, from `grad`, that of its unit row, which is
 // overwritten.
 template <class S, class T>
-void write_row_grad(const Rows<S>& target, int64_t b, int64_t i, T* grad, const T* unit,
+void write_row_grad(const FeatureRows<S>& target, int64_t b, int64_t i, T* grad, const T* unit,
                     double inverse) {
   tile_kernels<T>().normalize_grad(grad, unit, inverse, round_up(target.features, kTileCols));
   store_row(target.row(b, i), grad, target.features);
@@ -147,11 +147,11 @@ template <class S>
 struct Contrast {
   using T = Accumulator<S>;
   Plan plan;
-  Rows<const S> query, positive, keys;
+  FeatureRows<const S> query, positive, keys;
   std::vector<double> inverse_query, inverse_positive, inverse_negative;
   bool in_batch;
   double inverse_temperature;
-  std::optional<Rows<const bool>> mask;
+  std::optional<FeatureRows<const bool>> mask;
   const int64_t* labels = nullptr;
   int64_t label_stride_b = 0, label_stride = 0;
   int64_t stride;
@@ -159,9 +159,9 @@ struct Contrast {
 
   explicit Contrast(const Inputs& inputs, bool stores_tables = false)
       : plan(inputs, stores_tables),
-        query(rows<const S>(inputs.query)),
-        positive(rows<const S>(inputs.positive_key)),
-        keys(rows<const S>(inputs.keys())),
+        query(feature_rows<const S>(inputs.query)),
+        positive(feature_rows<const S>(inputs.positive_key)),
+        keys(feature_rows<const S>(inputs.keys())),
         inverse_query(inverse_norms<S>(query)),
         inverse_positive(inverse_norms<S>(positive)),
         in_batch(inputs.in_batch()),
@@ -169,7 +169,7 @@ struct Contrast {
         stride(round_up(query.features, kTileCols)),
         chain(std::clamp<int64_t>(query.features / 4, kChain, kGradChain)) {
     if (!in_batch) inverse_negative = inverse_norms<S>(keys);
-    if (inputs.mask) mask = rows<const bool>(*inputs.mask);
+    if (inputs.mask) mask = feature_rows<const bool>(*inputs.mask);
     if (inputs.labels) {
       labels = const_data<int64_t>(*inputs.labels);
       label_stride_b = inputs.labels->stride(0);

@@ -13,7 +13,7 @@ namespace clsd::cpu {
 // `count` rows of one batch entry from row `first_row` on, features [first, first + features), in
 // the accumulator's type: target[i * stride + d].
 template <class S, class T>
-void copy_features(T* target, int64_t stride, const Rows<const S>& source, int64_t b,
+void copy_features(T* target, int64_t stride, const FeatureRows<const S>& source, int64_t b,
                    int64_t first_row, int64_t count, int64_t first, int64_t features) {
   for (int64_t i = 0; i < count; ++i) {
     const S* row = source.row(b, first_row + i) + first * source.stride_d;
@@ -31,7 +31,7 @@ class DistanceTable {
  public:
   using T = Accumulator<S>;
 
-  DistanceTable(const Rows<const S>& query, const Rows<const S>& key, int64_t b)
+  DistanceTable(const FeatureRows<const S>& query, const FeatureRows<const S>& key, int64_t b)
       : query_(query),
         key_(key),
         b_(b),
@@ -105,8 +105,8 @@ class DistanceTable {
     }
   }
 
-  const Rows<const S>& query_;
-  const Rows<const S>& key_;
+  const FeatureRows<const S>& query_;
+  const FeatureRows<const S>& key_;
   int64_t b_, chunks_, blocks_;
 };
 
@@ -114,8 +114,8 @@ class DistanceTable {
 template <class S>
 struct PairedDistance {
   const std::vector<double>& weight;
-  Rows<const S> rows;
-  Rows<S> grad;
+  FeatureRows<const S> rows;
+  FeatureRows<S> grad;
 };
 
 // Some features of all rows of one batch entry, with their gradient, in double: a gradient is a sum
@@ -133,14 +133,14 @@ struct FeatureSlice {
   }
 
   template <class S>
-  void load(const Rows<const S>& source, int64_t b, int64_t first, int64_t features) {
+  void load(const FeatureRows<const S>& source, int64_t b, int64_t first, int64_t features) {
     copy_features(values, stride, source, b, 0, count, first, features);
     std::fill_n(grad, count * stride, 0.0);
   }
 
   // To consecutive features.
   template <class S>
-  void store_grad(const Rows<S>& target, int64_t b, int64_t first, int64_t features) const {
+  void store_grad(const FeatureRows<S>& target, int64_t b, int64_t first, int64_t features) const {
     for (int64_t i = 0; i < count; ++i) {
       store_row(target.row(b, i) + first, grad + i * stride, features);
     }
@@ -151,8 +151,8 @@ struct FeatureSlice {
 // rows, so that each gradient has one writer and one order of summation.
 template <class S>
 void distance_table_backward(const std::vector<double>& grad_table,
-                             const Rows<const S>& query, const Rows<const S>& key, int64_t b,
-                             const Rows<S>& grad_query, const Rows<S>& grad_key,
+                             const FeatureRows<const S>& query, const FeatureRows<const S>& key, int64_t b,
+                             const FeatureRows<S>& grad_query, const FeatureRows<S>& grad_key,
                              const std::optional<PairedDistance<S>>& paired = std::nullopt) {
   constexpr int64_t kSliceElements = 1 << 12;  // of the larger side; a slice has four of them
   const int64_t rows = std::max<int64_t>(1, std::max(query.count, key.count));

@@ -30,7 +30,7 @@ struct PackedMatrix {
 
 // Row i as consecutive numbers of the accumulator's type: itself if it is that, else in `scratch`.
 template <class T, class S>
-const T* row_values(const Rows<const S>& rows, int64_t b, int64_t i, T* scratch) {
+const T* row_values(const FeatureRows<const S>& rows, int64_t b, int64_t i, T* scratch) {
   const S* row = rows.row(b, i);
   if constexpr (std::is_same_v<S, T>) {
     if (rows.stride_d == 1) return row;
@@ -57,7 +57,7 @@ double inverse_norm(const T* row, int64_t count) {
 }
 
 template <class S, class T = Accumulator<S>>
-PackedMatrix<T> pack_rows(const Rows<const S>& source, int64_t b, bool normalize) {
+PackedMatrix<T> pack_rows(const FeatureRows<const S>& source, int64_t b, bool normalize) {
   PackedMatrix<T> packed{source.count, source.features, round_up(source.features, kTileCols),
                          {}, {}};
   const int64_t padded =

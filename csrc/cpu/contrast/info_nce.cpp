@@ -134,7 +134,7 @@ struct KeyGradients {
   T* values;
   int64_t batch, count, features;
 
-  explicit KeyGradients(const Rows<S>& output)
+  explicit KeyGradients(const FeatureRows<S>& output)
       : batch(output.batch), count(output.count), features(output.features) {
     if constexpr (std::is_same_v<S, T>) {
       values = output.data;
@@ -176,7 +176,7 @@ struct Backward {
   const KeyGradients<S>& key_grads;
   const LossGradient<S>& grad_loss;
   SavedStatistics<const T> saved;
-  Rows<S> grad_query, grad_positive;  // the latter without negatives: the keys'
+  FeatureRows<S> grad_query, grad_positive;  // the latter without negatives: the keys'
 
   // One round: its queries' gradients whole, and its share of the keys'.
   void operator()(const Round<S>& round, const StoredTables<T>& stored = {}) const {
@@ -205,7 +205,7 @@ struct Backward {
     });
   }
 
-  void finish_keys(const Rows<S>& output) const {
+  void finish_keys(const FeatureRows<S>& output) const {
     const int64_t rows = contrast.keys.batch * contrast.keys.count;
     torch::stable::parallel_for(0, rows, contrast.grain(1, 4), [&](int64_t begin, int64_t end) {
       Workspace workspace;
@@ -358,10 +358,10 @@ struct Gradients {
   void compute(const Contrast<S>& contrast, const LossGradient<S>& grad_loss,
                const SavedStatistics<const Accumulator<S>>& saved, const Run& run) const {
     using T = Accumulator<S>;
-    const auto key_output = rows<S>(all[in_batch ? 1 : 2]);
+    const auto key_output = feature_rows<S>(all[in_batch ? 1 : 2]);
     const KeyGradients<S> key_grads(key_output);
     const Backward<S> backward{contrast, key_grads,       grad_loss,
-                               saved,    rows<S>(all[0]), rows<S>(all[1])};
+                               saved,    feature_rows<S>(all[0]), feature_rows<S>(all[1])};
     if (contrast.query.count == 0) key_grads.clear();  // no round writes them
     contrast.for_rounds([&](const Round<S>& round) { run(round, backward); });
     backward.finish_keys(key_output);

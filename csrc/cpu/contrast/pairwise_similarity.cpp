@@ -59,10 +59,10 @@ struct RowGradient {
   static constexpr int64_t kSteps = 256, kGradChain = 64;
   const PackedMatrix<T>& rows;
   const PackedMatrix<T>& others;
-  Rows<const S> grad;
+  FeatureRows<const S> grad;
   bool transposed;  // grad is [others, rows]
 
-  void write(const Rows<S>& target, int64_t b) const {
+  void write(const FeatureRows<S>& target, int64_t b) const {
     const int64_t blocks = ceil_div(rows.count, kBlockRows);
     torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
       Workspace workspace;
@@ -75,7 +75,7 @@ struct RowGradient {
   }
 
  private:
-  void write_block(const Rows<S>& target, int64_t b, int64_t i, T* sums, T* coefficients) const {
+  void write_block(const FeatureRows<S>& target, int64_t b, int64_t i, T* sums, T* coefficients) const {
     const int64_t count = std::min(kBlockRows, rows.count - i);
     if (others.count == 0) std::fill_n(sums, count * rows.stride, T(0));
     for (int64_t j = 0; j < others.count; j += kSteps) {
@@ -115,7 +115,7 @@ Tensor pairwise_similarity(Tensor query, Tensor key, std::string metric) {
   Tensor output = empty(query, {query.size(0), query.size(1), key.size(1)});
   dispatch(op, query.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
-    const auto queries = rows<const S>(query), keys = rows<const S>(key);
+    const auto queries = feature_rows<const S>(query), keys = feature_rows<const S>(key);
     for (int64_t b = 0; b < queries.batch; ++b) {
       S* table = data<S>(output) + b * queries.count * keys.count;
       if (metric == "l1") {
@@ -143,20 +143,20 @@ std::tuple<Tensor, Tensor> pairwise_similarity_backward(Tensor grad_output, Tens
   dispatch(op, query.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     using T = Accumulator<S>;
-    const auto queries = rows<const S>(query), keys = rows<const S>(key);
-    const auto grad = rows<const S>(grad_output);
+    const auto queries = feature_rows<const S>(query), keys = feature_rows<const S>(key);
+    const auto grad = feature_rows<const S>(grad_output);
     for (int64_t b = 0; b < queries.batch; ++b) {
       if (metric == "l1") {
         std::vector<double> table(static_cast<size_t>(queries.count * keys.count));
         copy_features(table.data(), keys.count, grad, b, 0, queries.count, 0, keys.count);
-        distance_table_backward<S>(table, queries, keys, b, rows<S>(grad_query),
-                                   rows<S>(grad_key));
+        distance_table_backward<S>(table, queries, keys, b, feature_rows<S>(grad_query),
+                                   feature_rows<S>(grad_key));
         continue;
       }
       const bool normalize = metric == "cosine";
       const auto q = pack_rows<S>(queries, b, normalize), k = pack_rows<S>(keys, b, normalize);
-      RowGradient<S>{q, k, grad, false}.write(rows<S>(grad_query), b);
-      RowGradient<S>{k, q, grad, true}.write(rows<S>(grad_key), b);
+      RowGradient<S>{q, k, grad, false}.write(feature_rows<S>(grad_query), b);
+      RowGradient<S>{k, q, grad, true}.write(feature_rows<S>(grad_key), b);
     }
   });
   return {grad_query, grad_key};
