@@ -45,9 +45,9 @@ Images<S> channel_slice(Images<S> images, int64_t first, int64_t count) {
   return images;
 }
 
-// [B, N, D] rows.
+// [B, N, D] rows of features.
 template <class S>
-struct Rows {
+struct FeatureRows {
   S* data;
   int64_t batch, count, features;
   int64_t stride_b, stride_n, stride_d;

@@ -153,10 +153,15 @@ Images<S> images(const Tensor& tensor, int64_t upscale = 1) {
 }
 
 template <class S>
-Rows<S> rows(const Tensor& tensor) {
+FeatureRows<S> feature_rows(const Tensor& tensor) {
   using Plain = std::remove_const_t<S>;
-  return {data<Plain>(tensor), tensor.size(0),   tensor.size(1),  tensor.size(2),
-          tensor.stride(0),    tensor.stride(1), tensor.stride(2)};
+  return {.data = data<Plain>(tensor),
+          .batch = tensor.size(0),
+          .count = tensor.size(1),
+          .features = tensor.size(2),
+          .stride_b = tensor.stride(0),
+          .stride_n = tensor.stride(1),
+          .stride_d = tensor.stride(2)};
 }
 
 }  // namespace clsd
