@@ -34,7 +34,7 @@ struct TileOperands {
   int64_t panels = 1, b_panel = 0;
 };
 
-// Rows of `features` numbers (whole groups of kTileCols), one after the other, their gradients, and
+// Rows of `features` numbers (a multiple of kTileCols), one after the other, their gradients, and
 // the weight of each pair of rows: weights[i * weight_stride + j].
 template <class T>
 struct DistanceGradients {
@@ -74,8 +74,8 @@ struct SoftmaxStatistics {
   T *maximum, *sum_exp, *weighted;
 };
 
-// A table [keys][queries] of logits, `stride` from row to row, -inf for excluded pairs. Queries are
-// whole groups of kTileCols.
+// A table [keys][queries] of logits, `stride` from row to row, -inf for excluded pairs. Their
+// number of queries is a multiple of kTileCols.
 template <class T>
 struct LogitTable {
   T* logits;
@@ -101,7 +101,7 @@ struct TileKernels {
   // target = factor * source, as if rounded once
   void (*scale)(T* target, const T* source, double factor, int64_t count);
   // grad = inverse * (grad - (grad . unit) unit): from the gradient of the unit row to the row's.
-  // Both are zero up to `count`, whole groups of kTileCols.
+  // Both are zero up to `count`, a multiple of kTileCols.
   void (*normalize_grad)(T* grad, const T* unit, double inverse, int64_t count);
   // Add the table's keys to its queries' statistics.
   void (*softmax_scan)(const SoftmaxStatistics<T>& statistics, const LogitTable<T>& table);
