@@ -1,5 +1,5 @@
 # `make demo` and `make test` set up everything they need in .venv.
-# Needed on the machine: Python >= 3.10 with venv, and a C++17 compiler.
+# Needed on the machine: Python >= 3.10 with venv, and a C++20 compiler.
 
 PYTHON ?= python3
 # A bare `torch` would fetch gigabytes of CUDA packages. TORCH=torch takes the newest.
