@@ -1,4 +1,4 @@
-"""The rows and columns of the collapsed tail: which taps it has, and which paths make them up.
+"""The rows and columns of the composed tail: which taps it has, and which paths make them up.
 
 ``docs/tail.md`` derives this. Over one axis, a tail maps each pixel to ``taps`` output pixels. Its
 intermediate maps end at their borders, and paths through pixels beyond those do not exist: so the
@@ -8,8 +8,10 @@ pixels at the edge have further, negative taps that take such paths off again.
 from itertools import count
 from typing import NamedTuple
 
-#: Upscale factors of the stages of EDSR's upsampler.
+#: What the stages of EDSR's upsampler shuffle by, by the factor of all of it.
 STAGES = {2: (2,), 3: (3,), 4: (2, 2)}
+#: The factors as errors name them.
+FACTORS = f"{{{', '.join(map(str, STAGES))}}}"
 
 
 class Segment(NamedTuple):

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ._tail_axes import FACTORS, STAGES
 from .backend import has_kernel
 from .ops import (
     conv3x3,
@@ -81,14 +82,12 @@ class PixelShuffleUpsampler(nn.Sequential):
     """
 
     def __init__(self, upscale_factor: int, channels: int) -> None:
-        stages = {2: (2,), 3: (3,), 4: (2, 2)}.get(upscale_factor)
-        if stages is None:
+        if upscale_factor not in STAGES:
             raise ValueError(
-                f"PixelShuffleUpsampler: expected upscale_factor in {{2, 3, 4}}, "
-                f"got {upscale_factor}"
+                f"PixelShuffleUpsampler: expected upscale_factor in {FACTORS}, got {upscale_factor}"
             )
-        layers = []
-        for stage in stages:
+        layers: list[nn.Module] = []
+        for stage in STAGES[upscale_factor]:
             layers += [Conv3x3(channels, channels * stage**2), nn.PixelShuffle(stage)]
         super().__init__(*layers)
 

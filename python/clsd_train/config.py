@@ -26,6 +26,7 @@ def _as_sequence(value: Any) -> Any:
 
 Folders = Annotated[tuple[Path, ...], BeforeValidator(_as_sequence)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+OnBadImage = Literal["refuse", "skip"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and the sampler take
 
 
@@ -65,7 +66,7 @@ class DataConfig(Section):
     val: Folders = ()
     val_lr: Folders = ()
     patch_size: PositiveInt = 48  # LR pixels
-    on_bad_image: Literal["refuse", "skip"] = "refuse"
+    on_bad_image: OnBadImage = "refuse"
     cache: Path | None = None  # default: $XDG_CACHE_HOME/clsd-fast
 
 

@@ -7,11 +7,11 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from .config import DataConfig
+from .config import DataConfig, OnBadImage
 from .errors import UserError
 from .images import BadImageError, bicubic_downscale, crop_to_multiple, find_images, read_image
 
@@ -31,7 +31,7 @@ def read_pairs(
     hr_folders: Sequence[Path],
     lr_folders: Sequence[Path],
     scale: int,
-    on_bad_image: Literal["refuse", "skip"] = "refuse",
+    on_bad_image: OnBadImage = "refuse",
 ) -> Iterator[Pair]:
     """Decode pairs one after the other, LR images made by MATLAB's bicubic if not given.
 

@@ -1,4 +1,4 @@
-"""Image files and MATLAB's bicubic resizing."""
+"""Image files, MATLAB's bicubic resizing, and images as tensors."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,3 +97,9 @@ def _bicubic(image: np.ndarray, resized, pad: int) -> np.ndarray:
         out = np.floor(out[:, border : out.shape[1] - border] + 0.5).clip(0, 255)
         pixels = out.transpose(0, 2, 1)
     return pixels.transpose(1, 2, 0).astype(np.uint8)
+
+
+def images_to_tensor(images: np.ndarray, device: torch.device | str) -> torch.Tensor:
+    """uint8 [B, H, W, 3] to float32 [B, 3, H, W] in 0..255, channels_last."""
+    # The copy also serves read-only images (the cache's), which torch would warn of.
+    return torch.tensor(images).to(device).permute(0, 3, 1, 2).float()

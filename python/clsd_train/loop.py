@@ -16,10 +16,11 @@ from .checkpoint import load_weights, read_torch, save_student, write_atomically
 from .config import Config, TrainConfig
 from .data import Pair, load_cached, load_training_pairs
 from .errors import UserError
-from .metrics import Quality, mean_quality, quality
+from .images import images_to_tensor
+from .metrics import Quality, least_size, mean_quality, quality
 from .progress import Progress
 from .sampler import Prefetcher, make_sampler
-from .upscale import images_to_tensor, upscale
+from .upscale import upscale
 
 STUDENT, STATE, HISTORY, CONFIG = "student.safetensors", "state.pt", "history.jsonl", "config.yaml"
 
@@ -217,7 +218,7 @@ def _validation_pairs(config: Config) -> list[Pair]:
     if not config.data.val:
         return []
     pairs = load_cached(config.data.val, config.data.val_lr, config.scale, config.data)
-    least = 11 + 2 * config.scale
+    least = least_size(config.scale)
     for pair in pairs:
         if min(pair.hr.shape[:2]) < least:
             raise UserError(
