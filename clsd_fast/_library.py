@@ -16,7 +16,7 @@ gradient of 1, which is the gradients of query, positive_key, and those given of
 learned_temperature.
 
 ``upsample_tail`` takes parameters in the accumulator's dtype, the second pair for upscale factor 4
-alone. It returns the output and the composed kernel (``reference/tail.py``), which its backward
+alone. It returns the output and the composed weight (``reference/tail.py``), which its backward
 takes.
 """
 
@@ -48,7 +48,7 @@ SCHEMAS = {
     "upsample_tail": "(Tensor x, Tensor up_weight1, Tensor? up_bias1, Tensor? up_weight2, "
     "Tensor? up_bias2, Tensor out_weight, Tensor? out_bias, int upscale_factor) "
     "-> (Tensor, Tensor)",
-    "upsample_tail_backward": "(Tensor grad_output, Tensor x, Tensor kernel, Tensor up_weight1, "
+    "upsample_tail_backward": "(Tensor grad_output, Tensor x, Tensor composed, Tensor up_weight1, "
     "Tensor? up_bias1, Tensor? up_weight2, Tensor? up_bias2, Tensor out_weight, "
     "int upscale_factor, bool needs_x, bool needs_params) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",

@@ -14,8 +14,8 @@ from torch import Tensor
 
 #: Programs that keep a large GPU busy; fewer tiles than that are split along the features,
 PROGRAMS = 1024
-#: into strips of no fewer than this.
-LEAST_STRIP = 1024
+#: into slices of no fewer than this.
+LEAST_SLICE = 1024
 
 
 def launch(kernel: triton.JITFunction, programs: int, *args: object, **options: object) -> None:
@@ -81,9 +81,9 @@ def split_features(tiles: int, d: int) -> tuple[int, int]:
 
     The split depends on the shape alone, so that sums are the same on every device.
     """
-    splits = max(1, min(PROGRAMS // max(tiles, 1), triton.cdiv(d, LEAST_STRIP)))
-    strip = triton.cdiv(triton.cdiv(d, splits), 128) * 128
-    return triton.cdiv(d, strip), strip
+    splits = max(1, min(PROGRAMS // max(tiles, 1), triton.cdiv(d, LEAST_SLICE)))
+    features = triton.cdiv(triton.cdiv(d, splits), 128) * 128
+    return triton.cdiv(d, features), features
 
 
 @triton.jit
@@ -97,12 +97,12 @@ def split_program(n, block_n: tl.constexpr):
 @triton.jit
 def split_program_2d(n, d, block_n: tl.constexpr, block_d: tl.constexpr):
     """Batch entry, rows and features of this program; the features vary fastest."""
-    strips = tl.cdiv(d, block_d)
+    slices = tl.cdiv(d, block_d)
     blocks = tl.cdiv(n, block_n)
     program = tl.program_id(0)
-    tile = program // strips
+    tile = program // slices
     i = tile % blocks * block_n + tl.arange(0, block_n)
-    f = program % strips * block_d + tl.arange(0, block_d)
+    f = program % slices * block_d + tl.arange(0, block_d)
     return (tile // blocks).to(tl.int64), i, f
 
 

@@ -366,10 +366,10 @@ def info_nce_backward(
     rows = strided(grad_loss), strided(maximum), strided(sum_exp)
     share = 1.0 / max(1, batch * n) if reduction == "mean" else 1.0
     options = gradient_options(query, n, m) | {"in_batch": in_batch}
-    strips = triton.cdiv(d, options["block_f"])
+    slices = triton.cdiv(d, options["block_f"])
     launch(
         info_nce_query_grad_kernel,
-        batch * triton.cdiv(n, options["block_n"]) * strips,
+        batch * triton.cdiv(n, options["block_n"]) * slices,
         strided(query),
         strided(positive_key),
         strided(keys),
@@ -390,7 +390,7 @@ def info_nce_backward(
     )
     launch(
         info_nce_key_grad_kernel,
-        batch * triton.cdiv(m, options["block_m"]) * strips,
+        batch * triton.cdiv(m, options["block_m"]) * slices,
         strided(keys),
         strided(query),
         saved_norms(query, n),

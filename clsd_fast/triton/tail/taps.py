@@ -1,4 +1,4 @@
-"""The rows and columns of a collapsed tail in kernels: ``_tail_axes.py`` as arithmetic.
+"""The rows and columns of a composed tail in kernels: ``_tail_axes.py`` as arithmetic.
 
 Tables in memory would be copied to each device and kept there; kernels compute their indices. What
 is here for rows holds for columns. In kernels, ``factor`` says which axis: 2, 3 or 4 is that of the
