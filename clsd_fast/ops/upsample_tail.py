@@ -67,11 +67,11 @@ def upsample_tail(
     _check_parameters(op, x, up_weights, up_biases, out_weight, out_bias, upscale_factor)
     stages = [t for pair in zip(up_weights, up_biases, strict=True) for t in pair]
     stages += [None] * (4 - len(stages))
-    parameters = [_accumulated(t) for t in (*stages, out_weight, out_bias)]
+    arguments = x, *map(_accumulated, (*stages, out_weight, out_bias)), upscale_factor
     if uses_kernel(op, x):
-        return _upsample_tail(x, *parameters, upscale_factor)[0]
+        return _upsample_tail(*arguments)[0]
     with _checks.without_autocast(x):
-        return reference.upsample_tail(x, *parameters, upscale_factor)[0]
+        return reference.upsample_tail(*arguments)[0]
 
 
 def _check_lengths(op, up_weights, up_biases, upscale_factor):

@@ -40,11 +40,11 @@ def _places(axis: Axis, segment: Segment) -> Tensor:
     pixels upscale * y and on; at an edge, it is one, and all outputs that it reaches.
     """
     if segment.edge is not None:
-        taps = torch.arange(segment.count).unsqueeze(0)
+        taps = torch.arange(segment.length).unsqueeze(0)
     else:
         inputs, outputs = torch.arange(5).unsqueeze(1), torch.arange(axis.upscale)
         taps = axis.upscale * (2 - inputs) + axis.padding + outputs
-    inside = (taps >= 0) & (taps < segment.count)
+    inside = (taps >= 0) & (taps < segment.length)
     all_taps = torch.arange(axis.size).view(-1, 1, 1)
     return ((all_taps == segment.begin + taps) & inside).float()
 
@@ -237,9 +237,10 @@ def bias_map_backward(grad: Tensor, composed: Tensor, factor: int) -> Tensor:
     return apply_backward(grad.unsqueeze(0), ones, composed[-1:], factor, False, True)[1]
 
 
-def stages_of(*parameters: Tensor | None) -> Stages:
+def stages_of(
+    weight1: Tensor, bias1: Tensor | None, weight2: Tensor | None, bias2: Tensor | None
+) -> Stages:
     """Weight and bias of each stage, from those of both; for one stage, the second's are None."""
-    weight1, bias1, weight2, bias2 = parameters
     return [(weight1, bias1)] if weight2 is None else [(weight1, bias1), (weight2, bias2)]
 
 
@@ -293,6 +294,10 @@ def upsample_tail_backward(
     grads = (grad_x, *(ups + none)[:4], grad_out, grad.sum((0, 2, 3)))
     likes = (x, up_weight1, up_bias1, up_weight2, up_bias2, out_weight, None)
     return tuple(
-        grad.contiguous(memory_format=memory_format(like)) if grad.dim() == 4 else grad
+        grad if like is None or grad.dim() != 4 else _in_format_of(like, grad)
         for grad, like in zip(grads, likes, strict=True)
     )
+
+
+def _in_format_of(like: Tensor, grad: Tensor) -> Tensor:
+    return grad.contiguous(memory_format=memory_format(like))

@@ -6,6 +6,7 @@ of the row, of the feature), as :func:`strided` makes it. What lies outside of t
 """
 
 from contextlib import nullcontext
+from typing import Any, overload
 
 import torch
 import triton
@@ -18,13 +19,21 @@ PROGRAMS = 1024
 LEAST_SLICE = 1024
 
 
-def launch(kernel: triton.JITFunction, programs: int, *args: object, **options: object) -> None:
+def launch(kernel: triton.JITFunction, programs: int, *args: Any, **options: object) -> None:
     """Run a one-dimensional grid on the device of the first rows; nothing if it is empty."""
     if programs == 0:
         return
     device = args[0][0].device
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         kernel[(programs,)](*args, **options)
+
+
+@overload
+def strided(x: Tensor) -> tuple: ...
+
+
+@overload
+def strided(x: Tensor | None) -> tuple | None: ...
 
 
 def strided(x: Tensor | None) -> tuple | None:
@@ -50,7 +59,7 @@ def block(size: int, most: int) -> int:
     return min(most, max(16, triton.next_power_of_2(size)))
 
 
-def product_options(x: Tensor, rows: int, columns: int) -> dict[str, object]:
+def product_options(x: Tensor, rows: int, columns: int) -> dict[str, Any]:
     """Options of a kernel that multiplies rows with other rows (columns of the products)."""
     most, depth = {torch.float64: (16, 16), torch.float32: (32, 32)}.get(x.dtype, (64, 64))
     block_n, block_m = block(rows, most), block(columns, most)
@@ -64,14 +73,14 @@ def product_options(x: Tensor, rows: int, columns: int) -> dict[str, object]:
     }
 
 
-def gradient_options(x: Tensor, rows: int, columns: int) -> dict[str, object]:
+def gradient_options(x: Tensor, rows: int, columns: int) -> dict[str, Any]:
     """The same and the features of a gradient that a program holds, which may be all of them."""
     block_f = block(x.shape[2], {torch.float64: 16, torch.float32: 64}.get(x.dtype, 128))
     whole = x.shape[2] <= block_f
     return product_options(x, rows, columns) | {"block_f": block_f, "whole": whole}
 
 
-def difference_options(x: Tensor) -> dict[str, object]:
+def difference_options(x: Tensor) -> dict[str, Any]:
     """Options of a kernel that subtracts rows of one tile from one row after another."""
     return {"acc_type": acc_type(x), "block_n": 16, "block_f": block(x.shape[2], 128)}
 

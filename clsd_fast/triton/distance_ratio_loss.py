@@ -184,10 +184,10 @@ def distance_ratio_loss(
     """
     batch, n, d = anchor.shape
     in_batch = negatives is None
-    others = positive if in_batch else negatives
+    others = positive if negatives is None else negatives
     m = others.shape[1]
     loss = anchor.new_empty(batch, n)
-    distances = [empty_statistic(anchor, batch, n) for _ in range(2)]
+    to_positive, to_negatives = (empty_statistic(anchor, batch, n) for _ in range(2))
     options = difference_options(anchor)
     tiles = batch * triton.cdiv(n, options["block_n"])
     splits, features = split_features(tiles, d)
@@ -212,7 +212,8 @@ def distance_ratio_loss(
         triton.cdiv(batch * n, 16),
         tuple(sums),
         loss,
-        *distances,
+        to_positive,
+        to_negatives,
         eps,
         batch * n,
         splits,
@@ -221,7 +222,7 @@ def distance_ratio_loss(
         block_n=16,
         block_s=min(64, triton.next_power_of_2(splits)),
     )
-    return loss, *distances
+    return loss, to_positive, to_negatives
 
 
 def distance_ratio_loss_backward(
@@ -239,7 +240,7 @@ def distance_ratio_loss_backward(
     """
     batch, n, d = anchor.shape
     in_batch = negatives is None
-    others = positive if in_batch else negatives
+    others = positive if negatives is None else negatives
     m = others.shape[1]
     grad_anchor, grad_positive = anchor.new_empty(anchor.shape), anchor.new_empty(positive.shape)
     grad_negatives = anchor.new_empty(0 if in_batch else others.shape)

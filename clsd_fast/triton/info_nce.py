@@ -307,7 +307,7 @@ def info_nce(
         raise RuntimeError("info_nce: expected save_gradients False for Triton kernels, got True")
     batch, n, d = query.shape
     in_batch = negative_keys is None
-    keys = positive_key if in_batch else negative_keys
+    keys = positive_key if negative_keys is None else negative_keys
     losses = empty_statistic(query, batch, n)
     statistics = empty_statistic(query, 3, batch, n)
     options = product_options(query, n, keys.shape[1])
@@ -352,7 +352,7 @@ def info_nce_backward(
     """
     batch, n, d = query.shape
     in_batch = negative_keys is None
-    keys = positive_key if in_batch else negative_keys
+    keys = positive_key if negative_keys is None else negative_keys
     m = keys.shape[1]
     given = (query, positive_key, negative_keys, learned_temperature)
     grads = [tensor.new_empty(tensor.shape) for tensor in given if tensor is not None]

@@ -4,6 +4,8 @@ Nothing is summed by atomics: the gradient of the composed weight is summed over
 first, then over the groups in their order.
 """
 
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
@@ -101,7 +103,7 @@ def _check_size(x: Tensor) -> None:
         )
 
 
-def _options(x: Tensor, outputs: int, factor: int) -> dict[str, object]:
+def _options(x: Tensor, outputs: int, factor: int) -> dict[str, Any]:
     """Options of kernels that multiply pixels with weights."""
     pixels, depth, most = {torch.float64: (16, 16, 16), torch.float32: (32, 32, 32)}.get(
         x.dtype, (128, 64, 64)

@@ -7,7 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -56,7 +56,7 @@ def _match(
     if not lr_folders:
         return [(path, None) for path in hr_paths]
     lr_by_stem = {path.stem: path for path in find_images(lr_folders)}
-    matched = []
+    matched: list[tuple[Path, Path | None]] = []
     for path in hr_paths:
         lr_path = lr_by_stem.get(path.stem) or lr_by_stem.get(f"{path.stem}x{scale}")
         if lr_path is None:
@@ -147,7 +147,7 @@ def _write_cache(pairs: Iterator[Pair], index_path: Path, pixels_path: Path) -> 
         scratch_pixels, scratch_index = Path(scratch) / "pixels", Path(scratch) / "index"
         with scratch_pixels.open("wb") as file:
             for pair in pairs:
-                entry = {"name": pair.name}
+                entry: dict[str, Any] = {"name": pair.name}
                 for part, image in (("lr", pair.lr), ("hr", pair.hr)):
                     entry[part] = [offset, *image.shape]
                     file.write(np.ascontiguousarray(image).data)

@@ -1,6 +1,6 @@
 """Image files, MATLAB's bicubic resizing, and images as tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +59,7 @@ def _to_rgb(path: Path, image: Image.Image) -> np.ndarray:
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     if image.mode in ("RGBA", "LA"):
-        if image.getchannel("A").getextrema()[0] < 255:
+        if np.asarray(image.getchannel("A")).min() < 255:
             raise BadImageError(f"data: {path}: expected an opaque image, got transparency")
         image = image.convert("RGB")
     if image.mode not in ("RGB", "L", "1"):
@@ -83,7 +83,7 @@ def bicubic_upscale(image: np.ndarray, scale: int) -> np.ndarray:
     return _bicubic(image, lambda size: size * scale, pad=4)
 
 
-def _bicubic(image: np.ndarray, resized, pad: int) -> np.ndarray:
+def _bicubic(image: np.ndarray, resized: Callable[[int], int], pad: int) -> np.ndarray:
     # MATLAB resizes one dimension after the other, vertically first, rounds to uint8 after each,
     # and mirrors the border. With antialias PyTorch's cubic has MATLAB's coefficient (-0.5).
     pixels = image.transpose(2, 0, 1).astype(np.float64)

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
@@ -45,7 +46,9 @@ class Run:
         self.device = _device(options.device)
         if options.threads:
             torch.set_num_threads(options.threads)
-        self.model = build_model(config).to(self.device, memory_format=torch.channels_last)
+        self.model = build_model(config).to(self.device)
+        # PyTorch does not declare this argument beside another.
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.Adam(
             self.model.parameters(),
             options.learning_rate,
@@ -104,7 +107,7 @@ class Run:
             self.save()
         progress.update(self.iteration, losses["total"])
 
-    def _step(self, lr_images, hr_images) -> dict[str, float]:
+    def _step(self, lr_images: np.ndarray, hr_images: np.ndarray) -> dict[str, float]:
         self.model.train()
         lr = images_to_tensor(lr_images, self.device)
         hr = images_to_tensor(hr_images, self.device)

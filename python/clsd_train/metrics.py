@@ -1,5 +1,6 @@
 """PSNR and SSIM on luma, as the super-resolution literature reports them."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,6 +59,6 @@ def quality(sr: np.ndarray, hr: np.ndarray, shave: int) -> Quality:
     return Quality(psnr.item(), structural.item())
 
 
-def mean_quality(qualities: list[Quality]) -> Quality:
+def mean_quality(qualities: Sequence[Quality]) -> Quality:
     """The mean over images."""
     return Quality(*(float(np.mean(values)) for values in zip(*qualities, strict=True)))

@@ -9,6 +9,8 @@ In kernels, c and m are channels of the stage's input and output, and one more t
 numbers both. n numbers taps of what follows, by columns, rows and outputs K.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -261,7 +263,7 @@ def tail_after_sum_kernel(
         tl.store(grad[0] + e, total, mask=m <= features)
 
 
-def _options(like: Tensor, factor: int) -> dict[str, object]:
+def _options(like: Tensor, factor: int) -> dict[str, Any]:
     edge = 16 if like.dtype == torch.float64 else 32
     blocks = {"block_c": edge, "block_m": edge, "block_n": edge}
     return {"factor": factor, "acc_type": acc_type(like), **blocks}
