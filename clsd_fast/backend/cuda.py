@@ -10,7 +10,8 @@ DTYPES = (torch.bfloat16, torch.float16)
 MULTIPLE = 16
 #: Colours: images may have so few channels on one side of a convolution, ``kFewChannels`` there.
 FEW = 3
-#: Above it, kernels that keep all taps of 64 channels in shared memory have no advantage.
+#: Above it, kernels that keep all taps of 64 channels in shared memory have no advantage:
+#: ``kLargestChannels``.
 LARGEST = 256
 #: The first GPUs with bfloat16 and asynchronous copies.
 CAPABILITY = (8, 0)
