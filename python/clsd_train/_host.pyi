@@ -1,14 +1,4 @@
-# What csrc/host/sampler.cpp exports.
-import numpy as np
+# csrc/host/sampler.cpp. Its class is made and called like the one in NumPy.
+from .sampler import NumpyBatchSampler
 
-class BatchSampler:
-    def __init__(
-        self,
-        lr: list[np.ndarray],
-        hr: list[np.ndarray],
-        scale: int,
-        patch_size: int,
-        batch_size: int,
-        seed: int,
-    ) -> None: ...
-    def sample(self, iteration: int) -> tuple[np.ndarray, np.ndarray]: ...
+BatchSampler = NumpyBatchSampler
