@@ -191,7 +191,7 @@ class CLSD(nn.Module):
 
     def _project(self, tap: int, vectors: Tensor) -> Tensor:
         projection = self._head(tap).projection
-        assert projection is not None  # as every contrast has one that projects
+        assert projection is not None  # as in __init__, for the contrasts of feature vectors
         return projection(vectors)
 
     def _checked_target(self, lr: Tensor, hr: Tensor | None) -> Tensor:
