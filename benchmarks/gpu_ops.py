@@ -204,7 +204,7 @@ class Tail(NamedTuple):
     def _collapsed(self, x: Tensor, *parameters: Tensor) -> Tensor:
         """As many operations, on a kernel that is none, but depends on all parameters."""
         axis = AXES[self.factor][0]
-        taps = axis.segments[0].count
+        taps = axis.segments[0].length
         kernel = sum(p.sum() for p in parameters).expand(x.shape[1], 3, taps, taps)
         return F.conv_transpose2d(x, kernel, stride=self.factor, padding=axis.padding)
 

@@ -225,7 +225,7 @@ def plain_taps(axis, y, size):
             start = axis.upscale * pixel - axis.padding
             if segment.edge is not None:
                 start = segment.target(axis.upscale * size).start or 0
-            for tap in range(segment.count):
+            for tap in range(segment.length):
                 i = start + tap - axis.upscale * y
                 if 0 <= i < axis.upscale:
                     taps.setdefault((pixel - y + 2, i), []).append(segment.begin + tap)
