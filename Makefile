@@ -12,7 +12,7 @@ OPERATORS := conv3x3 residual_block pixel_shuffle_upsample upsample_tail pairwis
     info_nce distance_ratio_loss library
 SOURCES := $(shell find csrc cmake clsd_fast python -name '*.py' -o -name '*.c*' -o -name '*.h')
 
-.PHONY: demo test lint bench sanitize cuda gpu-build gpu-test gpu-bench gpu-memcheck gpu-racecheck
+.PHONY: demo test lint bench bench-all sanitize cuda gpu-build gpu-test gpu-bench gpu-memcheck gpu-racecheck
 
 demo: .venv/installed
 	rm -rf demo-output
@@ -25,7 +25,13 @@ lint: .venv/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
+# Every operator and the training step, in under 5 minutes. Compiling would take as long again.
 bench: .venv/installed
+	$(BIN)/pytest benchmarks --no-compile -k "not 512x512" --benchmark-max-time 0.5 \
+	    --benchmark-columns median,iqr,rounds
+
+# The programs behind the figures of docs/, an hour.
+bench-all: .venv/installed
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/step.py --scale 4
 	$(BIN)/python benchmarks/ops.py
