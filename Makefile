@@ -20,7 +20,7 @@ help: ## print these lines
 	    awk -F '\t' '{ n = split($$1, names, " "); \
 	        for (i = 1; i <= n; ++i) printf "%-14s%s\n", names[i], $$2 }'
 
-.PHONY: demo test lint bench sanitize cuda gpu-build gpu-test gpu-bench gpu-memcheck gpu-racecheck
+.PHONY: demo test lint bench bench-all sanitize cuda gpu-build gpu-test gpu-bench gpu-memcheck gpu-racecheck
 
 demo: .venv/installed ## train a small CLSD student on photographs, into demo-output
 	rm -rf demo-output
@@ -40,7 +40,11 @@ format: .venv/installed ## bring Python and C++ into the format that lint asks f
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
-bench: .venv/installed ## compare with PyTorch; with nothing else running
+bench: .venv/installed ## compare every operator and the step with PyTorch, in under 5 minutes
+	$(BIN)/pytest benchmarks --no-compile -k "not 512x512" --benchmark-max-time 0.5 \
+	    --benchmark-columns median,iqr,rounds
+
+bench-all: .venv/installed ## the programs behind the figures of docs/, an hour
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/step.py --scale 4
 	$(BIN)/python benchmarks/ops.py

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support.calls import BACKWARDS, CALLS, FORWARDS, LARGE
-from support.tolerance import assert_close
+from tolerance import assert_close
 
 import clsd_fast
 from clsd_fast import reference

@@ -3,7 +3,6 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from support.tolerance import assert_close, assert_draws_close
 from support.util import (
     DTYPES,
     LAYOUTS,
@@ -15,6 +14,7 @@ from support.util import (
     run_all,
     sliced,
 )
+from tolerance import assert_close, assert_draws_close
 from torch.library import opcheck
 
 from clsd_fast import reference, upsample_tail, use_backend

@@ -4,11 +4,11 @@ import ctypes
 from collections.abc import Callable, Sequence
 
 import torch
+from tolerance import WINOGRAD_FACTOR, assert_close, assert_draws_close
 from torch import Tensor
 
 from clsd_fast.backend import current_backend
 from clsd_fast.backend import native as native_backend
-from support.tolerance import WINOGRAD_FACTOR, assert_close, assert_draws_close
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

@@ -9,9 +9,9 @@ import pytest
 import test_upsample_tail as tail
 import torch
 from support.calls import BACKWARDS, FORWARDS
-from support.tolerance import assert_close, assert_draws_close
 from support.util import channels_last, contiguous, result_names, run_all, sliced
 from test_library import operator_ids
+from tolerance import assert_close, assert_draws_close
 
 import clsd_fast
 from clsd_fast import reference
