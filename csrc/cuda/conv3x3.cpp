@@ -12,12 +12,12 @@ Tensor conv3x3(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optiona
   const Shape shape = check_conv3x3(op, x, weight, bias, residual);
   check_channels(op, weight);
   const Device device(x);
-  const Tensor input = as_nhwc(x), kernels = as_nhwc(weight);
+  const Tensor input = as_nhwc(x), dense_weight = as_nhwc(weight);
   const auto skip = as_nhwc(residual), offsets = as_contiguous(bias);
   Output output(x, shape, memory_format(x));
   dispatch_16_bit(op, x.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    auto conv = forward_convolution<T>(input, kernels, output.written());
+    auto conv = forward_convolution<T>(input, dense_weight, output.written());
     conv.bias = to_global<T>(offsets);
     conv.residual = to_global<T>(skip);
     conv.scale = static_cast<float>(res_scale);

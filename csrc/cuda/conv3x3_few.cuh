@@ -1,23 +1,23 @@
 // 3x3 convolution where the input or the output has up to 3 channels: the ends of a network, and
-// their gradients. Blocks, their pixels and sums are those of conv3x3_sm80.cuh.
+// their gradients. Blocks, their pixels and sums are those of mma_tiles.cuh.
 //
 // Such images have no aligned pieces of 16 bytes, and neither have most of the weights: they are
 // gathered by single elements into shared memory, once for each block.
 #pragma once
 
-#include "conv3x3_sm80.cuh"
+#include "mma_tiles.cuh"
 
 namespace clsd::cuda::few {
 
-using sm80::kHaloBytes;
-using sm80::kHaloPixels;
-using sm80::kHaloW;
-using sm80::kPieces;
-using sm80::kThreads;
-using sm80::kTileH;
-using sm80::kTileW;
-using sm80::kWarpRows;
-using sm80::kWarps;
+using mma_tiles::kHaloBytes;
+using mma_tiles::kHaloPixels;
+using mma_tiles::kHaloW;
+using mma_tiles::kPieces;
+using mma_tiles::kThreads;
+using mma_tiles::kTileH;
+using mma_tiles::kTileW;
+using mma_tiles::kWarpRows;
+using mma_tiles::kWarps;
 
 // Two 16-deep products take all taps of all channels of a pixel.
 constexpr int kDepth = 32, kDepthPieces = kDepth / 8;
@@ -25,12 +25,13 @@ constexpr uint32_t kDepthBytes = 2 * kDepth;
 static_assert(kTaps * kFewChannels <= kDepth);
 static_assert(kThreads == kTileH * kTileW);  // a thread for each pixel
 constexpr uint32_t kPatchBytes = kThreads * kDepthBytes;
-constexpr uint32_t kFromFewBytes = kWarps * sm80::kWarpSumBytes;  // patches and weights fit, too
+// Patches and weights fit, too.
+constexpr uint32_t kFromFewBytes = kWarps * mma_tiles::kWarpSumBytes;
 static_assert(kPatchBytes + ChannelGroup::kChannels * kDepthBytes <= kFromFewBytes);
 
 // Products are 8 columns wide at least.
 constexpr int kColumns = 8;
-constexpr uint32_t kColumnTapBytes = kColumns * sm80::kRowBytes;
+constexpr uint32_t kColumnTapBytes = kColumns * mma_tiles::kRowBytes;
 constexpr uint32_t kToFewBytes = kHaloBytes + kTaps * kColumnTapBytes;
 
 template <class T>
@@ -105,7 +106,7 @@ __global__ void __launch_bounds__(kThreads, 4)
                place.y + thread / kTileW, place.x + thread % kTileW);
   gather_depth_weights<T, kTransposed>(conv, place.outputs);
   __syncthreads();
-  sm80::Sums sums{};
+  mma_tiles::Sums sums{};
   const int lane = thread % 32, warp = thread / 32;
 #pragma unroll
   for (int depth = 0; depth < kDepth / 16; ++depth) {
@@ -120,13 +121,13 @@ __global__ void __launch_bounds__(kThreads, 4)
       uint32_t weights[4];
       const int row = 8 * j + lane % 8 + lane / 16 * 8;
       ldmatrix(weights, kPatchBytes + depth_offset(row, 2 * depth + lane / 8 % 2));
-      sm80::multiply_pair<T>(sums, pixels, weights, j);
+      mma_tiles::multiply_pair<T>(sums, pixels, weights, j);
     }
   }
   __syncthreads();  // all have read the patches, where the sums go now
-  sm80::stage(sums);
+  mma_tiles::stage(sums);
   __syncwarp();
-  sm80::write_staged(conv, place);
+  mma_tiles::write_staged(conv, place);
 }
 
 // Weights of a group of input channels: for each tap a row of 64 for each column, zeros where there
@@ -136,7 +137,7 @@ __device__ void load_column_weights(const Convolution<T>& conv, const ChannelGro
   for (int i = threadIdx.x; i < kTaps * kColumns * kPieces; i += kThreads) {
     const int tap = i / (kColumns * kPieces), row = i / kPieces % kColumns, piece = i % kPieces;
     const bool valid = row < conv.outputs && 8 * piece < inputs.count;
-    const uint32_t target = kHaloBytes + tap * kColumnTapBytes + sm80::swizzled(row, piece);
+    const uint32_t target = kHaloBytes + tap * kColumnTapBytes + mma_tiles::swizzled(row, piece);
     if constexpr (kTransposed) {
       const auto element = [&](int j) {
         return valid ? weight_at<T, kTransposed>(conv, row, tap, inputs.channel(8 * piece + j))
@@ -159,14 +160,14 @@ __device__ __forceinline__ void multiply_column_tap(float (&sums)[kWarpRows][4],
   for (int depth = 0; depth < ChannelGroup::kChannels / 16; depth += 2) {
     uint32_t weights[4];  // of two depths
     ldmatrix(weights, kHaloBytes + tap * kColumnTapBytes +
-                          sm80::swizzled(lane % 8, 2 * depth + lane / 8));
+                          mma_tiles::swizzled(lane % 8, 2 * depth + lane / 8));
     const uint32_t even[2] = {weights[0], weights[1]}, odd[2] = {weights[2], weights[3]};
 #pragma unroll
     for (int row = 0; row < kWarpRows; ++row) {
       uint32_t pixels[4];
-      ldmatrix(pixels, sm80::swizzled(pixel + row * kHaloW, 2 * depth + lane / 16));
+      ldmatrix(pixels, mma_tiles::swizzled(pixel + row * kHaloW, 2 * depth + lane / 16));
       mma<T>(sums[row], pixels, even);
-      ldmatrix(pixels, sm80::swizzled(pixel + row * kHaloW, 2 * depth + 2 + lane / 16));
+      ldmatrix(pixels, mma_tiles::swizzled(pixel + row * kHaloW, 2 * depth + 2 + lane / 16));
       mma<T>(sums[row], pixels, odd);
     }
   }
@@ -197,7 +198,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   for (int group = 0; group < grid.input_groups; ++group) {
     const ChannelGroup inputs = ChannelGroup::of(group, conv.inputs, conv.input_upscale);
     if (group > 0) __syncthreads();  // all have left the group before
-    sm80::load_halo(conv, place, inputs, 0, 0, kHaloPixels * kPieces);
+    mma_tiles::load_halo(conv, place, inputs, 0, 0, kHaloPixels * kPieces);
     load_column_weights<T, kTransposed>(conv, inputs);
     cp_async_commit();
     cp_async_wait<0>();

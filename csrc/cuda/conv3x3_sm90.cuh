@@ -4,7 +4,7 @@
 // A block computes 12 x 24 pixels of 64 output channels: 16 images of 48 x 48 are 128 blocks, one
 // for nearly each of the 132 multiprocessors of an H100 or H200. Weights are the products' A, its
 // 64 rows output channels, and pixels their B: each of the block's 2 warpgroups takes 6 rows of the
-// halo tile as one run of 156 columns, so that a tap is a constant step of a descriptor's address.
+// halo tile as one span of 156 columns, so that a tap is a constant step of a descriptor's address.
 // The last 2 columns of each row wrap around to the next; they and the 4 up to 160 are dropped.
 //
 // The block goes through the input channels in slices of 16: their halo tile, and their weights of
@@ -28,7 +28,7 @@ constexpr int kTileH = 12, kTileW = 24, kWarpgroups = 2, kWarpgroupThreads = 128
 constexpr int kThreads = kWarpgroups * kWarpgroupThreads;
 constexpr int kBlocksPerMultiprocessor = 2;
 constexpr int kHaloW = kTileW + 2, kHaloPixels = (kTileH + 2) * kHaloW;
-constexpr int kRunRows = kTileH / kWarpgroups, kRun = kRunRows * kHaloW, kColumns = 160;
+constexpr int kSpanRows = kTileH / kWarpgroups, kSpan = kSpanRows * kHaloW, kColumns = 160;
 constexpr int kGroup = ChannelGroup::kChannels, kDepth = 16, kSlices = kGroup / kDepth;
 constexpr int kBuffers = 3;
 constexpr uint32_t kPieceBytes = 16, kCoreBytes = 8 * kPieceBytes;
@@ -47,9 +47,9 @@ struct Layout {
 };
 
 using Halo = Layout<kHaloPixels, kDepth / 8>;
-static_assert(kRun <= kColumns);
+static_assert(kSpan <= kColumns);
 // The dropped columns of the last tap read beyond the tile, but nothing beyond a piece's room.
-static_assert(kRun * (kWarpgroups - 1) + kColumns + 2 * kHaloW + 2 <= Halo::kPitch / kPieceBytes);
+static_assert(kSpan * (kWarpgroups - 1) + kColumns + 2 * kHaloW + 2 <= Halo::kPitch / kPieceBytes);
 
 // Weights of a tap: a row for each output channel or, transposed, for each input channel, as they
 // lie in memory. Products read either.
@@ -143,8 +143,8 @@ __device__ __forceinline__ void write_staged(const Convolution<T>& conv, const P
   const int thread = threadIdx.x % kWarpgroupThreads, eight = thread % 8;
   const Epilogue<T> epilogue(conv, place.outputs, 8 * eight);
 #pragma unroll 3
-  for (int pixel = thread / 8; pixel < kRunRows * kTileW; pixel += kWarpgroupThreads / 8) {
-    const int row = pixel / kTileW, y = place.y + warpgroup * kRunRows + row;
+  for (int pixel = thread / 8; pixel < kSpanRows * kTileW; pixel += kWarpgroupThreads / 8) {
+    const int row = pixel / kTileW, y = place.y + warpgroup * kSpanRows + row;
     const int x = place.x + pixel % kTileW;
     if (y >= conv.height || x >= conv.width) continue;
     const int column = warpgroup * kColumns + row * kHaloW + pixel % kTileW;
@@ -167,7 +167,7 @@ __device__ __forceinline__ void multiply_slice(Sums& sums, int slice, int warpgr
   const uint64_t a = kTransposed ? wgmma_descriptor<kCoreBytes, Tap::kPitch>(weights)
                                  : wgmma_descriptor<Tap::kPitch, kCoreBytes>(weights);
   const uint64_t b =
-      wgmma_descriptor<Halo::kPitch, kCoreBytes>(halo + warpgroup * kRun * kPieceBytes);
+      wgmma_descriptor<Halo::kPitch, kCoreBytes>(halo + warpgroup * kSpan * kPieceBytes);
   wgmma_fence();
 #pragma unroll
   for (int tap = 0; tap < kTaps; ++tap) {

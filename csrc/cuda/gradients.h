@@ -58,9 +58,9 @@ inline std::tuple<Tensor, Tensor, Tensor> convolution_backward(
   dispatch_16_bit(op, x.scalar_type(), [&](auto type) {
     using T = decltype(type);
     if (needs_x) {
-      const Tensor kernels = as_nhwc(weight);
+      const Tensor dense_weight = as_nhwc(weight);
       Output output(x, shape_of(x), memory_format(x));
-      auto conv = input_gradient<T>(grad, kernels, output.written(), upscale);
+      auto conv = input_gradient<T>(grad, dense_weight, output.written(), upscale);
       conv.scale = static_cast<float>(scale);
       convolve(conv, device.stream());
       grad_x = output.finish();

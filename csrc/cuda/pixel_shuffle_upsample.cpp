@@ -12,12 +12,12 @@ Tensor pixel_shuffle_upsample(Tensor x, Tensor weight, std::optional<Tensor> bia
   const Shape shape = check_pixel_shuffle_upsample(op, x, weight, bias, upscale_factor);
   check_channels(op, weight, upscale_factor);
   const Device device(x);
-  const Tensor input = as_nhwc(x), kernels = as_nhwc(weight);
+  const Tensor input = as_nhwc(x), dense_weight = as_nhwc(weight);
   const auto offsets = as_contiguous(bias);
   Output output(x, shape, memory_format(x));
   dispatch_16_bit(op, x.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    auto conv = forward_convolution<T>(input, kernels, output.written(),
+    auto conv = forward_convolution<T>(input, dense_weight, output.written(),
                                        static_cast<int>(upscale_factor));
     conv.bias = to_global<T>(offsets);
     convolve(conv, device.stream());

@@ -13,7 +13,8 @@ std::tuple<Tensor, Tensor> residual_block(Tensor x, Tensor weight1, std::optiona
   const Shape hidden_shape = check_residual_block(op, x, weight1, bias1, weight2, bias2);
   check_channels(op, weight1);
   const Device device(x);
-  const Tensor input = as_nhwc(x), kernels1 = as_nhwc(weight1), kernels2 = as_nhwc(weight2);
+  const Tensor input = as_nhwc(x);
+  const Tensor dense_weight1 = as_nhwc(weight1), dense_weight2 = as_nhwc(weight2);
   const auto offsets1 = as_contiguous(bias1), offsets2 = as_contiguous(bias2);
   Output output(x, shape_of(x), memory_format(x));
   const bool fused = !save_hidden && fuses_residual_block(x.size(0), x.size(2), x.size(3),
@@ -23,10 +24,10 @@ std::tuple<Tensor, Tensor> residual_block(Tensor x, Tensor weight1, std::optiona
                               : empty(x, hidden_shape, MemoryFormat::ChannelsLast);
   dispatch_16_bit(op, x.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    auto first = forward_convolution<T>(input, kernels1, hidden);
+    auto first = forward_convolution<T>(input, dense_weight1, hidden);
     first.bias = to_global<T>(offsets1);
     first.relu = true;
-    auto second = forward_convolution<T>(hidden, kernels2, output.written());
+    auto second = forward_convolution<T>(hidden, dense_weight2, output.written());
     second.bias = to_global<T>(offsets2);
     second.residual = to_global<T>(input);
     second.scale = static_cast<float>(res_scale);
@@ -56,17 +57,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> residual_block_backward(
   if (!needs_x && !needs_params) return gradients();
   const Device device(x);
   const Tensor grad = as_nhwc(grad_output), activation = as_nhwc(hidden);
-  const Tensor kernels1 = as_nhwc(weight1), kernels2 = as_nhwc(weight2);
+  const Tensor dense_weight1 = as_nhwc(weight1), dense_weight2 = as_nhwc(weight2);
   const Tensor grad_hidden = empty(x, hidden_shape, MemoryFormat::ChannelsLast);
   dispatch_16_bit(op, x.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    auto second = input_gradient<T>(grad, kernels2, grad_hidden);
+    auto second = input_gradient<T>(grad, dense_weight2, grad_hidden);
     second.scale = static_cast<float>(res_scale);
     second.positive = to_global<T>(activation);
     convolve(second, device.stream());
     if (needs_x) {
       Output output(x, shape_of(x), memory_format(x));
-      auto first = input_gradient<T>(grad_hidden, kernels1, output.written());
+      auto first = input_gradient<T>(grad_hidden, dense_weight1, output.written());
       first.residual = to_global<T>(grad);
       convolve(first, device.stream());
       grad_x = output.finish();

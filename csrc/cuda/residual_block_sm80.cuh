@@ -6,25 +6,25 @@
 // image. The second half is conv3x3_sm80.cuh's kernel with the hidden tile as its halo.
 #pragma once
 
-#include "conv3x3_sm80.cuh"
+#include "mma_tiles.cuh"
 
 namespace clsd::cuda::residual {
 
-using sm80::kPieces;
-using sm80::kRowBytes;
-using sm80::kTapBytes;
-using sm80::kThreads;
-using sm80::kTileH;
-using sm80::kTileW;
-using sm80::kWarps;
+using mma_tiles::kPieces;
+using mma_tiles::kRowBytes;
+using mma_tiles::kTapBytes;
+using mma_tiles::kThreads;
+using mma_tiles::kTileH;
+using mma_tiles::kTileW;
+using mma_tiles::kWarps;
 
 constexpr int kChannels = ChannelGroup::kChannels;
-constexpr int kHiddenW = sm80::kHaloW, kHiddenPixels = sm80::kHaloPixels;
+constexpr int kHiddenW = mma_tiles::kHaloW, kHiddenPixels = mma_tiles::kHaloPixels;
 constexpr int kInputW = kTileW + 4, kInputPixels = (kTileH + 4) * kInputW;
 constexpr int kFragments = (kHiddenPixels + 16 * kWarps - 1) / (16 * kWarps);  // of a warp
 constexpr uint32_t kInput = 2 * kTapBytes, kHidden = kInput + kInputPixels * kRowBytes;
 constexpr uint32_t kSharedBytes = kHidden + kHiddenPixels * kRowBytes;
-static_assert(kWarps * sm80::kWarpSumBytes <= kSharedBytes);
+static_assert(kWarps * mma_tiles::kWarpSumBytes <= kSharedBytes);
 
 using HiddenSums = float[kFragments][kChannels / 8][4];
 
@@ -47,13 +47,13 @@ __device__ __forceinline__ void multiply_hidden_tap(HiddenSums& sums, uint32_t t
       int pixel = hidden_pixel(fragment, lane % 16);
       pixel = pixel < kHiddenPixels ? pixel : kHiddenPixels - 1;
       const int source = (pixel / kHiddenW + tap / 3) * kInputW + pixel % kHiddenW + tap % 3;
-      ldmatrix(pixels[fragment], kInput + sm80::swizzled(source, 2 * depth + lane / 16));
+      ldmatrix(pixels[fragment], kInput + mma_tiles::swizzled(source, 2 * depth + lane / 16));
     }
 #pragma unroll
     for (int j = 0; j < kChannels / 8; j += 2) {
       uint32_t weights[4];
-      sm80::load_weights<false>(weights, taps, depth, j);
-      sm80::multiply_pair<T>(sums, pixels, weights, j);
+      mma_tiles::load_weights<false>(weights, taps, depth, j);
+      mma_tiles::multiply_pair<T>(sums, pixels, weights, j);
     }
   }
 }
@@ -78,7 +78,7 @@ __device__ __forceinline__ void store_hidden(const Convolution<T>& first, const 
       const bool inside = y >= 0 && y < first.height && x >= 0 && x < first.width;
       const float low = finish(first, sums[fragment][j][2 * half], low_bias, 0, inside);
       const float high = finish(first, sums[fragment][j][2 * half + 1], high_bias, 0, inside);
-      store_shared(kHidden + sm80::swizzled(pixel, j) + 4 * pair, pack<T>(low, high));
+      store_shared(kHidden + mma_tiles::swizzled(pixel, j) + 4 * pair, pack<T>(low, high));
     }
   }
 }
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kThreads)
   const ChannelGroup channels = place.outputs;  // all, of every image
   const auto tap_at = [](int step) { return (step & 1) * kTapBytes; };
   const auto load_tap = [&](const Convolution<T>& conv, int step) {
-    sm80::load_tap<T, false>(conv, channels, channels, tap_at(step), step % kTaps);
+    mma_tiles::load_tap<T, false>(conv, channels, channels, tap_at(step), step % kTaps);
     cp_async_commit();
   };
   // Of 2 x 9 steps, each with the weights of one tap. After the barrier all see these, and all have
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kThreads)
     }
   };
 
-  sm80::load_halo<kInputW, 2>(first, place, channels, kInput, 0, kInputPixels * kPieces);
+  mma_tiles::load_halo<kInputW, 2>(first, place, channels, kInput, 0, kInputPixels * kPieces);
   load_tap(first, 0);
   HiddenSums hidden{};
 #pragma unroll 1
@@ -118,16 +118,16 @@ __global__ void __launch_bounds__(kThreads)
     multiply_hidden_tap<T>(hidden, tap_at(step), step);
   }
   store_hidden(first, place, hidden);
-  sm80::Sums sums{};
+  mma_tiles::Sums sums{};
 #pragma unroll 1
   for (int step = kTaps; step < 2 * kTaps; ++step) {
     start(step);
-    sm80::multiply_tap<T, false, true>(sums, kHidden, tap_at(step), step - kTaps, kChannels);
+    mma_tiles::multiply_tap<T, false, true>(sums, kHidden, tap_at(step), step - kTaps, kChannels);
   }
   __syncthreads();  // all have read the operands, where the sums go now
-  sm80::stage(sums);
+  mma_tiles::stage(sums);
   __syncwarp();
-  sm80::write_staged(second, place);
+  mma_tiles::write_staged(second, place);
 }
 
 }  // namespace clsd::cuda::residual
