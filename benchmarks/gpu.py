@@ -21,7 +21,7 @@ of operators rotate over twice the L2 cache.
 ``floor_us`` is the larger one of FLOPs over what a matrix product of 8192 reaches on this device,
 and of bytes over what a copy of 1 GiB reaches, both measured at the start. Bytes are those of all
 operands and results, once each; the floor of a step counts FLOPs alone, and that of the tail those
-of the collapsed map.
+of the composed map.
 
 Items run in processes of their own, most wanted first and the baselines that compile for minutes
 last; what does not fit into the budget is named in the report. The report is gpu.json and gpu.md.
@@ -45,15 +45,15 @@ import gpu_ops
 import gpu_report
 import gpu_step
 import measure
-import step
 import torch
+from cases import step
 
 HEAD_BLOCKS = (1, 5)
 COMPILED = ("compile", "compile_graph")
 #: torch.compile's modes under our own CUDA graph.
 MODES = {"compile": "default", "max_autotune": "max-autotune-no-cudagraphs"}
-#: Options of step.py for the paper's training step.
-STEP = ["--scale", "2", "--batch", "16", "--patch", "48"]
+#: The paper's training step.
+STEP = step.Case(scale=2, batch=16, patch=48)
 SECONDS = 0.5
 STEP_SECONDS = 3.0
 #: An item that compiles nothing and takes longer has a kernel that does not end.
@@ -181,18 +181,17 @@ def bytes_of(tensors: Sequence[torch.Tensor]) -> int:
 
 
 def step_rows(item: Item, options: argparse.Namespace) -> list[dict[str, Any]]:
-    head_blocks = item.what.removeprefix("step ")
-    arguments = [*STEP, "--device", options.device, "--head-blocks", head_blocks]
-    step_options = step.parse([*arguments, *options.step])
+    head_blocks = int(item.what.removeprefix("step "))
+    case = options.step._replace(device=options.device, head_blocks=head_blocks)
     device = torch.device(options.device)
-    figure = gpu_step.correctness(step_options)
+    figure = gpu_step.correctness(case)
     measure.gate(item.what, figure)
     names = runnable(["ours", "ours_graph", *item.baselines], device)
-    trainers = gpu_step.Trainers(step_options)
+    trainers = gpu_step.Trainers(case)
     calls, failures = gpu_measure.first_calls(names, trainers.call, device)
     rows = gpu_measure.time_calls(calls, device, options.step_seconds, 1)
     kernels = measure.environment(device)["kernels"]
-    facts = {"flops": gpu_step.flops(step_options), "bytes": 0, "correctness": figure}
+    facts = {"flops": gpu_step.flops(case), "bytes": 0, "correctness": figure}
     return [*({**row, **facts, "our_kernel": kernels} for row in rows), *failures]
 
 
@@ -286,7 +285,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         copied_bytes=gpu_measure.COPIED_BYTES,
         step_seconds=STEP_SECONDS,
         least_seconds=20,
-        step=[],
+        step=STEP,
     )
     return parser.parse_args(argv)
 

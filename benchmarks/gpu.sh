@@ -31,7 +31,7 @@ mkdir -p "$output"
 # The whole suite is `make gpu-test`. A failure does not stop the rest: every number has a check of
 # its own.
 failed=0
-timeout $((budget / 4)) "$python" -m pytest -m gpu -q -rfs tests/test_cuda_gpu.py \
+timeout $((budget / 4)) "$python" -m pytest -m gpu -q -rfs tests/gpu/test_cuda_gpu.py \
   -k "native or small or graph or served" 2>&1 | tee "$output/gpu-tests.txt" || failed=1
 
 "$python" benchmarks/gpu.py --budget $((budget - SECONDS)) --output "$output" || failed=1

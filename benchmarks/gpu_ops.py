@@ -8,9 +8,9 @@ backward, for x alone and for weight and bias).
 from collections.abc import Callable
 from typing import NamedTuple
 
-import contrastive
 import torch
 import torch.nn.functional as F
+from cases import contest, contrast
 from torch import Tensor
 
 import clsd_fast
@@ -40,18 +40,8 @@ def plain_block(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Te
 
 def run(function: Callable, mode: str, operands: Operands) -> Callable[[int], list[Tensor]]:
     """A function from the number of a set of operands to the results of the mode."""
-
-    def forward(index: int) -> list[Tensor]:
-        with torch.no_grad():
-            return [function(*operands.inputs[index], *operands.parameters)]
-
-    def forward_backward(index: int) -> list[Tensor]:
-        leaves = [*operands.inputs[index], *operands.parameters]
-        output = function(*leaves)
-        grad = operands.grads[index].expand_as(output)
-        return [output.detach(), *torch.autograd.grad(output, leaves, grad)]
-
-    return forward if mode == "forward" else forward_backward
+    inputs, grads, parameters = operands
+    return contest.make_call(lambda *x: function(*x, *parameters), inputs, grads, parameters, mode)
 
 
 def random(shape: tuple[int, ...], scale: float, dtype: torch.dtype, device: object) -> Tensor:
@@ -163,7 +153,7 @@ class Convolution(NamedTuple):
 class Tail(NamedTuple):
     """upsample_tail to 3 channels in bfloat16, channels_last, against its layers.
 
-    What is counted is the collapsed map, without composing it: 1/12 to 1/15 of the layers' FLOPs.
+    What is counted is the composed map, without composing it: 1/12 to 1/15 of the layers' FLOPs.
     """
 
     factor: int
@@ -201,15 +191,15 @@ class Tail(NamedTuple):
             x = F.pixel_shuffle(F.conv2d(x, weight, bias, padding=1), stage)
         return F.conv2d(x, out_weight, out_bias, padding=1)
 
-    def _collapsed(self, x: Tensor, *parameters: Tensor) -> Tensor:
-        """As many operations, on a kernel that is none, but depends on all parameters."""
+    def _composed(self, x: Tensor, *parameters: Tensor) -> Tensor:
+        """As many operations, on a weight that is not composed, but depends on all parameters."""
         axis = AXES[self.factor][0]
-        taps = axis.segments[0].count
-        kernel = sum(p.sum() for p in parameters).expand(x.shape[1], 3, taps, taps)
-        return F.conv_transpose2d(x, kernel, stride=self.factor, padding=axis.padding)
+        taps = axis.segments[0].length
+        weight = sum(p.sum() for p in parameters).expand(x.shape[1], 3, taps, taps)
+        return F.conv_transpose2d(x, weight, stride=self.factor, padding=axis.padding)
 
     def call(self, side: str, mode: str, operands: Operands, wrap: Callable = lambda f: f):
-        functions = {"ours": self._ours, "counted": self._collapsed}
+        functions = {"ours": self._ours, "counted": self._composed}
         return run(wrap(functions.get(side, self._layers)), mode, operands)
 
     def read(self, mode: str, operands: Operands) -> list[Tensor]:
@@ -221,21 +211,23 @@ class Tail(NamedTuple):
 
 
 class Contrast(NamedTuple):
-    """A contrastive operator in float32, by `contrastive.py`'s case."""
+    """A contrastive operator in float32."""
 
-    case: contrastive.Case
+    case: contrast.Case
     dtype: torch.dtype = torch.float32
     limit: float = 1.0
-    modes: tuple[str, ...] = ("forward", "forward_backward")
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return self.case.modes
 
     @property
     def title(self) -> str:
-        return contrastive.title(self.case)
+        return self.case.title
 
     def operands(self, count: int, device: object) -> Operands:
-        shape = self.case[2:4] if self.case.heads == 1 else self.case[1:4]
         inputs = [
-            [random(shape, 1.0, self.dtype, device).requires_grad_() for _ in range(2)]
+            [random(self.case.shape, 1.0, self.dtype, device).requires_grad_() for _ in range(2)]
             for _ in range(count)
         ]
         rows = self.case.rows
@@ -243,8 +235,8 @@ class Contrast(NamedTuple):
         return Operands(inputs, [random(out, 1.0, self.dtype, device) for _ in range(count)], [])
 
     def call(self, side: str, mode: str, operands: Operands, wrap: Callable = lambda f: f):
-        functions = contrastive.implementations(self.case, compiled=False)
-        return run(wrap(functions["ours" if side == "ours" else "eager"]), mode, operands)
+        function = contrast.functions(self.case)["ours" if side == "ours" else "eager"]
+        return run(wrap(function), mode, operands)
 
     def read(self, mode: str, operands: Operands) -> list[Tensor]:
         return [*operands.inputs[0], *(operands.grads[:1] if mode != "forward" else [])]
@@ -257,11 +249,11 @@ def table() -> dict[str, list]:
     """Problems by operator: the layers of a training step of batch 16, patch 48, x2; and others."""
     patch = (16, 64, 48, 48)
     cases = [
-        contrastive.Case("info_nce", 3, 16, 128),
-        contrastive.Case("info_nce", 1, 4096, 128),
-        contrastive.Case("distance_ratio_loss", 1, 16, 64 * 48 * 48),
-        contrastive.Case("pairwise_similarity", 1, 4096, 128, "cosine"),
-        contrastive.Case("pairwise_similarity", 1, 1024, 128, "l1"),
+        contrast.Case("info_nce", 3, 16, 128),
+        contrast.Case("info_nce", 1, 4096, 128),
+        contrast.Case("distance_ratio_loss", 1, 16, 64 * 48 * 48),
+        contrast.Case("pairwise_similarity", 1, 4096, 128, "cosine"),
+        contrast.Case("pairwise_similarity", 1, 1024, 128, "l1"),
     ]
     return {
         "conv3x3": [

@@ -1,6 +1,6 @@
 """A training step of CLSD on a GPU under bfloat16 autocast: what `gpu.py` times of it.
 
-The step is `step.py`'s, with PyTorch's fused Adam for everybody and all images channels_last:
+The step is that of `cases.step`, with fused Adam for everybody and all images channels_last:
 
     ours, eager      clsd_fast.CLSD and plain.CLSD
     *_graph          the same, the whole step in one CUDA graph, the batch copied into its memory
@@ -8,14 +8,13 @@ The step is `step.py`'s, with PyTorch's fused Adam for everybody and all images 
     max_autotune     the same with mode="max-autotune", whose CUDA graphs are PyTorch's own
 """
 
-import argparse
 from collections.abc import Callable
 from functools import cache
 
 import gpu_measure
 import measure
-import step
 import torch
+from cases import step
 from torch import Tensor
 
 BASES = {
@@ -31,16 +30,14 @@ class Trainer(step.Trainer):
 
     Args:
         name: of the configuration.
-        options: of `step.py`'s command line.
+        case: what is trained, and where.
         dtype: of the weights.
     """
 
-    def __init__(
-        self, name: str, options: argparse.Namespace, dtype: torch.dtype = torch.float32
-    ) -> None:
-        self.device = torch.device(options.device)
+    def __init__(self, name: str, case: step.Case, dtype: torch.dtype = torch.float32) -> None:
+        self.device = torch.device(case.device)
         self.autocasts = dtype == torch.float32
-        super().__init__(BASES[name], options, dtype)
+        super().__init__(BASES[name], case, dtype)
         self.has_own_graphs = name == "max_autotune"
         if self.has_own_graphs:
             self.forward = torch.compile(self.model, mode="max-autotune", dynamic=False)
@@ -87,26 +84,24 @@ class Trainers:
     """The steps of configurations. One and its CUDA graph train the same weights: it is compiled
     once."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.trainer = cache(lambda kind: Trainer(kind, options))
+    def __init__(self, case: step.Case) -> None:
+        self.trainer = cache(lambda kind: Trainer(kind, case))
 
     def call(self, name: str) -> gpu_measure.Call:
         trainer = self.trainer(name.removesuffix(gpu_measure.GRAPH))
         return captured(trainer) if name.endswith(gpu_measure.GRAPH) else trainer.step
 
 
-def correctness(options: argparse.Namespace) -> float:
+def correctness(case: step.Case) -> float:
     """`measure.error_over_bound` of ours against the plain model in float64."""
-    reference = Trainer("eager", options, torch.float64).gradients()
-    ours, theirs = (Trainer(name, options).gradients() for name in ("ours", "eager"))
-    rows = [(ours[key], reference[key], theirs[key]) for key in reference]
-    return measure.error_over_bound(*zip(*rows, strict=True), dtype=torch.bfloat16)
+    reference = Trainer("eager", case, torch.float64).results()
+    ours, theirs = (Trainer(name, case).results() for name in ("ours", "eager"))
+    return measure.error_over_bound(ours, reference, theirs, torch.bfloat16)
 
 
-def flops(options: argparse.Namespace) -> int:
+def flops(case: step.Case) -> int:
     """Of a forward and backward of the plain model."""
-    on_meta = argparse.Namespace(**{**vars(options), "device": "meta"})
-    trainer = step.Trainer("eager_channels_last", on_meta)
+    trainer = step.Trainer("eager_channels_last", case._replace(device="meta"))
     return gpu_measure.flops_of(
         lambda index: trainer.losses(*trainer.batches[0])["total"].backward()
     )

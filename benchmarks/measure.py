@@ -27,7 +27,7 @@ from clsd_fast.backend import implementation
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 #: Largest `error_over_bound` that is timed. Winograd's convolution rounds up to 5 times as coarsely
-#: as a direct one (WINOGRAD_FACTOR of tests/tolerance.py); a wrong kernel is off by thousands.
+#: as a direct one (WINOGRAD_FACTOR of tools/tolerance.py); a wrong kernel is off by thousands.
 LIMIT = 5.0
 
 #: Of a gradient's norm: where the input of a ReLU is next to zero, it opens in one right result and
@@ -72,7 +72,7 @@ def error_over_bound(
         |ours - reference| / (2 |theirs - reference| + (2 roundoff + share) |reference|)
 
     with ``reference`` plain PyTorch in float64 and ``theirs`` in dtype. It is the rule of
-    tests/tolerance.py in the Euclidean norm: the largest single error of a deep network is a
+    tools/tolerance.py in the Euclidean norm: the largest single error of a deep network is a
     matter of luck. The first result is the value, with the share 0; the others are gradients, with
     RELU_SHARE.
     """
@@ -205,6 +205,12 @@ def keep_freed_memory() -> None:
     It is what PyTorch's tuning guide advises another malloc for. All implementations profit.
     """
     set_malloc(mmap_max=0, trim_threshold=2**31 - 1)
+
+
+def prepare(threads: int) -> None:
+    """What a process does before it is timed."""
+    torch.set_num_threads(threads)
+    keep_freed_memory()
 
 
 def return_freed_memory() -> None:

@@ -25,158 +25,31 @@ from pathlib import Path
 from typing import Any
 
 import measure
-import plain
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from cases import step
+from cases.step import COMPILED, EAGER, METHODS, OURS, Trainer
 
-import clsd_fast
-
-OURS = ("ours_contiguous", "ours_channels_last")
-EAGER = ("eager", "eager_channels_last")
-COMPILED = ("compile", "compile_channels_last")
-#: Weights of deep supervision and of the contrastive loss.
-METHODS = {"student": (0.0, 0.0), "ds": (1.0, 0.0), "clsd": (1.0, 0.1)}
-NUM_BATCHES = 4
 NUM_MEMORY_STEPS = 3
 TINY_PATCH = 8
-LEARNING_RATE = 1e-4
 
 
-class Trainer:
-    """One configuration: a model, its optimizer and the batches, all in one memory format.
-
-    Args:
-        name: of the configuration, one of OURS, EAGER, COMPILED.
-        options: of the command line.
-        dtype: float32, or float64 for the reference.
-    """
-
-    def __init__(
-        self, name: str, options: argparse.Namespace, dtype: torch.dtype = torch.float32
-    ) -> None:
-        layout = measure.LAYOUTS[measure.layout_of(name)]
-        self.placement = {"device": options.device, "dtype": dtype, "memory_format": layout}
-        model = our_model(options)
-        if name not in OURS:
-            weights = model.state_dict()
-            model = plain_model(options)
-            model.load_state_dict(weights)
-        self.name = name
-        self.model = model.to(**self.placement)
-        # Not dynamic: the other configuration's strides are no reason to make these symbolic.
-        compiled = name in COMPILED
-        self.forward = torch.compile(self.model, dynamic=False) if compiled else self.model
-        self.history: list[dict[str, Tensor]] = []
-        self.load(options)
-        self.reset_optimizer()
-
-    def load(self, options: argparse.Namespace) -> None:
-        """Make the batches."""
-        self.batches = [
-            [image.to(**self.placement) for image in pair] for pair in make_batches(options)
-        ]
-
-    def reset_optimizer(self) -> None:
-        """Drop gradients and the optimizer's state."""
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LEARNING_RATE, fused=True)
-        self.optimizer.zero_grad()
-
-    def losses(self, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
-        output = self.forward(lr, hr)
-        return output.losses if self.name in OURS else output
-
-    def step(self, index: int) -> None:
-        """One training step on the batch of this number; its losses go to the history."""
-        losses = self.losses(*self.batches[index % NUM_BATCHES])
-        self.optimizer.zero_grad()
-        losses["total"].backward()
-        self.optimizer.step()
-        self.history.append({name: loss.detach() for name, loss in losses.items()})
-
-    def gradients(self) -> dict[str, Tensor]:
-        """All losses of the first batch as one vector, then the gradient of every parameter."""
-        torch.manual_seed(0)  # of patch_nce's positions
-        losses = self.losses(*self.batches[0])
-        self.optimizer.zero_grad()
-        losses["total"].backward()
-        gradients = {n: p.grad for n, p in self.model.named_parameters() if p.requires_grad}
-        values = [losses[name].detach() for name in ("rec", "ds", "cl", "total")]
-        return {"losses": torch.stack(values), **gradients}
-
-
-def our_model(options: argparse.Namespace) -> clsd_fast.CLSD:
-    """The model that every configuration has its weights from."""
-    torch.manual_seed(0)
-    student = clsd_fast.EDSR(options.scale, options.blocks, options.channels)
-    ds_weight, contrast_weight = METHODS[options.method]
-    return clsd_fast.CLSD(
-        student,
-        taps(options),
-        options.head_blocks,
-        options.contrast,
-        ds_weight=ds_weight,
-        contrast_weight=contrast_weight,
-    )
-
-
-def plain_model(options: argparse.Namespace) -> plain.CLSD:
-    return plain.CLSD(
-        options.scale,
-        options.blocks,
-        options.channels,
-        taps(options),
-        options.head_blocks,
-        options.contrast,
-        *METHODS[options.method],
-    )
-
-
-def taps(options: argparse.Namespace) -> list[int]:
-    """Evenly spaced, none after the last block: 5, 10, 15 at the defaults."""
-    return [(options.blocks - 1) * k // options.heads for k in range(1, options.heads + 1)]
-
-
-def make_batches(options: argparse.Namespace) -> list[tuple[Tensor, Tensor]]:
-    """Pairs of low- and high-resolution images in 0..255."""
-    generator = torch.Generator().manual_seed(1)
-    size = options.scale * options.patch
-    pairs = []
-    for _ in range(NUM_BATCHES):
-        hr = 255 * torch.rand(options.batch, 3, size, size, generator=generator)
-        pairs.append((F.avg_pool2d(hr, options.scale), hr))
-    return pairs
-
-
-def correctness(trainers: dict[str, Trainer], options: argparse.Namespace) -> float:
-    """The larger `measure.error_over_bound` of our two memory formats."""
-    reference = Trainer("eager", options, torch.float64).gradients()
-    theirs = trainers["eager"].gradients()
-    figures = []
-    for name in OURS:
-        ours = trainers[name].gradients()
-        rows = [(ours[key], reference[key], theirs[key]) for key in reference]
-        figures.append(measure.error_over_bound(*zip(*rows, strict=True)))
-    return max(figures)
-
-
-def peak_memory_mib(name: str, options: argparse.Namespace) -> float | None:
+def peak_memory_mib(name: str, case: step.Case, threads: int) -> float | None:
     """Growth of memory over three steps. To be run in a new process.
 
     A step before them loads the code. It is on tiny images, so that the buffers which a library
     keeps from step to step are counted; only compiled code is specific to the size of the images.
     """
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(threads)
     measure.return_freed_memory()
-    trainer = Trainer(name, options)
+    trainer = Trainer(name, case)
     if name not in COMPILED:
-        trainer.load(argparse.Namespace(**{**vars(options), "patch": TINY_PATCH}))
+        trainer.load(case._replace(patch=TINY_PATCH))
     trainer.step(0)
-    trainer.load(options)
+    trainer.load(case)
     trainer.reset_optimizer()
     return measure.peak_growth_mib(
         lambda: [trainer.step(index) for index in range(NUM_MEMORY_STEPS)],
-        torch.device(options.device),
+        torch.device(case.device),
     )
 
 
@@ -188,24 +61,27 @@ def losses_of(trainer: Trainer) -> dict[str, dict[str, float]]:
 
 def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     """Everything that goes into the JSON file."""
-    device = torch.device(options.device)
-    names = OURS + EAGER + (COMPILED if options.compile else ())
-    trainers = {name: Trainer(name, options) for name in names}
-    figure = correctness(trainers, options)
-    measure.gate("training step", figure)
+    case = step.chosen(options)
+    device = torch.device(case.device)
+    names = case.names(step.MODE, options.compile)
+    trainers = {name: Trainer(name, case) for name in names}
+    figure = step.Contest(case).check({name: trainers[name].results for name in OURS})
     times = measure.interleave({n: t.step for n, t in trainers.items()}, device, options.rounds)
     result = measure.summary(times)
-    memory = {n: measure.in_new_process(peak_memory_mib, n, options) for n in names}
+    memory = {
+        name: measure.in_new_process(peak_memory_mib, name, case, options.threads) for name in names
+    }
     losses = {name: losses_of(trainer) for name, trainer in trainers.items()}
     unsettled = ("json", "device", "breakdown")
-    settings = {key: value for key, value in vars(options).items() if key not in unsettled}
+    chosen = {**case._asdict(), **vars(options)}
+    settings = {key: value for key, value in chosen.items() if key not in unsettled}
     return {
         **{f"{name}_ms": None for name in COMPILED},  # unless measured
         **result,
         "peak_memory_mib": measure.with_ours(memory, result["ours_layout"]),
         "losses": measure.with_ours(losses, result["ours_layout"]),
         "correctness": figure,
-        "settings": {**settings, "taps": taps(options)},
+        "settings": {**settings, "taps": case.taps},
         **measure.environment(device),
     }
 
@@ -219,8 +95,8 @@ def breakdown(options: argparse.Namespace) -> dict[str, Any]:
     device = torch.device(options.device)
     trainers = {}
     for method in METHODS:
-        chosen = argparse.Namespace(**{**vars(options), "method": method})
-        trainers |= {(name, method): Trainer(name, chosen) for name in (*OURS, *EAGER)}
+        case = step.chosen(options)._replace(method=method)
+        trainers |= {(name, method): Trainer(name, case) for name in (*OURS, *EAGER)}
     calls = {key: trainer.step for key, trainer in trainers.items()}
     times = measure.interleave(calls, device, options.rounds)
     medians = {key: measure.timing(values).median for key, values in times.items()}
@@ -266,18 +142,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--scale", type=int, default=2, choices=(2, 3, 4))
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--patch", type=int, default=48, help="low-resolution pixels")
-    parser.add_argument("--blocks", type=int, default=16, help="of the student")
-    parser.add_argument("--channels", type=int, default=64)
-    parser.add_argument("--heads", type=int, default=3)
-    parser.add_argument("--head-blocks", type=int, default=5)
-    parser.add_argument("--contrast", default="info_nce", choices=clsd_fast.distill.CONTRASTS)
+    step.add_arguments(parser, step.Case())
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=20, help="timed steps of a configuration")
     parser.add_argument("--breakdown", action="store_true", help="time the parts of the method")
-    parser.set_defaults(method="clsd")
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     parser.add_argument("--json", type=Path, help="file to write")
     options = parser.parse_args(argv)

@@ -11,9 +11,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import step
 import torch
 import torch.nn.functional as F
+from cases import step
 from torch import Tensor
 
 import clsd_fast
@@ -58,9 +58,7 @@ def train(
     options: argparse.Namespace, batches: list[tuple[Tensor, Tensor]], collapse: bool, backend: str
 ) -> list[float]:
     """The total loss of every step."""
-    torch.manual_seed(0)
-    student = clsd_fast.EDSR(options.scale, options.blocks, options.channels, collapse=collapse)
-    model = clsd_fast.CLSD(student, step.taps(options), options.head_blocks)
+    model = step.our_model(step.chosen(options), collapse)
     optimizer = torch.optim.Adam(model.parameters(), lr=step.LEARNING_RATE)
     losses = []
     with clsd_fast.use_backend(backend):
@@ -102,14 +100,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--scale", type=int, default=2, choices=(2, 3, 4))
+    step.add_arguments(parser, step.Case(patch=24))
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--patch", type=int, default=24, help="low-resolution pixels")
-    parser.add_argument("--blocks", type=int, default=16, help="of the student")
-    parser.add_argument("--channels", type=int, default=64)
-    parser.add_argument("--heads", type=int, default=3)
-    parser.add_argument("--head-blocks", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--plot", type=Path, help="image to write")
     return parser.parse_args(argv)

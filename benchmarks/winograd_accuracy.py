@@ -1,9 +1,9 @@
-"""Error of the native float32 convolution against the bound of tests/tolerance.py.
+"""Error of the native float32 convolution against the bound of tools/tolerance.py.
 
-    PYTHONPATH=tests python benchmarks/winograd_accuracy.py [--cases 1000]
+    PYTHONPATH=tools python benchmarks/winograd_accuracy.py [--cases 1000]
 
 Prints the worst ratio of error to bound over random shapes, for the output and each gradient, with
-random output gradients and with ones. `WINOGRAD_FACTOR` of tests/tolerance.py is the worst of all,
+random output gradients and with ones. `WINOGRAD_FACTOR` of tools/tolerance.py is the worst of all,
 rounded up.
 """
 
@@ -12,15 +12,14 @@ import random
 
 import torch
 import torch.nn.functional as F
-from tolerance import rounding
-from util import rand
+from tolerance import bound, largest
 
 import clsd_fast
 
 
 def gradients(function, tensors, grad):
     output = function(*tensors)
-    return [output, *torch.autograd.grad(output, tensors, grad.to(output.dtype))]
+    return [output.detach(), *torch.autograd.grad(output, tensors, grad.to(output.dtype))]
 
 
 def ratios(seed: int, ones: bool) -> list[float]:
@@ -34,7 +33,8 @@ def ratios(seed: int, ones: bool) -> list[float]:
         (outputs,),
         (batch, outputs, height, width),
     )
-    x, weight, bias, grad = (rand(*shape, seed=seed).float() for shape in shapes)
+    generator = torch.Generator().manual_seed(seed)
+    x, weight, bias, grad = (torch.randn(shape, generator=generator) for shape in shapes)
     if ones:
         grad.fill_(1)
     tensors = [x, weight / (3 * channels**0.5), bias]
@@ -51,9 +51,8 @@ def ratios(seed: int, ones: bool) -> list[float]:
         ours = gradients(clsd_fast.conv3x3, leaves(torch.float32), grad)
     result = []
     for a, b, r in zip(ours, theirs, reference, strict=True):
-        bound = 2 * (b.double() - r).abs().max() + 2 * rounding(r.detach(), torch.float32)
-        error = (a.double() - r).abs().max()
-        result.append((error / bound).item() if error else 0.0)
+        error = largest(a.double() - r)
+        result.append(error / bound(r, b, largest) if error else 0.0)
     return result
 
 

@@ -16,12 +16,13 @@ gradient of 1, which is the gradients of query, positive_key, and those given of
 learned_temperature.
 
 ``upsample_tail`` takes parameters in the accumulator's dtype, the second pair for upscale factor 4
-alone. It returns the output and the composed kernel (``reference/tail.py``), which its backward
+alone. It returns the output and the composed weight (``reference/tail.py``), which its backward
 takes.
 """
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ SCHEMAS = {
     "upsample_tail": "(Tensor x, Tensor up_weight1, Tensor? up_bias1, Tensor? up_weight2, "
     "Tensor? up_bias2, Tensor out_weight, Tensor? out_bias, int upscale_factor) "
     "-> (Tensor, Tensor)",
-    "upsample_tail_backward": "(Tensor grad_output, Tensor x, Tensor kernel, Tensor up_weight1, "
+    "upsample_tail_backward": "(Tensor grad_output, Tensor x, Tensor composed, Tensor up_weight1, "
     "Tensor? up_bias1, Tensor? up_weight2, Tensor? up_bias2, Tensor out_weight, "
     "int upscale_factor, bool needs_x, bool needs_params) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -99,19 +100,21 @@ def register(
         torch.library.register_autograd(qualified, refuse, lib=_library)
         differentiable = operator
     else:
+        assert setup_context is not None
         torch.library.register_autograd(
             qualified, backward, setup_context=setup_context, lib=_library
         )
         function = _function(name, operator, backward, setup_context)
-        # Function.apply but for its look at function transforms, which `_call` has made.
-        differentiable = super(torch.autograd.Function, function).apply
+        # Function.apply but for its look at function transforms, which `_call` has made. PyTorch
+        # does not declare it where it is defined.
+        differentiable = super(torch.autograd.Function, function).apply  # type: ignore[misc]
     return partial(_call, operator, differentiable)
 
 
 def _function(
     name: str, operator: Callable, backward: Callable, setup_context: Callable
 ) -> type[torch.autograd.Function]:
-    def forward(ctx, *args):
+    def forward(ctx: Any, *args: Any) -> Any:
         with below_autograd():
             output = operator(*args)
         setup_context(ctx, args, output)
@@ -131,7 +134,7 @@ def _call(operator: Callable, differentiable: Callable, *args: object) -> Tensor
 
 
 def _refuse_double_backward(op: str) -> Callable:
-    def backward(ctx, *grads):
+    def backward(ctx: Any, *grads: Any) -> NoReturn:
         raise RuntimeError(
             f"{op}: expected a first-order gradient, got a double backward; "
             'clsd_fast.use_backend("reference") differentiates to any order'

@@ -1,22 +1,23 @@
-"""The rows and columns of the collapsed tail: which taps it has, and which paths make them up.
+"""The rows and columns of the composed tail: which taps it has, and which paths make them up.
 
 ``docs/tail.md`` derives this. Over one axis, a tail maps each pixel to ``taps`` output pixels. Its
 intermediate maps end at their borders, and paths through pixels beyond those do not exist: so the
 pixels at the edge have further, negative taps that take such paths off again.
 """
 
-from itertools import count
 from typing import NamedTuple
 
-#: Upscale factors of the stages of EDSR's upsampler.
+#: What the stages of EDSR's upsampler shuffle by, by the factor of all of it.
 STAGES = {2: (2,), 3: (3,), 4: (2, 2)}
+#: The factors as errors name them.
+FACTORS = f"{{{', '.join(map(str, STAGES))}}}"
 
 
 class Segment(NamedTuple):
     """Consecutive taps of an axis: those of every pixel, or of one at an edge."""
 
     begin: int
-    count: int
+    length: int
     edge: int | None  # which pixel, negative from the end
 
     def exists(self, size: int) -> bool:
@@ -33,7 +34,7 @@ class Segment(NamedTuple):
         """The output pixels, of ``size``, that they reach."""
         if self.edge is None:
             return slice(None)
-        return slice(self.count) if self.edge >= 0 else slice(size - self.count, size)
+        return slice(self.length) if self.edge >= 0 else slice(size - self.length, size)
 
 
 class Path(NamedTuple):
@@ -60,17 +61,17 @@ class Axis(NamedTuple):
     def size(self) -> int:
         """All taps."""
         last = self.segments[-1]
-        return last.begin + last.count
+        return last.begin + last.length
 
     def mirrored(self, tap: int) -> int:
         """The tap in whose place this one is if the axis is turned around."""
         for segment in self.segments:
             place = tap - segment.begin
-            if 0 <= place < segment.count:
+            if 0 <= place < segment.length:
                 other = self.segments[0]
                 if segment.edge is not None:
                     other = next(s for s in self.segments if s.edge == ~segment.edge)
-                return other.begin + segment.count - 1 - place
+                return other.begin + segment.length - 1 - place
         raise IndexError(tap)
 
 
@@ -85,21 +86,21 @@ def prepend(stage: int, after: Axis) -> Axis:
     the first or after the last are none: the taps of pixels at the edge take them off again.
     """
     upscale, padding = stage * after.upscale, stage * after.upscale + after.padding
-    rows, taps = range(3 * stage), range(after.segments[0].count)
+    rows, taps = range(3 * stage), range(after.segments[0].length)
     main = [Path(row, tap, after.upscale * row + tap, 1) for row in rows for tap in taps]
     segments, paths = [Segment(0, main[-1].tap + 1, None)], main
-    for edge in count():
-        start = _start_paths(stage, after, edge)
-        if not start:
-            return Axis(upscale, padding, tuple(segments), tuple(paths))
+    edge = 0
+    while start := _start_paths(stage, after, edge):
         length = 1 + max(path.tap for path in start)
-        first = segments[-1].begin + segments[-1].count
+        first = segments[-1].begin + segments[-1].length
         segments += [Segment(first, length, edge), Segment(first + length, length, ~edge)]
         last = first + 2 * length - 1
         for row, tap, output, sign in start:
             paths.append(Path(row, tap, first + output, sign))
             mirrored = rows[-1] - row, after.mirrored(tap)
             paths.append(Path(*mirrored, last - output, sign))
+        edge += 1
+    return Axis(upscale, padding, tuple(segments), tuple(paths))
 
 
 def _start_paths(stage: int, after: Axis, edge: int) -> list[Path]:

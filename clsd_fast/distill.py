@@ -1,7 +1,7 @@
 """CLSD: contrastive-learning-based self-distillation of a student without a teacher."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -145,7 +145,7 @@ class CLSD(nn.Module):
         channels = student.channels
         projects = bool(contrast_weight) and contrast in ("info_nce", "patch_nce")
         shared = student.make_tail() if ds_weight and share_tail else None
-        heads = {}
+        heads: dict[str, nn.Module] = {}
         for tap in self.taps:
             tail = student.make_tail() if ds_weight and not share_tail else shared
             projection = _projection(channels, projection_dim) if projects else None
@@ -162,19 +162,20 @@ class CLSD(nn.Module):
         """
         if not self.training:
             return self.student(lr)
-        self._check_target(lr, hr)
+        hr = self._checked_target(lr, hr)
         shallow = self.student.embed(lr)
         tapped, deep = self.student.features(shallow, self.taps)
         head_features = [
-            self.heads[str(tap)](x, {"first": shallow, "tap": x, "none": None}[self.skip])
+            self._head(tap)(x, {"first": shallow, "tap": x, "none": None}[self.skip])
             for tap, x in zip(self.taps, tapped, strict=True)
         ]
         sr = self.student.reconstruct(deep, like=hr)
         losses = {"rec": self._pixel_loss(sr, hr)}
-        total, head_sr = losses["rec"], ()
+        total = losses["rec"]
+        head_sr: tuple[Tensor, ...] = ()
         if self.ds_weight:
             head_sr = tuple(
-                self.student.reconstruct(x, self.heads[str(tap)].tail, like=hr)
+                self.student.reconstruct(x, self._head(tap).tail, like=hr)
                 for tap, x in zip(self.taps, head_features, strict=True)
             )
             losses["ds"] = torch.stack([self._pixel_loss(y, hr) for y in head_sr]).mean()
@@ -185,13 +186,22 @@ class CLSD(nn.Module):
         losses["total"] = total
         return CLSDOutput(sr, head_sr, losses)
 
-    def _check_target(self, lr: Tensor, hr: Tensor | None) -> None:
+    def _head(self, tap: int) -> Head:
+        return cast(Head, self.heads[str(tap)])
+
+    def _project(self, tap: int, vectors: Tensor) -> Tensor:
+        projection = self._head(tap).projection
+        assert projection is not None  # as in __init__, for the contrasts of feature vectors
+        return projection(vectors)
+
+    def _checked_target(self, lr: Tensor, hr: Tensor | None) -> Tensor:
         if hr is None:
             raise ValueError("CLSD: expected a target hr in train(), got None")
         scale = self.student.scale
         shape = [*lr.shape[:-2], scale * lr.shape[-2], scale * lr.shape[-1]]
         if list(hr.shape) != shape:
             raise ValueError(f"CLSD: expected hr of shape {shape}, got {list(hr.shape)}")
+        return hr
 
     def _pixel_loss(self, sr: Tensor, hr: Tensor) -> Tensor:
         return F.l1_loss(sr, hr) / self.student.value_range
@@ -204,10 +214,11 @@ class CLSD(nn.Module):
         if self.contrast == "info_nce":
             *vectors, targets = (x.mean(dim=(-2, -1)) for x in (*head_features, target))
         else:
-            positions = sample_positions(*target.shape[-2:], self.num_patches, target.device)
+            height, width = target.shape[-2:]
+            positions = sample_positions(height, width, self.num_patches, target.device)
             *vectors, targets = (gather_positions(x, positions) for x in (*head_features, target))
         query = torch.stack(
-            [self.heads[str(tap)].projection(x) for tap, x in zip(self.taps, vectors, strict=True)]
+            [self._project(tap, x) for tap, x in zip(self.taps, vectors, strict=True)]
         )
         key = self.heads["target_projection"](targets)
         return info_nce(query, key, temperature=self.temperature)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ._layout import memory_format
+from ._tail_axes import FACTORS, STAGES
 from .backend import has_kernel
 from .nn import Conv3x3, MeanShift, ResidualBlock, UpsampleTail
 
@@ -45,8 +46,8 @@ class EDSR(nn.Module):
         collapse: bool | None = None,
     ) -> None:
         super().__init__()
-        if scale not in (2, 3, 4):
-            raise ValueError(f"EDSR: expected scale in {{2, 3, 4}}, got {scale}")
+        if scale not in STAGES:
+            raise ValueError(f"EDSR: expected scale in {FACTORS}, got {scale}")
         if num_blocks < 1 or channels < 1:
             got = f"{num_blocks} blocks of {channels} channels"
             raise ValueError(f"EDSR: expected at least 1 block of 1 channel, got {got}")

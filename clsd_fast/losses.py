@@ -81,7 +81,8 @@ def patch_nce(
     """
     _check_maps("patch_nce", features, target)
     if positions is None:
-        positions = sample_positions(*target.shape[-2:], num_patches, target.device)
+        height, width = target.shape[-2:]
+        positions = sample_positions(height, width, num_patches, target.device)
     if positions.numel() < 1:
         raise ValueError("patch_nce: expected at least 1 position, got 0")
     query, key = (gather_positions(maps, positions) for maps in (features, target))

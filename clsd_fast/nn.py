@@ -1,8 +1,11 @@
 """Modules over the fused operators, with the parameter names of EDSR-PyTorch."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
+from ._tail_axes import FACTORS, STAGES
 from .backend import has_kernel
 from .ops import (
     conv3x3,
@@ -60,7 +63,7 @@ class ResidualBlock(nn.Module):
         self.res_scale = res_scale
 
     def forward(self, x: Tensor) -> Tensor:
-        first, _, second = self.body
+        first, _, second = cast("tuple[Conv3x3, nn.ReLU, Conv3x3]", self.body)
         return residual_block(
             x, first.weight, first.bias, second.weight, second.bias, self.res_scale
         )
@@ -81,22 +84,25 @@ class PixelShuffleUpsampler(nn.Sequential):
     """
 
     def __init__(self, upscale_factor: int, channels: int) -> None:
-        stages = {2: (2,), 3: (3,), 4: (2, 2)}.get(upscale_factor)
-        if stages is None:
+        if upscale_factor not in STAGES:
             raise ValueError(
-                f"PixelShuffleUpsampler: expected upscale_factor in {{2, 3, 4}}, "
-                f"got {upscale_factor}"
+                f"PixelShuffleUpsampler: expected upscale_factor in {FACTORS}, got {upscale_factor}"
             )
-        layers = []
-        for stage in stages:
+        layers: list[nn.Module] = []
+        for stage in STAGES[upscale_factor]:
             layers += [Conv3x3(channels, channels * stage**2), nn.PixelShuffle(stage)]
         super().__init__(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        layers = list(self)
-        for conv, shuffle in zip(layers[::2], layers[1::2], strict=True):
+        for conv, shuffle in zip(_convs(self), list(self)[1::2], strict=True):
+            shuffle = cast(nn.PixelShuffle, shuffle)
             x = pixel_shuffle_upsample(x, conv.weight, conv.bias, shuffle.upscale_factor)
         return x
+
+
+def _convs(upsampler: nn.Sequential) -> list[Conv3x3]:
+    """Those of the stages, in their order; a pixel shuffle follows each."""
+    return cast("list[Conv3x3]", list(upsampler)[::2])
 
 
 class UpsampleTail(nn.Sequential):
@@ -137,8 +143,8 @@ class UpsampleTail(nn.Sequential):
         collapse = has_kernel("upsample_tail", x) if self.collapse is None else self.collapse
         if not collapse:
             return super().forward(x)
-        upsampler, last = self
-        convs = list(upsampler)[::2]
+        upsampler, last = cast("tuple[PixelShuffleUpsampler, Conv3x3]", self)
+        convs = _convs(upsampler)
         weights, biases = [conv.weight for conv in convs], [conv.bias for conv in convs]
         return upsample_tail(x, weights, biases, last.weight, last.bias, self.upscale_factor)
 
@@ -150,6 +156,7 @@ class MeanShift(nn.Conv2d):
         super().__init__(3, 3, kernel_size=1)
         with torch.no_grad():
             self.weight.copy_(torch.eye(3).view(3, 3, 1, 1))
+            assert self.bias is not None
             self.bias.copy_(sign * value_range * torch.tensor(rgb_mean))
         self.requires_grad_(False)
 
@@ -168,10 +175,9 @@ class InfoNCELoss(nn.Module):
         self, temperature: float = 0.07, reduction: str = "mean", *, learn_temperature: bool = False
     ) -> None:
         super().__init__()
+        self.temperature: nn.Parameter | float = temperature
         if learn_temperature:
             self.temperature = nn.Parameter(torch.tensor(float(temperature)))
-        else:
-            self.temperature = temperature
         self.reduction = reduction
 
     def forward(

@@ -1,5 +1,4 @@
-# The CUDA kernels: _C_cuda by nvcc, and their emulation for the tests by the C++ compiler.
-# Included by CMakeLists.txt.
+# The CUDA kernels: _C_cuda, by nvcc. Included by CMakeLists.txt.
 
 file(GLOB CLSD_CUDA_KERNELS CONFIGURE_DEPENDS csrc/cuda/*.cu)
 file(GLOB CLSD_CUDA_OPERATORS CONFIGURE_DEPENDS csrc/cuda/*.cpp)
@@ -77,21 +76,8 @@ extern "C" __attribute__((visibility("default"))) void aoti_torch_get_current_cu
   endif()
 endif()
 
-# _emulated: the same sources for tensors on the CPU. The tests ask for it; nothing installs it.
-file(GLOB CLSD_EMULATION_SOURCES CONFIGURE_DEPENDS tests/cuda_emulation/*.cpp)
-file(GLOB CLSD_EMULATION_KERNELS CONFIGURE_DEPENDS tests/cuda_emulation/*.cu)
-if(CLSD_EMULATION_SOURCES)
-  add_library(_emulated MODULE EXCLUDE_FROM_ALL ${CLSD_CUDA_OPERATORS} ${CLSD_EMULATION_SOURCES})
-  # A source has one language: through these files, .cu sources are C++ for this library.
-  foreach(source ${CLSD_CUDA_KERNELS} ${CLSD_EMULATION_KERNELS})
-    get_filename_component(name ${source} NAME)
-    set(wrapper ${CMAKE_CURRENT_BINARY_DIR}/emulated/${name}.cpp)
-    file(CONFIGURE OUTPUT ${wrapper} CONTENT "#include \"@source@\"\n" @ONLY)
-    target_sources(_emulated PRIVATE ${wrapper})
-  endforeach()
-  clsd_uses_torch(_emulated)
-  target_include_directories(_emulated PRIVATE csrc/cuda tests/cuda_emulation)
-  target_compile_definitions(_emulated PRIVATE CLSD_CUDA_EMULATION)
-  # Fibers are switched by longjmp, which the fortified one takes for an error.
-  target_compile_options(_emulated PRIVATE -O2 -Wno-unknown-pragmas -U_FORTIFY_SOURCE)
+# _emulated: the same sources for tensors on the CPU, for the tests, which a source distribution has
+# not. Nothing installs it.
+if(EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/tests/cuda_emulation)
+  add_subdirectory(tests/cuda_emulation EXCLUDE_FROM_ALL)
 endif()

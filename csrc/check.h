@@ -1,4 +1,4 @@
-// Argument checks whose sentences are those of clsd_fast/ops/_common.py:
+// Argument checks whose sentences are those of clsd_fast/ops/_checks.py:
 // "<op>: expected <what>, got <what>". They keep a direct call of torch.ops memory-safe.
 #pragma once
 

@@ -15,25 +15,17 @@ struct Images {
   S* data;
   int64_t batch, channels, height, width;
   int64_t stride_n, stride_h, stride_w;
-  std::vector<int64_t> channel;  // offset of each channel
+  std::vector<int64_t> channel = {};  // offset of each channel
   // The channels in the order of their offsets, and the length of the runs of consecutive ones that
   // this order is made of: C for channels_last, C for each phase of its pixel-shuffled form, 1 for
   // contiguous images. Kernels work on channels in this order.
-  std::vector<int64_t> order;
-  int64_t run;
+  std::vector<int64_t> order = {};
+  int64_t run = 1;
 
   S* pixel(int64_t n, int64_t y, int64_t x) const {
     return data + n * stride_n + y * stride_h + x * stride_w;
   }
 };
-
-// The same images, not to be written.
-template <class S>
-Images<const S> constant(const Images<S>& images) {
-  return {images.data,     images.batch,    images.channels, images.height, images.width,
-          images.stride_n, images.stride_h, images.stride_w, images.channel, images.order,
-          images.run};
-}
 
 // Channels [first, first + count) of images, counted in their order.
 template <class S>
@@ -45,9 +37,9 @@ Images<S> channel_slice(Images<S> images, int64_t first, int64_t count) {
   return images;
 }
 
-// [B, N, D] rows.
+// [B, N, D] rows of features.
 template <class S>
-struct Rows {
+struct FeatureRows {
   S* data;
   int64_t batch, count, features;
   int64_t stride_b, stride_n, stride_d;

@@ -118,8 +118,16 @@ void order_channels(Images<S>& view) {
 template <class S>
 Images<S> images(S* memory, const Shape& shape) {
   const int64_t channels = shape[1], height = shape[2], width = shape[3];
-  Images<S> view{memory,   shape[0], channels, height, width, height * width * channels,
-                 width * channels, channels, {},     {},    1};
+  Images<S> view{
+      .data = memory,
+      .batch = shape[0],
+      .channels = channels,
+      .height = height,
+      .width = width,
+      .stride_n = height * width * channels,
+      .stride_h = width * channels,
+      .stride_w = channels,
+  };
   view.channel.resize(static_cast<size_t>(channels));
   std::iota(view.channel.begin(), view.channel.end(), int64_t{0});
   order_channels(view);
@@ -131,17 +139,16 @@ template <class S>
 Images<S> images(const Tensor& tensor, int64_t upscale = 1) {
   using Plain = std::remove_const_t<S>;
   const int64_t square = upscale * upscale;
-  Images<S> view{data<Plain>(tensor),
-                 tensor.size(0),
-                 tensor.size(1) * square,
-                 tensor.size(2) / upscale,
-                 tensor.size(3) / upscale,
-                 tensor.stride(0),
-                 tensor.stride(2) * upscale,
-                 tensor.stride(3) * upscale,
-                 {},
-                 {},
-                 1};
+  Images<S> view{
+      .data = data<Plain>(tensor),
+      .batch = tensor.size(0),
+      .channels = tensor.size(1) * square,
+      .height = tensor.size(2) / upscale,
+      .width = tensor.size(3) / upscale,
+      .stride_n = tensor.stride(0),
+      .stride_h = tensor.stride(2) * upscale,
+      .stride_w = tensor.stride(3) * upscale,
+  };
   view.channel.resize(static_cast<size_t>(view.channels));
   for (int64_t k = 0; k < view.channels; ++k) {
     const int64_t phase = k % square;
@@ -152,11 +159,36 @@ Images<S> images(const Tensor& tensor, int64_t upscale = 1) {
   return view;
 }
 
+// The same images, not to be written.
 template <class S>
-Rows<S> rows(const Tensor& tensor) {
+Images<const S> constant(const Images<S>& images) {
+  return {
+      .data = images.data,
+      .batch = images.batch,
+      .channels = images.channels,
+      .height = images.height,
+      .width = images.width,
+      .stride_n = images.stride_n,
+      .stride_h = images.stride_h,
+      .stride_w = images.stride_w,
+      .channel = images.channel,
+      .order = images.order,
+      .run = images.run,
+  };
+}
+
+template <class S>
+FeatureRows<S> feature_rows(const Tensor& tensor) {
   using Plain = std::remove_const_t<S>;
-  return {data<Plain>(tensor), tensor.size(0),   tensor.size(1),  tensor.size(2),
-          tensor.stride(0),    tensor.stride(1), tensor.stride(2)};
+  return {
+      .data = data<Plain>(tensor),
+      .batch = tensor.size(0),
+      .count = tensor.size(1),
+      .features = tensor.size(2),
+      .stride_b = tensor.stride(0),
+      .stride_n = tensor.stride(1),
+      .stride_d = tensor.stride(2),
+  };
 }
 
 }  // namespace clsd

@@ -1,4 +1,4 @@
-"""CMake targets that the tests build for themselves, under ``build/``."""
+"""CMake targets that tests and tools build for themselves, under ``build/``."""
 
 import os
 import shutil

@@ -30,9 +30,11 @@ from typing import NamedTuple
 
 import native_build
 
-ROOT = Path(__file__).resolve().parents[1]
-#: As in cmake/cuda.cmake, for nvcc >= 12.8, and in the order of the report.
-ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
+#: Machine code that native_build asks for, in the order of the report: sm_80, ..., sm_120.
+ARCHITECTURES = tuple(
+    "sm_" + item.removesuffix("+PTX").replace(".", "")
+    for item in native_build.ARCHITECTURES.split(";")
+)
 NAMESPACE = "clsd::cuda::"
 
 #: An instruction in cuobjdump's listing, with its predicate.

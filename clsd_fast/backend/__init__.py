@@ -1,6 +1,7 @@
 """Which implementation serves a call."""
 
 import os
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -114,4 +115,7 @@ def _why_not_triton(op: str, tensor: Tensor, *_: object) -> str | None:
 
 
 #: In the order of preference: why a backend does not serve a call, or None.
-_WHY_NOT = {"native": _why_not_native, "triton": _why_not_triton}
+_WHY_NOT: dict[str, Callable[..., str | None]] = {
+    "native": _why_not_native,
+    "triton": _why_not_triton,
+}

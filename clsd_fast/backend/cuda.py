@@ -3,15 +3,15 @@
 import torch
 from torch import Tensor
 
-from .._library import SCHEMAS
 from . import native
 
 DTYPES = (torch.bfloat16, torch.float16)
-#: The tensor cores' products are 16 channels deep.
+#: The tensor cores' products are 16 channels deep: ``kChannelMultiple`` of csrc/cuda/convolution.h.
 MULTIPLE = 16
-#: Colours: images may have so few channels on one side of a convolution.
+#: Colours: images may have so few channels on one side of a convolution, ``kFewChannels`` there.
 FEW = 3
-#: Above it, kernels that keep all taps of 64 channels in shared memory have no advantage.
+#: Above it, kernels that keep all taps of 64 channels in shared memory have no advantage:
+#: ``kLargestChannels``.
 LARGEST = 256
 #: The first GPUs with bfloat16 and asynchronous copies.
 CAPABILITY = (8, 0)
@@ -21,13 +21,13 @@ def why_not(op: str, x: Tensor, weights: tuple[Tensor, ...], upscale_factor: int
     """What a call would need to be served, and what it has; None if it is served.
 
     Args:
-        op: name of an operator, or of something that is made of them.
+        op: name of an operator.
         x: on a CUDA device.
         weights: of the call's convolutions. Without any, the answer is for the operator at large.
         upscale_factor: of the pixel shuffle after the convolution.
     """
     operators = native.cuda_operators
-    if op in SCHEMAS and op not in operators:
+    if op not in operators:
         return f"an operator with a CUDA kernel ({', '.join(sorted(operators))}), got {op}"
     if not weights:
         return None

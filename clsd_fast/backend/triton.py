@@ -39,7 +39,7 @@ def register(library: torch.library.Library, key: str, **options: object) -> Non
 
 
 def _imported_at_call(op: str, name: str) -> Callable:
-    def call(*args):
+    def call(*args: object) -> object:
         return getattr(import_module(f"clsd_fast.triton.{op}"), name)(*args)
 
     return call

@@ -1,7 +1,7 @@
 """What the public functions share: argument checks, autocast, reductions."""
 
-from contextlib import nullcontext
-from typing import NoReturn
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -41,17 +41,19 @@ def _check_dtype(op: str, name: str, x: Tensor) -> None:
         fail(op, f"{name} of dtype {names}", dtype_name(x.dtype))
 
 
-def check_like(
-    op: str, x: Tensor, *, dtype: torch.dtype | None = None, **others: Tensor | None
-) -> None:
-    """The others have x's device, and its dtype or the given one."""
-    dtype, device = dtype or x.dtype, x.device
-    for name, other in others.items():
-        if other is not None:
-            if other.dtype != dtype:
-                fail(op, f"{name} of dtype {dtype_name(dtype)}", dtype_name(other.dtype))
-            if other.device != device:
-                fail(op, f"{name} on {device}", other.device)
+def check_like(op: str, x: Tensor, **others: Tensor | None) -> None:
+    """The others have x's dtype and device."""
+    check_type(op, x.dtype, x.device, **others)
+
+
+def check_type(op: str, dtype: torch.dtype, device: torch.device, **tensors: Tensor | None) -> None:
+    """The tensors have that dtype and device."""
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            if tensor.dtype != dtype:
+                fail(op, f"{name} of dtype {dtype_name(dtype)}", dtype_name(tensor.dtype))
+            if tensor.device != device:
+                fail(op, f"{name} on {device}", tensor.device)
 
 
 def alike(a: Tensor, b: Tensor) -> bool:
@@ -77,14 +79,16 @@ def check_conv(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, suffix: 
     check_like(op, x, **{f"weight{suffix}": weight, f"bias{suffix}": bias})
 
 
-def cast(*tensors: Tensor | None, dtype: torch.dtype | None = None) -> tuple[Tensor | None, ...]:
+def cast(x: Tensor, *others: Tensor | None, dtype: torch.dtype | None = None) -> tuple[Any, ...]:
     """The tensors as autocast wants them: in ``dtype``, or in autocast's own if None.
 
-    As PyTorch's own autocast does, this leaves float64 and integers alone.
+    As PyTorch's own autocast does, this leaves float64 and integers alone. Those that are None
+    stay None: the type of each is its own, which a tuple of any length cannot say.
     """
-    if not _autocasts(tensors[0]):
+    tensors = (x, *others)
+    if not _autocasts(x):
         return tensors
-    target = torch.get_autocast_dtype(tensors[0].device.type) if dtype is None else dtype
+    target = torch.get_autocast_dtype(x.device.type) if dtype is None else dtype
     return tuple(
         tensor.to(target)
         if tensor is not None and tensor.is_floating_point() and tensor.dtype != torch.float64
@@ -93,7 +97,7 @@ def cast(*tensors: Tensor | None, dtype: torch.dtype | None = None) -> tuple[Ten
     )
 
 
-def without_autocast(x: Tensor):
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """A context in which plain PyTorch keeps the dtypes that `cast` chose."""
     return torch.autocast(x.device.type, enabled=False) if _autocasts(x) else nullcontext()
 

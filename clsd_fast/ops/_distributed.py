@@ -4,6 +4,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .._torch import all_gather
+
 _MAX_DIMS = 8
 
 
@@ -28,14 +30,8 @@ def roll_columns(group: "dist.ProcessGroup", mask: Tensor) -> Tensor:
 
 def _all_gather(group: "dist.ProcessGroup", tensor: Tensor) -> Tensor:
     """[1, ...] of each rank to [ranks, ...] in the order of ranks."""
-    # Not at the top: it does not import where PyTorch was built without distributed.
-    from torch.distributed import _functional_collectives as collectives
-
     if tensor.is_floating_point():
-        # PyTorch 2.13 renamed it; there, the older name warns.
-        renamed = hasattr(collectives, "all_gather_single_autograd")
-        name = "all_gather_single_autograd" if renamed else "all_gather_tensor_autograd"
-        return collectives.wait_tensor(getattr(collectives, name)(tensor, 0, group))
+        return all_gather(tensor, group)
     gathered = [torch.empty_like(tensor) for _ in range(group.size())]
     dist.all_gather(gathered, tensor, group)
     return torch.cat(gathered)

@@ -1,5 +1,7 @@
 """3x3 convolution with its epilogue."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -83,7 +85,7 @@ def _backward(ctx, grad_output):
     if output is not None:
         grad_output = torch.ops.aten.threshold_backward(grad_output, output, 0)
     needs = (needs_x, needs_weight, needs_bias)
-    grads = (None, None, None)
+    grads: Sequence[Tensor | None] = (None, None, None)
     if any(needs):
         backward = torch.ops.clsd_fast.conv3x3_backward
         grads = _checks.given(backward(grad_output, x, weight, ctx.res_scale, *needs), needs)

@@ -55,20 +55,19 @@ def distance_ratio_loss(
     _checks.check_reduction(op, reduction)
     if not eps >= 0:  # so that nan is refused too
         _checks.fail(op, "eps >= 0", eps)
-    tensors = _checks.cast(anchor, positive, negatives, dtype=torch.float32)
-    lead = check_contrast(op, ("anchor", "positive", "negatives"), *tensors)
-    anchor, positive, negatives = tensors
+    anchor, positive, negatives = _checks.cast(anchor, positive, negatives, dtype=torch.float32)
+    lead = check_contrast(op, ("anchor", "positive", "negatives"), anchor, positive, negatives)
     rows = anchor.shape[-2]
     if negatives is None and rows == 1:
         _checks.fail(op, "two rows or given negatives", "1 row")
     if negatives is not None and negatives.shape[-2] == 0:
         _checks.fail(op, "at least 1 row of negatives", 0)
     if uses_kernel(op, anchor):
-        batched = [_checks.batch_rows(lead, t) for t in tensors]
+        batched = [_checks.batch_rows(lead, t) for t in (anchor, positive, negatives)]
         loss, _, _ = _distance_ratio_loss(*batched, eps)
         return reduce(loss.reshape(*lead, rows), reduction)
     with _checks.without_autocast(anchor):
-        loss, _, _ = reference.distance_ratio_loss(*tensors, eps)
+        loss, _, _ = reference.distance_ratio_loss(anchor, positive, negatives, eps)
         return reduce(loss.expand(*lead, rows), reduction)
 
 

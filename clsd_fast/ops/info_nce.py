@@ -84,7 +84,7 @@ def info_nce(
     lead = check_contrast(op, ROWS, query, positive_key, negative_keys)
     learned, number = _check_temperature(op, query, temperature)
     in_batch = negative_keys is None
-    keys = (positive_key if in_batch else negative_keys).shape[-2]
+    keys = (positive_key if negative_keys is None else negative_keys).shape[-2]
     if group is not None:
         keys *= group.size()
     if mask is not None or labels is not None:
@@ -140,7 +140,7 @@ def _check_temperature(
     # In the dtype of the statistics, so that every kernel reads one type.
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     learned = temperature.reshape(()).to(dtype)
-    _checks.check_like(op, query, dtype=dtype, temperature=learned)
+    _checks.check_type(op, dtype, query.device, temperature=learned)
     return learned, 1.0
 
 
@@ -158,14 +158,14 @@ def _check_excluded(
     if mask is not None:
         if mask.shape[-2:] != (rows, keys):
             _checks.fail(op, f"mask of shape [..., {rows}, {keys}]", list(mask.shape))
-        _checks.check_like(op, query, dtype=torch.bool, mask=mask)
+        _checks.check_type(op, torch.bool, query.device, mask=mask)
         leads["mask"] = mask.shape[:-2]
     if labels is not None:
         if not in_batch:
             _checks.fail(op, "no labels beside negative_keys", "both")
         if labels.shape[-1:] != (rows,):
             _checks.fail(op, f"labels of shape [..., {rows}]", list(labels.shape))
-        _checks.check_like(op, query, dtype=torch.int64, labels=labels)
+        _checks.check_type(op, torch.int64, query.device, labels=labels)
         leads["labels"] = labels.shape[:-1]
     return _checks.broadcast_shapes(op, leads)
 
@@ -179,11 +179,10 @@ def _gather(
     labels: Tensor | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """The keys and labels of all ranks, this rank's first, and the mask's columns in that order."""
-    in_batch = negative_keys is None
-    keys = gather_rows(op, group, positive_key if in_batch else negative_keys)
+    keys = gather_rows(op, group, positive_key if negative_keys is None else negative_keys)
     if mask is not None:
         mask = roll_columns(group, mask)
-    if not in_batch:
+    if negative_keys is not None:
         return positive_key, keys, mask, None
     if labels is not None:
         labels = gather_rows(op, group, labels.unsqueeze(-1)).squeeze(-1)

@@ -30,7 +30,7 @@ def upsample_tail(
         F.conv2d(x, out_weight, out_bias, padding=1)
 
     With no activation between, this is one linear map: a transposed convolution of stride
-    ``upscale_factor`` whose kernel is 8, 11 or 18 wide, with other taps at the borders, where the
+    ``upscale_factor`` that is 8, 11 or 18 taps wide, with other taps at the borders, where the
     zeros around the intermediate maps show. For K = 3 it takes 1/12 to 1/15 of the multiplications,
     and no map of M channels is made.
 
@@ -52,7 +52,7 @@ def upsample_tail(
         RuntimeError: if the chosen backend cannot serve the tensors' device.
 
     Under autocast all tensors are cast to the autocast dtype. For 16-bit tensors the weights are
-    composed in float32. Saved for backward: x, the weights and the composed kernel.
+    composed in float32. Saved for backward: x, the layers' weights and the composed one.
     Native CPU results are bit-equal from run to run and for any number of threads, Triton's from
     run to run. Those kernels copy images once whose channels are not next to each other.
 
@@ -67,16 +67,17 @@ def upsample_tail(
     _check_parameters(op, x, up_weights, up_biases, out_weight, out_bias, upscale_factor)
     stages = [t for pair in zip(up_weights, up_biases, strict=True) for t in pair]
     stages += [None] * (4 - len(stages))
-    parameters = [_accumulated(t) for t in (*stages, out_weight, out_bias)]
+    arguments = x, *map(_accumulated, (*stages, out_weight, out_bias)), upscale_factor
     if uses_kernel(op, x):
-        return _upsample_tail(x, *parameters, upscale_factor)[0]
+        return _upsample_tail(*arguments)[0]
     with _checks.without_autocast(x):
-        return reference.upsample_tail(x, *parameters, upscale_factor)[0]
+        return reference.upsample_tail(*arguments)[0]
 
 
 def _check_lengths(op, up_weights, up_biases, upscale_factor):
     if upscale_factor not in STAGES:
-        _checks.fail(op, "upscale_factor 2, 3 or 4", upscale_factor)
+        *others, last = map(str, STAGES)
+        _checks.fail(op, f"upscale_factor {', '.join(others)} or {last}", upscale_factor)
     count = len(STAGES[upscale_factor])
     for name, tensors in (("up_weights", up_weights), ("up_biases", up_biases)):
         if len(tensors) != count:
@@ -109,28 +110,28 @@ def _accumulated(parameter):
 
 def _fake(x, up_weight1, up_bias1, up_weight2, up_bias2, out_weight, out_bias, upscale_factor):
     taps = AXES[upscale_factor][0].size
-    kernel = out_weight.new_empty(x.shape[1] + 1, taps, taps, out_weight.shape[0])
-    return empty_images(x, out_weight.shape[0], upscale_factor), kernel
+    composed = out_weight.new_empty(x.shape[1] + 1, taps, taps, out_weight.shape[0])
+    return empty_images(x, out_weight.shape[0], upscale_factor), composed
 
 
-def _fake_backward(grad_output, x, kernel, *arguments):
+def _fake_backward(grad_output, x, composed, *arguments):
     up_weight1, _, up_weight2, _, out_weight, _, needs_x, needs_params = arguments
     grad_x = empty_images(x, x.shape[1]) if needs_x else x.new_empty(0)
     grads = []
     for weight in (up_weight1, up_weight2, out_weight):
         if needs_params and weight is not None:
-            grads += [empty_images(weight, weight.shape[1]), kernel.new_empty(weight.shape[0])]
+            grads += [empty_images(weight, weight.shape[1]), composed.new_empty(weight.shape[0])]
         else:
-            grads += [kernel.new_empty(0), kernel.new_empty(0)]
+            grads += [composed.new_empty(0), composed.new_empty(0)]
     return grad_x, *grads
 
 
 def _setup_context(ctx, inputs, output):
     x, *parameters, out_weight, _, upscale_factor = inputs
-    kernel = output[1]
-    ctx.mark_non_differentiable(kernel)
-    ctx.set_materialize_grads(False)  # nobody needs zeros for the kernel
-    ctx.save_for_backward(x, kernel, *parameters, out_weight)
+    composed = output[1]
+    ctx.mark_non_differentiable(composed)
+    ctx.set_materialize_grads(False)  # nobody needs zeros for the composed weight
+    ctx.save_for_backward(x, composed, *parameters, out_weight)
     ctx.upscale_factor = upscale_factor
 
 

@@ -40,12 +40,10 @@ def info_nce(
     save_gradients: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """The loss, and its statistics or its gradients, as in ``SCHEMAS``."""
-    loss, *statistics = info_nce_rows(
-        query, positive_key, negative_keys, mask, labels, learned_temperature, temperature
-    )
     options = (query, positive_key, negative_keys, mask, labels, learned_temperature, temperature)
-    statistics = accumulated(torch.stack(statistics))
-    loss = reduce(loss, reduction)
+    losses, *saved = info_nce_rows(*options)
+    statistics = accumulated(torch.stack(saved))
+    loss = reduce(losses, reduction)
     if not save_gradients:
         return loss, [statistics]
     return loss, info_nce_backward(torch.ones_like(loss), statistics, *options, reduction)
@@ -65,12 +63,10 @@ def info_nce_rows(
     The spread is the mean logit under the softmax less the positive's: the gradient of the loss
     with respect to the temperature is -spread / temperature.
     """
-    temperature = temperature if learned_temperature is None else learned_temperature
-    positive, logits = _info_nce_logits(
-        query, positive_key, negative_keys, mask, labels, temperature
-    )
+    divisor = temperature if learned_temperature is None else learned_temperature
+    positive, logits = _info_nce_logits(query, positive_key, negative_keys, mask, labels, divisor)
     if logits.shape[-1] == 0:  # no rows: nothing to take a maximum of
-        return positive, *(positive.detach() for _ in range(3))
+        return positive, positive.detach(), positive.detach(), positive.detach()
     maximum = logits.detach().amax(dim=-1)
     shifted = logits - maximum.unsqueeze(-1)
     sum_exp = shifted.exp().sum(dim=-1)
@@ -179,22 +175,23 @@ def info_nce_backward(
     grad_loss = grad_loss.expand_as(maximum)
     if reduction == "mean":
         grad_loss = grad_loss / grad_loss.numel()
+    divisor = temperature if learned_temperature is None else learned_temperature
     grad_temperature = []
     if learned_temperature is not None:
-        temperature = learned_temperature
-        grad_temperature = [-(grad_loss * spread).sum().to(temperature.dtype) / temperature]
-    _, logits = _info_nce_logits(query, positive_key, negative_keys, mask, labels, temperature)
+        grad = -(grad_loss * spread).sum().to(learned_temperature.dtype)
+        grad_temperature = [grad / learned_temperature]
+    _, logits = _info_nce_logits(query, positive_key, negative_keys, mask, labels, divisor)
     scale = (grad_loss / sum_exp).to(query.dtype).unsqueeze(-1)
     grad_logits = (logits - maximum.to(query.dtype).unsqueeze(-1)).exp() * scale
     if negative_keys is None:
         keys = positive_key.shape[-2]
         own = torch.diag_embed(grad_loss)
         grad_logits = grad_logits - F.pad(own, (0, keys - own.shape[-1]))
-        grad_logits = (grad_logits / temperature).to(query.dtype)
+        grad_logits = (grad_logits / divisor).to(query.dtype)
         grads = pairwise_similarity_backward(grad_logits, query, positive_key, "cosine")
         return [*grads, *grad_temperature]
-    grad_logits = (grad_logits / temperature).to(query.dtype)
-    grad_positive = grad_logits[..., :1] - (grad_loss / temperature).to(query.dtype).unsqueeze(-1)
+    grad_logits = (grad_logits / divisor).to(query.dtype)
+    grad_positive = grad_logits[..., :1] - (grad_loss / divisor).to(query.dtype).unsqueeze(-1)
     grad_query, grad_negatives = pairwise_similarity_backward(
         grad_logits[..., 1:], query, negative_keys, "cosine"
     )

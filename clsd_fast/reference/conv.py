@@ -77,10 +77,11 @@ def conv3x3_backward(
     )
     formats = (memory_format(x), memory_format(weight), torch.contiguous_format)
     # Not every convolution of PyTorch heeds the mask.
-    return tuple(
+    grad_x, grad_weight, grad_bias = (
         grad.contiguous(memory_format=layout) if need else x.new_empty(0)
         for grad, layout, need in zip(grads, formats, needs, strict=True)
     )
+    return grad_x, grad_weight, grad_bias
 
 
 def residual_block_backward(

@@ -4,7 +4,7 @@
 resolution to an image are one linear map: each input pixel adds, for each of its channels, a square
 of taps to the output, and pixels at the edges a few more (`_tail_axes`).
 
-A composed kernel is [C + 1, columns, rows, K], over all taps of both axes. The last of its channels
+A composed weight is [C + 1, columns, rows, K], over all taps of both axes. The last of its channels
 is one that is 1 everywhere, to multiply with the biases.
 """
 
@@ -40,11 +40,11 @@ def _places(axis: Axis, segment: Segment) -> Tensor:
     pixels upscale * y and on; at an edge, it is one, and all outputs that it reaches.
     """
     if segment.edge is not None:
-        taps = torch.arange(segment.count).unsqueeze(0)
+        taps = torch.arange(segment.length).unsqueeze(0)
     else:
         inputs, outputs = torch.arange(5).unsqueeze(1), torch.arange(axis.upscale)
         taps = axis.upscale * (2 - inputs) + axis.padding + outputs
-    inside = (taps >= 0) & (taps < segment.count)
+    inside = (taps >= 0) & (taps < segment.length)
     all_taps = torch.arange(axis.size).view(-1, 1, 1)
     return ((all_taps == segment.begin + taps) & inside).float()
 
@@ -77,51 +77,51 @@ def responses_backward(grad: Tensor, stage: int) -> tuple[Tensor, Tensor]:
     return grad_weight.contiguous(), grad[-1, :-1, middle, middle].flatten()
 
 
-def compose(weight: Tensor, bias: Tensor | None, kernel: Tensor, paths: Tensor) -> Tensor:
-    """The kernel with a convolution and pixel shuffle before it."""
+def compose(weight: Tensor, bias: Tensor | None, after: Tensor, paths: Tensor) -> Tensor:
+    """A convolution and pixel shuffle before ``after``, the composed weight of what follows."""
     stage = paths.shape[0] // 3
-    products = torch.einsum("cmpq,mxyk->cpqxyk", responses(weight, bias, stage), kernel)
-    paths = paths.to(kernel)
+    products = torch.einsum("cmpq,mxyk->cpqxyk", responses(weight, bias, stage), after)
+    paths = paths.to(after)
     return torch.einsum("cpqxyk,pyv,qxu->cuvk", products, paths, paths)
 
 
 def compose_backward(
-    grad: Tensor, weight: Tensor, bias: Tensor | None, kernel: Tensor, paths: Tensor
+    grad: Tensor, weight: Tensor, bias: Tensor | None, after: Tensor, paths: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of weight, bias and kernel."""
+    """Gradients of weight, bias and ``after``."""
     stage = paths.shape[0] // 3
-    paths = paths.to(kernel)
+    paths = paths.to(after)
     grad_products = torch.einsum("cuvk,pyv,qxu->cpqxyk", grad, paths, paths)
-    grad_responses = torch.einsum("cpqxyk,mxyk->cmpq", grad_products, kernel)
-    grad_kernel = torch.einsum("cpqxyk,cmpq->mxyk", grad_products, responses(weight, bias, stage))
-    return *responses_backward(grad_responses, stage), grad_kernel
+    grad_responses = torch.einsum("cpqxyk,mxyk->cmpq", grad_products, after)
+    grad_after = torch.einsum("cpqxyk,cmpq->mxyk", grad_products, responses(weight, bias, stage))
+    return *responses_backward(grad_responses, stage), grad_after
 
 
 Stages = list[tuple[Tensor, Tensor | None]]
 
 
 def compose_all(stages: Stages, out_weight: Tensor, factor: int) -> list[Tensor]:
-    """The kernels from each stage to the end, and that of the last convolution alone."""
-    kernels = [F.pad(out_weight.permute(1, 3, 2, 0).flip(1, 2), (0, 0, 0, 0, 0, 0, 0, 1))]
+    """The composed weights from each stage to the end, and that of the last convolution alone."""
+    composed = [F.pad(out_weight.permute(1, 3, 2, 0).flip(1, 2), (0, 0, 0, 0, 0, 0, 0, 1))]
     for (weight, bias), paths in reversed(list(zip(stages, _PATHS[factor], strict=True))):
-        kernels.insert(0, compose(weight, bias, kernels[0], paths))
-    return kernels
+        composed.insert(0, compose(weight, bias, composed[0], paths))
+    return composed
 
 
 def compose_all_backward(
     grad: Tensor, stages: Stages, out_weight: Tensor, factor: int
 ) -> list[Tensor]:
-    """Gradients of each weight and bias, and of the last weight, from that of the first kernel."""
-    grads = []
-    _, *kernels = compose_all(stages, out_weight, factor)
-    for (weight, bias), kernel, paths in zip(stages, kernels, _PATHS[factor], strict=True):
-        *parameters, grad = compose_backward(grad, weight, bias, kernel, paths)
+    """Gradients of each weight and bias, and of the last weight, from that of the composed one."""
+    grads: list[Tensor] = []
+    _, *afters = compose_all(stages, out_weight, factor)
+    for (weight, bias), after, paths in zip(stages, afters, _PATHS[factor], strict=True):
+        *parameters, grad = compose_backward(grad, weight, bias, after, paths)
         grads += parameters
     return [*grads, grad[:-1].flip(1, 2).permute(3, 0, 2, 1).contiguous()]
 
 
-class Part(NamedTuple):
-    """One summand of the map: the taps of a segment in rows and of one in columns."""
+class Summand(NamedTuple):
+    """One of those that the map is a sum of: the taps of a segment in rows by one in columns."""
 
     rows: Segment
     columns: Segment
@@ -138,13 +138,17 @@ class Part(NamedTuple):
         height, width = images.shape[2:]
         return images[:, :, self.rows.target(height), self.columns.target(width)]
 
-    def weight(self, kernel: Tensor) -> Tensor:
+    def weight(self, composed: Tensor) -> Tensor:
         """Of a convolution from input pixels to the output pixels of each, as its channels."""
-        rows, columns = (places.to(kernel) for places in self.places)
-        return torch.einsum("cxyk,ysi,xtj->kijcst", kernel, rows, columns).flatten(0, 2)
+        rows, columns = (places.to(composed) for places in self.places)
+        return torch.einsum("cxyk,ysi,xtj->kijcst", composed, rows, columns).flatten(0, 2)
+
+    def convolve(self, images: Tensor, composed: Tensor) -> Tensor:
+        """The input pixels by the weight: output pixels as channels."""
+        return F.conv2d(self.piece(images), self.weight(composed), padding=self.padding)
 
     def weight_backward(self, grad: Tensor) -> Tensor:
-        """Gradient of the kernel."""
+        """Gradient of the composed weight."""
         rows, columns = (places.to(grad) for places in self.places)
         grad = grad.unflatten(0, (-1, rows.shape[2], columns.shape[2]))
         return torch.einsum("kijcst,ysi,xtj->cxyk", grad, rows, columns)
@@ -161,43 +165,45 @@ class Part(NamedTuple):
         return y.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
 
 
-def _parts(factor: int, height: int, width: int) -> list[Part]:
-    """The summands for images of this size; the first is that of every pixel."""
+def _summands(factor: int, height: int, width: int) -> list[Summand]:
+    """Those for images of this size; the first is that of every pixel."""
     places = _PLACES[factor]
     return [
-        Part(rows, columns, (places[rows], places[columns]), [2 * (s.edge is None) for s in pair])
+        Summand(*pair, (places[rows], places[columns]), [2 * (s.edge is None) for s in pair])
         for pair in product(places, places)
         for rows, columns in [pair]
         if rows.exists(height) and columns.exists(width)
     ]
 
 
-def apply(x: Tensor, kernel: Tensor, factor: int) -> Tensor:
-    """Images [N, C, H, W] by a composed kernel [C, ...]: [N, K, r H, r W]."""
-    output = None
-    for part in _parts(factor, *x.shape[2:]):
-        y = F.conv2d(part.piece(x), part.weight(kernel), padding=part.padding)
-        if output is None:
-            output = part.shuffle(y)
-        else:
-            part.target(output).add_(part.shuffle(y))
+def apply(x: Tensor, composed: Tensor, factor: int) -> Tensor:
+    """Images [N, C, H, W] by a composed weight [C, ...]: [N, K, r H, r W]."""
+    first, *others = _summands(factor, *x.shape[2:])
+    output = first.shuffle(first.convolve(x, composed))
+    for summand in others:
+        summand.target(output).add_(summand.shuffle(summand.convolve(x, composed)))
     return output
 
 
 def apply_backward(
-    grad: Tensor, x: Tensor, kernel: Tensor, factor: int, needs_x: bool, needs_kernel: bool
+    grad: Tensor, x: Tensor, composed: Tensor, factor: int, needs_x: bool, needs_composed: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of images and kernel; zeros if not needed."""
-    grad_x, grad_kernel = torch.zeros_like(x), torch.zeros_like(kernel)
-    for part in _parts(factor, *x.shape[2:]):
-        geometry = [1, 1], part.padding, [1, 1], False, [0, 0], 1, [needs_x, needs_kernel, False]
-        tensors = part.unshuffle(part.target(grad)), part.piece(x), part.weight(kernel)
+    """Gradients of images and composed weight; zeros if not needed."""
+    grad_x, grad_composed = torch.zeros_like(x), torch.zeros_like(composed)
+    needs = [needs_x, needs_composed, False]
+    for summand in _summands(factor, *x.shape[2:]):
+        geometry = [1, 1], summand.padding, [1, 1], False, [0, 0], 1, needs
+        tensors = (
+            summand.unshuffle(summand.target(grad)),
+            summand.piece(x),
+            summand.weight(composed),
+        )
         grads = torch.ops.aten.convolution_backward(*tensors, None, *geometry)
         if needs_x:
-            part.piece(grad_x).add_(grads[0])
-        if needs_kernel:
-            grad_kernel += part.weight_backward(grads[1])
-    return grad_x, grad_kernel
+            summand.piece(grad_x).add_(grads[0])
+        if needs_composed:
+            grad_composed += summand.weight_backward(grads[1])
+    return grad_x, grad_composed
 
 
 def _like(size: int, factor: int, device: torch.device) -> Tensor:
@@ -211,29 +217,30 @@ def _like(size: int, factor: int, device: torch.device) -> Tensor:
     return like * factor + position % factor
 
 
-def bias_map(kernel: Tensor, factor: int, height: int, width: int) -> Tensor:
+def bias_map(composed: Tensor, factor: int, height: int, width: int) -> Tensor:
     """What the biases of the stages add to each pixel of the output, [K, r H, r W]."""
-    ones = kernel.new_ones(1, 1, min(height, 3), min(width, 3))
-    bias = apply(ones, kernel[-1:], factor)[0]
+    ones = composed.new_ones(1, 1, min(height, 3), min(width, 3))
+    bias = apply(ones, composed[-1:], factor)[0]
     for dim, size in ((1, height), (2, width)):
-        bias = bias.index_select(dim, _like(size, factor, kernel.device))
+        bias = bias.index_select(dim, _like(size, factor, composed.device))
     return bias
 
 
-def bias_map_backward(grad: Tensor, kernel: Tensor, factor: int) -> Tensor:
-    """Gradient of the kernel's last channel."""
+def bias_map_backward(grad: Tensor, composed: Tensor, factor: int) -> Tensor:
+    """Gradient of the composed weight's last channel."""
     sizes = [size // factor for size in grad.shape[1:]]
     for dim, size in enumerate(sizes, start=1):
         shape = [*grad.shape]
         shape[dim] = factor * min(size, 3)
         grad = grad.new_zeros(shape).index_add(dim, _like(size, factor, grad.device), grad)
-    ones = kernel.new_ones(1, 1, *(min(size, 3) for size in sizes))
-    return apply_backward(grad.unsqueeze(0), ones, kernel[-1:], factor, False, True)[1]
+    ones = composed.new_ones(1, 1, *(min(size, 3) for size in sizes))
+    return apply_backward(grad.unsqueeze(0), ones, composed[-1:], factor, False, True)[1]
 
 
-def stages_of(*parameters: Tensor | None) -> Stages:
+def stages_of(
+    weight1: Tensor, bias1: Tensor | None, weight2: Tensor | None, bias2: Tensor | None
+) -> Stages:
     """Weight and bias of each stage, from those of both; for one stage, the second's are None."""
-    weight1, bias1, weight2, bias2 = parameters
     return [(weight1, bias1)] if weight2 is None else [(weight1, bias1), (weight2, bias2)]
 
 
@@ -247,22 +254,22 @@ def upsample_tail(
     out_bias: Tensor | None,
     upscale_factor: int,
 ) -> tuple[Tensor, Tensor]:
-    """Output and composed kernel, as in ``SCHEMAS``."""
+    """Output and composed weight, as in ``SCHEMAS``."""
     stages = stages_of(up_weight1, up_bias1, up_weight2, up_bias2)
-    kernel = compose_all(stages, out_weight, upscale_factor)[0]
-    output = apply(x, kernel[:-1].to(x.dtype), upscale_factor)
-    # Added in the kernel's dtype: the gradient of the biases is a sum over all pixels.
-    output = output + bias_map(kernel, upscale_factor, *x.shape[2:])
+    composed = compose_all(stages, out_weight, upscale_factor)[0]
+    output = apply(x, composed[:-1].to(x.dtype), upscale_factor)
+    # Added in the parameters' dtype: the gradient of the biases is a sum over all pixels.
+    output = output + bias_map(composed, upscale_factor, *x.shape[2:])
     if out_bias is not None:
         output = output + out_bias.view(-1, 1, 1)
     output = output.to(x.dtype).contiguous(memory_format=memory_format(x))
-    return output, kernel.contiguous()
+    return output, composed.contiguous()
 
 
 def upsample_tail_backward(
     grad_output: Tensor,
     x: Tensor,
-    kernel: Tensor,
+    composed: Tensor,
     up_weight1: Tensor,
     up_bias1: Tensor | None,
     up_weight2: Tensor | None,
@@ -273,20 +280,24 @@ def upsample_tail_backward(
     needs_params: bool,
 ) -> tuple[Tensor, ...]:
     """Gradients of x and of the forward's parameters in their order; empty if not needed."""
-    taps, needs = kernel[:-1].to(x.dtype), (needs_x, needs_params)
+    taps, needs = composed[:-1].to(x.dtype), (needs_x, needs_params)
     grad_x, grad_taps = apply_backward(grad_output, x, taps, upscale_factor, *needs)
     grad_x = grad_x if needs_x else x.new_empty(0)
-    none = [kernel.new_empty(0) for _ in range(6)]
+    none = [composed.new_empty(0) for _ in range(6)]
     if not needs_params:
         return grad_x.contiguous(memory_format=memory_format(x)), *none
-    grad = grad_output.to(kernel.dtype)
-    grad_biases = bias_map_backward(grad.sum(0), kernel, upscale_factor)
-    grad_kernel = torch.cat([grad_taps.to(kernel.dtype), grad_biases])
+    grad = grad_output.to(composed.dtype)
+    grad_biases = bias_map_backward(grad.sum(0), composed, upscale_factor)
+    grad_composed = torch.cat([grad_taps.to(composed.dtype), grad_biases])
     stages = stages_of(up_weight1, up_bias1, up_weight2, up_bias2)
-    *ups, grad_out = compose_all_backward(grad_kernel, stages, out_weight, upscale_factor)
+    *ups, grad_out = compose_all_backward(grad_composed, stages, out_weight, upscale_factor)
     grads = (grad_x, *(ups + none)[:4], grad_out, grad.sum((0, 2, 3)))
     likes = (x, up_weight1, up_bias1, up_weight2, up_bias2, out_weight, None)
     return tuple(
-        grad.contiguous(memory_format=memory_format(like)) if grad.dim() == 4 else grad
+        grad if like is None or grad.dim() != 4 else _in_format_of(like, grad)
         for grad, like in zip(grads, likes, strict=True)
     )
+
+
+def _in_format_of(like: Tensor, grad: Tensor) -> Tensor:
+    return grad.contiguous(memory_format=memory_format(like))

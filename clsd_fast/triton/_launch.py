@@ -6,6 +6,7 @@ of the row, of the feature), as :func:`strided` makes it. What lies outside of t
 """
 
 from contextlib import nullcontext
+from typing import Any, overload
 
 import torch
 import triton
@@ -14,17 +15,25 @@ from torch import Tensor
 
 #: Programs that keep a large GPU busy; fewer tiles than that are split along the features,
 PROGRAMS = 1024
-#: into strips of no fewer than this.
-LEAST_STRIP = 1024
+#: into slices of no fewer than this.
+LEAST_SLICE = 1024
 
 
-def launch(kernel: triton.JITFunction, programs: int, *args: object, **options: object) -> None:
+def launch(kernel: triton.JITFunction, programs: int, *args: Any, **options: object) -> None:
     """Run a one-dimensional grid on the device of the first rows; nothing if it is empty."""
     if programs == 0:
         return
     device = args[0][0].device
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         kernel[(programs,)](*args, **options)
+
+
+@overload
+def strided(x: Tensor) -> tuple: ...
+
+
+@overload
+def strided(x: Tensor | None) -> tuple | None: ...
 
 
 def strided(x: Tensor | None) -> tuple | None:
@@ -50,7 +59,7 @@ def block(size: int, most: int) -> int:
     return min(most, max(16, triton.next_power_of_2(size)))
 
 
-def product_options(x: Tensor, rows: int, columns: int) -> dict[str, object]:
+def product_options(x: Tensor, rows: int, columns: int) -> dict[str, Any]:
     """Options of a kernel that multiplies rows with other rows (columns of the products)."""
     most, depth = {torch.float64: (16, 16), torch.float32: (32, 32)}.get(x.dtype, (64, 64))
     block_n, block_m = block(rows, most), block(columns, most)
@@ -64,14 +73,14 @@ def product_options(x: Tensor, rows: int, columns: int) -> dict[str, object]:
     }
 
 
-def gradient_options(x: Tensor, rows: int, columns: int) -> dict[str, object]:
+def gradient_options(x: Tensor, rows: int, columns: int) -> dict[str, Any]:
     """The same and the features of a gradient that a program holds, which may be all of them."""
     block_f = block(x.shape[2], {torch.float64: 16, torch.float32: 64}.get(x.dtype, 128))
     whole = x.shape[2] <= block_f
     return product_options(x, rows, columns) | {"block_f": block_f, "whole": whole}
 
 
-def difference_options(x: Tensor) -> dict[str, object]:
+def difference_options(x: Tensor) -> dict[str, Any]:
     """Options of a kernel that subtracts rows of one tile from one row after another."""
     return {"acc_type": acc_type(x), "block_n": 16, "block_f": block(x.shape[2], 128)}
 
@@ -81,9 +90,9 @@ def split_features(tiles: int, d: int) -> tuple[int, int]:
 
     The split depends on the shape alone, so that sums are the same on every device.
     """
-    splits = max(1, min(PROGRAMS // max(tiles, 1), triton.cdiv(d, LEAST_STRIP)))
-    strip = triton.cdiv(triton.cdiv(d, splits), 128) * 128
-    return triton.cdiv(d, strip), strip
+    splits = max(1, min(PROGRAMS // max(tiles, 1), triton.cdiv(d, LEAST_SLICE)))
+    features = triton.cdiv(triton.cdiv(d, splits), 128) * 128
+    return triton.cdiv(d, features), features
 
 
 @triton.jit
@@ -97,12 +106,12 @@ def split_program(n, block_n: tl.constexpr):
 @triton.jit
 def split_program_2d(n, d, block_n: tl.constexpr, block_d: tl.constexpr):
     """Batch entry, rows and features of this program; the features vary fastest."""
-    strips = tl.cdiv(d, block_d)
+    slices = tl.cdiv(d, block_d)
     blocks = tl.cdiv(n, block_n)
     program = tl.program_id(0)
-    tile = program // strips
+    tile = program // slices
     i = tile % blocks * block_n + tl.arange(0, block_n)
-    f = program % strips * block_d + tl.arange(0, block_d)
+    f = program % slices * block_d + tl.arange(0, block_d)
     return (tile // blocks).to(tl.int64), i, f
 
 

@@ -1,7 +1,7 @@
 """Contrastive loss as a ratio of feature distances.
 
 Rows are few and long (flattened feature maps), so their features are split over programs: forward,
-each adds up the absolute differences of its strip, and a second launch adds the strips in order.
+each adds up the absolute differences of its slice, and a second launch adds the slices in order.
 Only each row's two sums are stored, never a table of differences.
 """
 
@@ -36,18 +36,18 @@ def distance_ratio_loss_forward_kernel(
     n,
     m,
     d,
-    strip,  # features of a split
+    features,  # of a split
     in_batch: tl.constexpr,
     acc_type: tl.constexpr,
     block_n: tl.constexpr,
     block_f: tl.constexpr,
 ):
-    part, i = split_program(n, block_n)
-    b = part % batch
+    entry, i = split_program(n, block_n)
+    b = entry % batch
     from_positive = tl.zeros([block_n, block_f], acc_type)
     from_others = tl.zeros([block_n, block_f], acc_type)
-    first = part // batch * strip
-    last = tl.minimum(first + strip, d)
+    first = entry // batch * features
+    last = tl.minimum(first + features, d)
     for start in range(first, last, block_f):
         f = start + tl.arange(0, block_f)
         rows = load_tile(anchor, b, i, n, f, last).to(acc_type)
@@ -58,7 +58,7 @@ def distance_ratio_loss_forward_kernel(
             if in_batch:
                 difference = tl.where((i == index)[:, None], 0, difference)
             from_others += difference
-    row, inside = part * n + i, i < n
+    row, inside = entry * n + i, i < n
     tl.store(positive_sums + row, tl.sum(from_positive, 1), mask=inside)
     tl.store(negative_sums + row, tl.sum(from_others, 1), mask=inside)
 
@@ -184,13 +184,13 @@ def distance_ratio_loss(
     """
     batch, n, d = anchor.shape
     in_batch = negatives is None
-    others = positive if in_batch else negatives
+    others = positive if negatives is None else negatives
     m = others.shape[1]
     loss = anchor.new_empty(batch, n)
-    distances = [empty_statistic(anchor, batch, n) for _ in range(2)]
+    to_positive, to_negatives = (empty_statistic(anchor, batch, n) for _ in range(2))
     options = difference_options(anchor)
     tiles = batch * triton.cdiv(n, options["block_n"])
-    splits, strip = split_features(tiles, d)
+    splits, features = split_features(tiles, d)
     sums = [empty_statistic(anchor, splits, batch, n) for _ in range(2)]
     launch(
         distance_ratio_loss_forward_kernel,
@@ -203,7 +203,7 @@ def distance_ratio_loss(
         n,
         m,
         d,
-        strip,
+        features,
         in_batch=in_batch,
         **options,
     )
@@ -212,7 +212,8 @@ def distance_ratio_loss(
         triton.cdiv(batch * n, 16),
         tuple(sums),
         loss,
-        *distances,
+        to_positive,
+        to_negatives,
         eps,
         batch * n,
         splits,
@@ -221,7 +222,7 @@ def distance_ratio_loss(
         block_n=16,
         block_s=min(64, triton.next_power_of_2(splits)),
     )
-    return loss, *distances
+    return loss, to_positive, to_negatives
 
 
 def distance_ratio_loss_backward(
@@ -239,16 +240,16 @@ def distance_ratio_loss_backward(
     """
     batch, n, d = anchor.shape
     in_batch = negatives is None
-    others = positive if in_batch else negatives
+    others = positive if negatives is None else negatives
     m = others.shape[1]
     grad_anchor, grad_positive = anchor.new_empty(anchor.shape), anchor.new_empty(positive.shape)
     grad_negatives = anchor.new_empty(0 if in_batch else others.shape)
     statistics = strided(grad_loss), strided(positive_distance), strided(negative_distance)
     options = difference_options(anchor) | {"in_batch": in_batch}
-    strips = triton.cdiv(d, options["block_f"])
+    slices = triton.cdiv(d, options["block_f"])
     launch(
         distance_ratio_loss_anchor_grad_kernel,
-        batch * triton.cdiv(n, options["block_n"]) * strips,
+        batch * triton.cdiv(n, options["block_n"]) * slices,
         strided(anchor),
         strided(positive),
         strided(others),
@@ -263,7 +264,7 @@ def distance_ratio_loss_backward(
     )
     launch(
         distance_ratio_loss_others_grad_kernel,
-        batch * triton.cdiv(m, options["block_n"]) * strips,
+        batch * triton.cdiv(m, options["block_n"]) * slices,
         strided(others),
         strided(anchor),
         statistics,

@@ -307,7 +307,7 @@ def info_nce(
         raise RuntimeError("info_nce: expected save_gradients False for Triton kernels, got True")
     batch, n, d = query.shape
     in_batch = negative_keys is None
-    keys = positive_key if in_batch else negative_keys
+    keys = positive_key if negative_keys is None else negative_keys
     losses = empty_statistic(query, batch, n)
     statistics = empty_statistic(query, 3, batch, n)
     options = product_options(query, n, keys.shape[1])
@@ -352,7 +352,7 @@ def info_nce_backward(
     """
     batch, n, d = query.shape
     in_batch = negative_keys is None
-    keys = positive_key if in_batch else negative_keys
+    keys = positive_key if negative_keys is None else negative_keys
     m = keys.shape[1]
     given = (query, positive_key, negative_keys, learned_temperature)
     grads = [tensor.new_empty(tensor.shape) for tensor in given if tensor is not None]
@@ -366,10 +366,10 @@ def info_nce_backward(
     rows = strided(grad_loss), strided(maximum), strided(sum_exp)
     share = 1.0 / max(1, batch * n) if reduction == "mean" else 1.0
     options = gradient_options(query, n, m) | {"in_batch": in_batch}
-    strips = triton.cdiv(d, options["block_f"])
+    slices = triton.cdiv(d, options["block_f"])
     launch(
         info_nce_query_grad_kernel,
-        batch * triton.cdiv(n, options["block_n"]) * strips,
+        batch * triton.cdiv(n, options["block_n"]) * slices,
         strided(query),
         strided(positive_key),
         strided(keys),
@@ -390,7 +390,7 @@ def info_nce_backward(
     )
     launch(
         info_nce_key_grad_kernel,
-        batch * triton.cdiv(m, options["block_m"]) * strips,
+        batch * triton.cdiv(m, options["block_m"]) * slices,
         strided(keys),
         strided(query),
         saved_norms(query, n),

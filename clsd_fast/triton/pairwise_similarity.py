@@ -111,23 +111,23 @@ def pairwise_l1_forward_kernel(
     n,
     m,
     d,
-    strip,  # features of a split
+    features,  # of a split
     acc_type: tl.constexpr,
     block_n: tl.constexpr,
     block_m: tl.constexpr,
     block_d: tl.constexpr,
 ):
-    tile, i, j = split_program_2d(n, m, block_n, block_m)
-    b, split = tile % batch, tile // batch
+    entry, i, j = split_program_2d(n, m, block_n, block_m)
+    b, split = entry % batch, entry // batch
     total = tl.zeros([block_n, block_m, block_d], acc_type)
-    first = split * strip
-    last = tl.minimum(first + strip, d)
+    first = split * features
+    last = tl.minimum(first + features, d)
     for start in range(first, last, block_d):
         f = start + tl.arange(0, block_d)
         x = load_tile(query, b, i, n, f, last).to(acc_type)
         y = load_tile(key, b, j, m, f, last).to(acc_type)
         total += tl.abs(x[:, None, :] - y[None, :, :])
-    store_tile(partials, tile, i, n, j, m, tl.sum(total, 2))
+    store_tile(partials, entry, i, n, j, m, tl.sum(total, 2))
 
 
 @triton.jit
@@ -181,7 +181,7 @@ def _l1(query: Tensor, key: Tensor) -> Tensor:
     batch, n, d = query.shape
     m = key.shape[1]
     tiles = batch * triton.cdiv(n, 16) * triton.cdiv(m, 16)
-    splits, strip = split_features(tiles, d)
+    splits, features = split_features(tiles, d)
     dtype = query.dtype if splits == 1 else accumulator_dtype(query)
     partials = query.new_empty(splits, batch, n, m, dtype=dtype)
     launch(
@@ -194,7 +194,7 @@ def _l1(query: Tensor, key: Tensor) -> Tensor:
         n,
         m,
         d,
-        strip,
+        features,
         acc_type=acc_type(query),
         block_n=16,
         block_m=16,

@@ -1,5 +1,6 @@
-// The register tile that every CPU kernel is built on, compiled once per instruction set
-// (tile.cpp) and chosen at run time.
+// The kernels that every CPU operator is built on: products of register tiles, and what belongs to
+// them. They are compiled once per instruction set (isa/kernels.cpp) and chosen at run time
+// (isa/dispatch.cpp).
 #pragma once
 
 #include <cstdint>
@@ -7,15 +8,16 @@
 namespace clsd::cpu {
 
 // A tile is kTileRows x kTileCols accumulators, row-major: 12 of 32 AVX-512 registers at once, or
-// two halves of 12 of 16 AVX2 registers.
+// two halves of 12 of 16 AVX2 registers. A panel is kTileCols consecutive columns of a product's
+// right side.
 constexpr int64_t kTileRows = 12;
 constexpr int64_t kTileCols = 16;
 constexpr int64_t kTileSize = kTileRows * kTileCols;
 constexpr int64_t kRowStep = 4;  // taller products are whole tiles and a rest of whole steps
 
 // acc[r * acc_row + v] (+)= sum over s of a[r * a_row + s * a_step] * b[s * b_step + v] for
-// `rows` rows and kTileCols columns; further panels of kTileCols columns start b_panel elements
-// later in b.
+// `rows` rows and the kTileCols columns of a panel; further panels start b_panel elements later in
+// b.
 //
 // Sums of at most `chain` steps are added up: a single chain of hundreds of additions would lose
 // two to four times as much to rounding as PyTorch's blocked products and pairwise sums.
@@ -32,7 +34,7 @@ struct TileOperands {
   int64_t panels = 1, b_panel = 0;
 };
 
-// Rows of `features` numbers (whole groups of kTileCols), one after the other, their gradients, and
+// Rows of `features` numbers (a multiple of kTileCols), one after the other, their gradients, and
 // the weight of each pair of rows: weights[i * weight_stride + j].
 template <class T>
 struct DistanceGradients {
@@ -52,8 +54,6 @@ template <class T>
 struct PixelGrid {
   T* data;
   int64_t row, column;  // from pixel to pixel
-
-  T* at(int64_t i, int64_t j) const { return data + i * row + j * column; }
 };
 
 // What a convolution does with its sums before they are stored, in this order.
@@ -67,21 +67,22 @@ struct TileEpilogue {
 };
 
 // Running softmax statistics of queries, for the keys scanned so far: largest logit, sum of
-// exp(logit - largest), and sum of exp(logit - largest) * (logit - largest). They start as -inf, 0, 0.
+// exp(logit - largest), and sum of exp(logit - largest) * (logit - largest). They start as -inf, 0
+// and 0.
 template <class T>
 struct SoftmaxStatistics {
   T *maximum, *sum_exp, *weighted;
 };
 
-// A table [keys][queries] of logits, `stride` from row to row, -inf for excluded pairs. Queries are
-// whole groups of kTileCols.
+// A table [keys][queries] of logits, `stride` from row to row, -inf for excluded pairs. Their
+// number of queries is a multiple of kTileCols.
 template <class T>
 struct LogitTable {
   T* logits;
   int64_t stride, keys, queries;
 };
 
-// A 2-d transform of `channels` channels (whole tiles): rows and columns of `source` are strided,
+// A 2-d transform of `channels` channels (whole panels): rows and columns of `source` are strided,
 // the 36 results of a Winograd tile lie target_stride apart.
 template <class T>
 using WinogradTransform = void (*)(T* target, int64_t target_stride, const T* source,
@@ -100,24 +101,24 @@ struct TileKernels {
   // target = factor * source, as if rounded once
   void (*scale)(T* target, const T* source, double factor, int64_t count);
   // grad = inverse * (grad - (grad . unit) unit): from the gradient of the unit row to the row's.
-  // Both are zero up to `count`, whole groups of kTileCols.
+  // Both are zero up to `count`, a multiple of kTileCols.
   void (*normalize_grad)(T* grad, const T* unit, double inverse, int64_t count);
   // Add the table's keys to its queries' statistics.
   void (*softmax_scan)(const SoftmaxStatistics<T>& statistics, const LogitTable<T>& table);
   // logit = exp(logit - maximum[query]) * scale[query]
   void (*softmax_grad)(const LogitTable<T>& table, const T* maximum, const T* scale);
   // output = epilogue(sums[p * sums_stride + v]) for the first `pixels` pixels of a row, of
-  // `channels` channels (whole tiles)
+  // `channels` channels (whole panels)
   void (*finish)(const PixelGrid<T>& output, const T* sums, int64_t sums_stride, int64_t pixels,
                  int64_t channels, const TileEpilogue<T>& epilogue);
 
-  // Winograd F(4x4, 3x3), with the matrices of winograd.h: B^T d B of a 6x6 patch of the input,
+  // Winograd F(4x4, 3x3), with the matrices of isa/winograd.h: B^T d B of a 6x6 patch of the input,
   // A d A^T of a 4x4 patch of the output's gradient.
   WinogradTransform<T> winograd_input, winograd_grad_output;
-  // G g G^T of kTileCols 3x3 kernels [9][kTileCols]
+  // G g G^T of the taps of kTileCols output channels, [9][kTileCols]
   void (*winograd_weight)(T* target, int64_t target_stride, const T* taps);
   // output = epilogue(A^T m A) of the 36 products of one Winograd tile, for the first rows and
-  // columns of its 4x4 pixels, of `channels` channels (whole tiles)
+  // columns of its 4x4 pixels, of `channels` channels (whole panels)
   void (*winograd_output)(const PixelGrid<T>& output, int64_t rows, int64_t columns,
                           const T* products, int64_t product_stride, int64_t channels,
                           const TileEpilogue<T>& epilogue);
@@ -129,7 +130,8 @@ struct TileKernels {
 };
 
 // The kernels of the widest instruction set that this processor has, or of the one that the
-// environment variable CLSD_FAST_ISA (avx512, avx2, portable) names.
+// environment variable CLSD_FAST_ISA (avx512, avx2, portable) names. It throws where that names
+// none, so operators ask before any parallel_for, whose tasks would lose the message.
 template <class T>
 const TileKernels<T>& tile_kernels();
 

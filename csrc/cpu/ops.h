@@ -37,9 +37,10 @@ std::tuple<Tensor, Tensor> upsample_tail(Tensor x, Tensor up_weight1,
                                          std::optional<Tensor> up_bias2, Tensor out_weight,
                                          std::optional<Tensor> out_bias, int64_t upscale_factor);
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> upsample_tail_backward(
-    Tensor grad_output, Tensor x, Tensor kernel, Tensor up_weight1, std::optional<Tensor> up_bias1,
-    std::optional<Tensor> up_weight2, std::optional<Tensor> up_bias2, Tensor out_weight,
-    int64_t upscale_factor, bool needs_x, bool needs_params);
+    Tensor grad_output, Tensor x, Tensor composed, Tensor up_weight1,
+    std::optional<Tensor> up_bias1, std::optional<Tensor> up_weight2,
+    std::optional<Tensor> up_bias2, Tensor out_weight, int64_t upscale_factor, bool needs_x,
+    bool needs_params);
 
 Tensor pairwise_similarity(Tensor query, Tensor key, std::string metric);
 std::tuple<Tensor, Tensor> pairwise_similarity_backward(Tensor grad_output, Tensor query,

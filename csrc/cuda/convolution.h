@@ -11,9 +11,13 @@
 
 namespace clsd::cuda {
 
-// Channels of images (or of one phase of a pixel shuffle) come in multiples of kChannelMultiple.
-// Without a pixel shuffle, the inputs or the outputs may be few instead.
-constexpr int kChannelMultiple = 16, kFewChannels = 3;
+// Channels of images (or of one phase of a pixel shuffle) come in multiples of kChannelMultiple, up
+// to kLargestChannels: beyond, kernels that keep all taps of 64 channels in shared memory have no
+// advantage. Without a pixel shuffle, the inputs or the outputs may be up to kFewChannels instead.
+// clsd_fast/backend/cuda.py asks for the same before a call.
+constexpr int64_t kChannelMultiple = 16;
+constexpr int64_t kFewChannels = 3;
+constexpr int64_t kLargestChannels = 256;
 
 // output = relu(scale * (convolution(input, weight) + bias) + residual), each part where given.
 template <class T>

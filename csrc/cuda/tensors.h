@@ -98,16 +98,19 @@ Global<T> to_mutable_global(const Tensor& tensor) {
   return global(data<T>(tensor), tensor.numel());
 }
 
-// The channels that the kernels take; clsd_fast/_cuda.py asks the same before a call.
+// That the kernels take the channels, of which a multiple of upscale^2 are outputs.
 inline void check_channels(const char* op, const Tensor& weight, int64_t upscale = 1) {
-  const auto is_multiple = [](int64_t channels) { return channels % kChannelMultiple == 0; };
-  const auto fits = [&](int64_t channels) {
-    return is_multiple(channels) || (upscale == 1 && channels <= kFewChannels);
+  const auto is_wide = [](int64_t channels) {
+    return channels % kChannelMultiple == 0 && channels <= kLargestChannels;
   };
-  const int64_t outputs = weight.size(0), inputs = weight.size(1), square = upscale * upscale;
-  const bool some_multiple = is_multiple(inputs) || is_multiple(outputs);
-  if (outputs % square == 0 && fits(outputs / square) && fits(inputs) && some_multiple) return;
-  fail(op, "channels in multiples of 16, or up to 3 on one side, for its CUDA kernel",
+  const auto is_few = [&](int64_t channels) { return upscale == 1 && channels <= kFewChannels; };
+  const int64_t outputs = weight.size(0) / (upscale * upscale), inputs = weight.size(1);
+  if (is_wide(inputs) && (is_wide(outputs) || is_few(outputs))) return;
+  if (is_few(inputs) && is_wide(outputs)) return;
+  fail(op,
+       "channels in multiples of " + std::to_string(kChannelMultiple) + " up to " +
+           std::to_string(kLargestChannels) + ", or up to " + std::to_string(kFewChannels) +
+           " on one side, for its CUDA kernel",
        "weight of shape " + to_string(shape_of(weight)));
 }
 

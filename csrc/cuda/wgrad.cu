@@ -17,10 +17,11 @@ using wgrad::Task;
 using wgrad::Tasks;
 
 // Blocks of a launch: one wave on a GPU of 132 multiprocessors, each of which holds one block of
-// the kernel for many channels, whose sums take the registers, and two of the one for few. A block
-// leaves at most 9 x 64 x 64 sums, so that workspace is 20 MB at most, or one split of each tile.
+// the kernel for many channels, whose sums take the registers, and two of the one for few. What a
+// block adds to a partial is at most 9 x 64 x 64 sums, so that the workspace is 20 MB at most, or
+// one partial of each weight.
 constexpr int kBlocks = 132, kFewBlocks = 2 * kBlocks;
-// Fewer rows than that are not worth a split's sums.
+// Fewer rows than that are not worth a partial.
 constexpr int64_t kMinSteps = 4;
 constexpr int64_t kAlignment = 4;  // floats
 
@@ -38,7 +39,7 @@ Task<T> whole_task(const WeightGradient<T>& gradient) {
   static_cast<WeightGradient<T>&>(task) = gradient;
   task.steps = is_few(gradient)
                    ? ceil_div(gradient.batch * gradient.height * gradient.width, wgrad_few::kPixels)
-                   : gradient.batch * ceil_div(gradient.width, wgrad::kStripW) * gradient.height;
+                   : gradient.batch * ceil_div(gradient.width, wgrad::kSwathW) * gradient.height;
   // The bias is the first input group's.
   task.input_groups = gradient.grad_weight ? ChannelGroup::groups(gradient.inputs, 1) : 1;
   task.output_groups = ChannelGroup::groups(gradient.outputs, gradient.upscale);
@@ -101,14 +102,14 @@ int64_t size_of(const WeightGradients<T>& gradients) {
   return floats;
 }
 
-// Place the sums in the workspace; returns what is left of it.
+// Place the partials in the workspace; returns what is left of it.
 template <class T>
-Global<float> place_sums(Tasks<T>& tasks, Global<float> workspace) {
+Global<float> place_partials(Tasks<T>& tasks, Global<float> workspace) {
   for (int i = 0; i < tasks.count; ++i) {
     Task<T>& task = tasks.at[i];
-    task.weight_sums = workspace;
-    task.bias_sums = workspace + weight_floats(task);
-    workspace = task.bias_sums + bias_floats(task);
+    task.weight_partials = workspace;
+    task.bias_partials = workspace + weight_floats(task);
+    workspace = task.bias_partials + bias_floats(task);
   }
   return workspace;
 }
@@ -135,7 +136,7 @@ void launch_tasks(const Tasks<T>& tasks, int threads, uint32_t shared_bytes, Str
 template <class T>
 void run(const WeightGradients<T>& gradients, Global<float> workspace, Stream stream) {
   Tasks<T> many = plan(gradients, false), few = plan(gradients, true);
-  place_sums(few, place_sums(many, workspace));
+  place_partials(few, place_partials(many, workspace));
   launch_tasks<wgrad::wgrad_kernel<T>>(many, wgrad::kThreads, wgrad::kSharedBytes, stream);
   launch_tasks<wgrad_few::wgrad_few_kernel<T>>(few, wgrad_few::kThreads, wgrad_few::kSharedBytes,
                                                stream);

@@ -96,10 +96,10 @@ __device__ __forceinline__ void multiply_step(Sums& sums, const Task<T>& task, b
 }
 
 template <class T>
-__device__ void write_weight_sums(const Task<T>& task, const Sides<T>& sides, int split,
+__device__ void write_weight_partial(const Task<T>& task, const Sides<T>& sides, int split,
                                   const ChannelGroup& channels, const Sums& sums) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const Global<float> target = task.weight_sums + split * task.weights();
+  const Global<float> target = task.weight_partials + split * task.weights();
 #pragma unroll
   for (int j = 0; j < kDepth / 8; ++j) {
 #pragma unroll
@@ -116,10 +116,10 @@ __device__ void write_weight_sums(const Task<T>& task, const Sides<T>& sides, in
 }
 
 template <class T>
-__device__ void write_bias_sums(const Task<T>& task, const Sides<T>& sides, int split,
+__device__ void write_bias_partial(const Task<T>& task, const Sides<T>& sides, int split,
                                 const ChannelGroup& channels, const Sums& sums) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const Global<float> target = task.bias_sums + split * static_cast<int64_t>(task.outputs);
+  const Global<float> target = task.bias_partials + split * static_cast<int64_t>(task.outputs);
   if (sides.few_outputs) {  // rows are all the same; a pixel itself is at the patch's center
     for (int i = 0; i < 2; ++i) {
       const int depth = 8 * warp + 2 * lane + i;
@@ -152,9 +152,9 @@ __global__ void __launch_bounds__(kThreads, 2)
     __syncthreads();
     multiply_step(sums, task, sides.few_outputs);
   }
-  if (task.grad_weight) write_weight_sums(task, sides, place.split, channels, sums);
+  if (task.grad_weight) write_weight_partial(task, sides, place.split, channels, sums);
   if (task.grad_bias && (place.inputs == 0 || !sides.few_outputs)) {
-    write_bias_sums(task, sides, place.split, channels, sums);
+    write_bias_partial(task, sides, place.split, channels, sums);
   }
 }
 

@@ -1,8 +1,8 @@
 // What the kernels of weight gradients share: a launch's tasks, and the sum of what they leave.
 //
-// The sum over all pixels is cut into splits, each of which writes its sums as floats into the
-// workspace. A second kernel adds them in a fixed order and rounds once. Neither has atomics, so
-// results are bit-equal from run to run.
+// The sum over all pixels is cut into splits, each of which writes a partial, its sums as floats,
+// into the workspace. A second kernel adds partials in a fixed order and rounds once. Neither has
+// atomics, so repeated results are bit-equal.
 #pragma once
 
 #include "platform.cuh"
@@ -23,11 +23,11 @@ __device__ __forceinline__ uint32_t swizzled(int row, int piece) {
 }
 
 // One convolution, and how its pixels are cut. A step is what a kernel works on at a time: a row of
-// a strip, or a run of pixels.
+// a swath, or some pixels that follow each other.
 template <class T>
 struct Task : WeightGradient<T> {
-  Global<float> weight_sums;  // [splits][outputs][3][3][inputs], where grad_weight is asked for
-  Global<float> bias_sums;    // [splits][outputs], where grad_bias is
+  Global<float> weight_partials;  // [splits][outputs][3][3][inputs], where grad_weight is wanted
+  Global<float> bias_partials;    // [splits][outputs], where grad_bias is
   int64_t steps, steps_of_split;
   int splits, input_groups, output_groups;
 
@@ -96,12 +96,12 @@ __global__ void __launch_bounds__(kReducingThreads)
   const bool is_weight = element < weights;
   float sum = 0;
   if (element < elements) {
-    const Global<const float> sums =
-        is_weight ? task.weight_sums + element : task.bias_sums + (element - weights);
+    const Global<const float> partials =
+        is_weight ? task.weight_partials + element : task.bias_partials + (element - weights);
     const int64_t stride = is_weight ? weights : task.outputs;
 #pragma unroll 8
     for (int split = warp; split < task.splits; split += kReducingWarps) {
-      sum += load(sums + split * stride);
+      sum += load(partials + split * stride);
     }
   }
   store_shared(4 * threadIdx.x, sum);

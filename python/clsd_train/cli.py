@@ -3,7 +3,7 @@
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -67,10 +67,10 @@ def evaluate(
         if pair.name in scores:
             raise UserError(f"eval: expected images of distinct names, got {pair.name} twice")
         scores[pair.name] = _score(student, pair)
-    means = [mean_quality(list(column)) for column in zip(*scores.values(), strict=True)]
-    _print_scores(student.scale, {**scores, "mean": tuple(means)})
+    bicubics, students = zip(*scores.values(), strict=True)
+    rows = {**scores, "mean": (mean_quality(bicubics), mean_quality(students))}
+    _print_scores(student.scale, rows)
     if json_path:
-        rows = {**scores, "mean": tuple(means)}
         content = {
             name: {"bicubic": bicubic._asdict(), "student": ours._asdict()}
             for name, (bicubic, ours) in rows.items()
@@ -175,7 +175,13 @@ def demo(output: Path = Path("demo-output")) -> None:
     run_demo(output)
 
 
-COMMANDS = {"demo": demo, "train": train, "eval": evaluate, "upscale": upscale, "info": info}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo,
+    "train": train,
+    "eval": evaluate,
+    "upscale": upscale,
+    "info": info,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -16,6 +16,7 @@ from pydantic import (
     PositiveInt,
     ValidationError,
 )
+from pydantic_core import ErrorDetails
 
 from .errors import UserError
 
@@ -26,6 +27,7 @@ def _as_sequence(value: Any) -> Any:
 
 Folders = Annotated[tuple[Path, ...], BeforeValidator(_as_sequence)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+OnBadImage = Literal["refuse", "skip"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and the sampler take
 
 
@@ -65,7 +67,7 @@ class DataConfig(Section):
     val: Folders = ()
     val_lr: Folders = ()
     patch_size: PositiveInt = 48  # LR pixels
-    on_bad_image: Literal["refuse", "skip"] = "refuse"
+    on_bad_image: OnBadImage = "refuse"
     cache: Path | None = None  # default: $XDG_CACHE_HOME/clsd-fast
 
 
@@ -159,7 +161,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     values[last] = value
 
 
-def _describe(error: dict[str, Any]) -> str:
+def _describe(error: ErrorDetails) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return _unknown_key(key)

@@ -7,11 +7,11 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .config import DataConfig
+from .config import DataConfig, OnBadImage
 from .errors import UserError
 from .images import BadImageError, bicubic_downscale, crop_to_multiple, find_images, read_image
 
@@ -31,7 +31,7 @@ def read_pairs(
     hr_folders: Sequence[Path],
     lr_folders: Sequence[Path],
     scale: int,
-    on_bad_image: Literal["refuse", "skip"] = "refuse",
+    on_bad_image: OnBadImage = "refuse",
 ) -> Iterator[Pair]:
     """Decode pairs one after the other, LR images made by MATLAB's bicubic if not given.
 
@@ -56,7 +56,7 @@ def _match(
     if not lr_folders:
         return [(path, None) for path in hr_paths]
     lr_by_stem = {path.stem: path for path in find_images(lr_folders)}
-    matched = []
+    matched: list[tuple[Path, Path | None]] = []
     for path in hr_paths:
         lr_path = lr_by_stem.get(path.stem) or lr_by_stem.get(f"{path.stem}x{scale}")
         if lr_path is None:
@@ -147,7 +147,7 @@ def _write_cache(pairs: Iterator[Pair], index_path: Path, pixels_path: Path) -> 
         scratch_pixels, scratch_index = Path(scratch) / "pixels", Path(scratch) / "index"
         with scratch_pixels.open("wb") as file:
             for pair in pairs:
-                entry = {"name": pair.name}
+                entry: dict[str, Any] = {"name": pair.name}
                 for part, image in (("lr", pair.lr), ("hr", pair.hr)):
                     entry[part] = [offset, *image.shape]
                     file.write(np.ascontiguousarray(image).data)

@@ -24,8 +24,15 @@ from .loop import Run, check_output, validate
 from .metrics import Quality, mean_quality, quality
 from .upscale import upscale
 
-TRAINING = ("astronaut.png", "brick.png", "camera.png", "grass.png", "gravel.png")
-TRAINING += ("motorcycle_left.png", "rocket.jpg")
+TRAINING = (
+    "astronaut.png",
+    "brick.png",
+    "camera.png",
+    "grass.png",
+    "gravel.png",
+    "motorcycle_left.png",
+    "rocket.jpg",
+)
 HELD_OUT = ("chelsea.png", "coffee.png")
 # Crops for the picture: image, top, left in HR pixels.
 CROPS = (("chelsea", 90, 130), ("coffee", 110, 240))

@@ -1,6 +1,6 @@
-"""Image files and MATLAB's bicubic resizing."""
+"""Image files, MATLAB's bicubic resizing, and images as tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +59,7 @@ def _to_rgb(path: Path, image: Image.Image) -> np.ndarray:
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     if image.mode in ("RGBA", "LA"):
-        if image.getchannel("A").getextrema()[0] < 255:
+        if np.asarray(image.getchannel("A")).min() < 255:
             raise BadImageError(f"data: {path}: expected an opaque image, got transparency")
         image = image.convert("RGB")
     if image.mode not in ("RGB", "L", "1"):
@@ -83,7 +83,7 @@ def bicubic_upscale(image: np.ndarray, scale: int) -> np.ndarray:
     return _bicubic(image, lambda size: size * scale, pad=4)
 
 
-def _bicubic(image: np.ndarray, resized, pad: int) -> np.ndarray:
+def _bicubic(image: np.ndarray, resized: Callable[[int], int], pad: int) -> np.ndarray:
     # MATLAB resizes one dimension after the other, vertically first, rounds to uint8 after each,
     # and mirrors the border. With antialias PyTorch's cubic has MATLAB's coefficient (-0.5).
     pixels = image.transpose(2, 0, 1).astype(np.float64)
@@ -97,3 +97,9 @@ def _bicubic(image: np.ndarray, resized, pad: int) -> np.ndarray:
         out = np.floor(out[:, border : out.shape[1] - border] + 0.5).clip(0, 255)
         pixels = out.transpose(0, 2, 1)
     return pixels.transpose(1, 2, 0).astype(np.uint8)
+
+
+def images_to_tensor(images: np.ndarray, device: torch.device | str) -> torch.Tensor:
+    """uint8 [B, H, W, 3] to float32 [B, 3, H, W] in 0..255, channels_last."""
+    # The copy also serves read-only images (the cache's), which torch would warn of.
+    return torch.tensor(images).to(device).permute(0, 3, 1, 2).float()

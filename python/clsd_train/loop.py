@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
@@ -16,10 +17,11 @@ from .checkpoint import load_weights, read_torch, save_student, write_atomically
 from .config import Config, TrainConfig
 from .data import Pair, load_cached, load_training_pairs
 from .errors import UserError
-from .metrics import Quality, mean_quality, quality
+from .images import images_to_tensor
+from .metrics import Quality, least_size, mean_quality, quality
 from .progress import Progress
 from .sampler import Prefetcher, make_sampler
-from .upscale import images_to_tensor, upscale
+from .upscale import upscale
 
 STUDENT, STATE, HISTORY, CONFIG = "student.safetensors", "state.pt", "history.jsonl", "config.yaml"
 
@@ -44,7 +46,9 @@ class Run:
         self.device = _device(options.device)
         if options.threads:
             torch.set_num_threads(options.threads)
-        self.model = build_model(config).to(self.device, memory_format=torch.channels_last)
+        self.model = build_model(config).to(self.device)
+        # PyTorch does not declare this argument beside another.
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.Adam(
             self.model.parameters(),
             options.learning_rate,
@@ -103,7 +107,7 @@ class Run:
             self.save()
         progress.update(self.iteration, losses["total"])
 
-    def _step(self, lr_images, hr_images) -> dict[str, float]:
+    def _step(self, lr_images: np.ndarray, hr_images: np.ndarray) -> dict[str, float]:
         self.model.train()
         lr = images_to_tensor(lr_images, self.device)
         hr = images_to_tensor(hr_images, self.device)
@@ -217,7 +221,7 @@ def _validation_pairs(config: Config) -> list[Pair]:
     if not config.data.val:
         return []
     pairs = load_cached(config.data.val, config.data.val_lr, config.scale, config.data)
-    least = 11 + 2 * config.scale
+    least = least_size(config.scale)
     for pair in pairs:
         if min(pair.hr.shape[:2]) < least:
             raise UserError(

@@ -1,5 +1,6 @@
 """PSNR and SSIM on luma, as the super-resolution literature reports them."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,8 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 # BT.601 studio range, for RGB in 0..255.
 LUMA_WEIGHTS = (65.481, 128.553, 24.966)
 LUMA_OFFSET = 16.0
+# SSIM looks at the image through a Gaussian of so many pixels a side.
+SSIM_WINDOW = 11
 
 
 class Quality(NamedTuple):
@@ -26,6 +29,11 @@ def luma(image: np.ndarray) -> Tensor:
     return (torch.tensor(image, dtype=torch.float64) @ weights + LUMA_OFFSET)[None, None]
 
 
+def least_size(shave: int) -> int:
+    """Pixels a side from which :func:`quality` is defined."""
+    return SSIM_WINDOW + 2 * shave
+
+
 def quality(sr: np.ndarray, hr: np.ndarray, shave: int) -> Quality:
     """Quality of a uint8 RGB image against the original, without a border.
 
@@ -35,22 +43,22 @@ def quality(sr: np.ndarray, hr: np.ndarray, shave: int) -> Quality:
         shave: pixels to leave out along each side; the scale, by convention.
 
     Raises:
-        ValueError: if the shapes differ, or nothing of 11 pixels (SSIM's window) is left.
+        ValueError: if the shapes differ, or nothing of SSIM's window is left.
     """
     inner = [size - 2 * shave for size in hr.shape[:2]]
-    if sr.shape != hr.shape or min(inner) < 11:
+    if sr.shape != hr.shape or min(inner) < SSIM_WINDOW:
         raise ValueError(
-            f"quality: expected images of one shape, at least {11 + 2 * shave} pixels a side, "
+            f"quality: expected images of one shape, at least {least_size(shave)} pixels a side, "
             f"got {list(sr.shape)} and {list(hr.shape)}"
         )
     y_sr, y_hr = (
         luma(image[shave : shave + inner[0], shave : shave + inner[1]]) for image in (sr, hr)
     )
     psnr = peak_signal_noise_ratio(y_sr, y_hr, data_range=255.0)
-    structural = ssim(y_sr, y_hr, data_range=255, win_size=11, win_sigma=1.5)
+    structural = ssim(y_sr, y_hr, data_range=255, win_size=SSIM_WINDOW, win_sigma=1.5)
     return Quality(psnr.item(), structural.item())
 
 
-def mean_quality(qualities: list[Quality]) -> Quality:
+def mean_quality(qualities: Sequence[Quality]) -> Quality:
     """The mean over images."""
     return Quality(*(float(np.mean(values)) for values in zip(*qualities, strict=True)))

@@ -8,9 +8,11 @@ import numpy as np
 from .data import Pair
 
 try:
-    from ._host import BatchSampler as NativeBatchSampler
+    from . import _host
 except ImportError:  # installed without native code
     NativeBatchSampler = None
+else:
+    NativeBatchSampler = _host.BatchSampler
 
 MASK = (1 << 64) - 1
 IMAGE, TOP, LEFT, TRANSFORM = range(4)
@@ -65,7 +67,8 @@ class NumpyBatchSampler:
     def sample(self, iteration: int) -> tuple[np.ndarray, np.ndarray]:
         """uint8 batches [B, p, p, 3] and [B, scale p, scale p, 3]."""
         pairs = [self._sample_one(iteration, number) for number in range(self.batch_size)]
-        return tuple(np.stack(patches) for patches in zip(*pairs, strict=True))
+        lr, hr = zip(*pairs, strict=True)
+        return np.stack(lr), np.stack(hr)
 
     def _sample_one(self, iteration: int, number: int) -> tuple[np.ndarray, np.ndarray]:
         def draw(count: int, purpose: int) -> int:
@@ -76,10 +79,11 @@ class NumpyBatchSampler:
         top = draw(height - self.patch_size + 1, TOP)
         left = draw(width - self.patch_size + 1, LEFT)
         transform = draw(8, TRANSFORM)
-        return tuple(
+        lr, hr = (
             _patch(source[image], factor * top, factor * left, factor * self.patch_size, transform)
             for source, factor in ((self.lr, 1), (self.hr, self.scale))
         )
+        return lr, hr
 
 
 def _patch(image: np.ndarray, top: int, left: int, size: int, transform: int) -> np.ndarray:

@@ -5,6 +5,8 @@ import torch
 
 from clsd_fast import EDSR
 
+from .images import images_to_tensor
+
 TILE = 512
 
 
@@ -42,9 +44,3 @@ def _forward(student: EDSR, image: np.ndarray) -> np.ndarray:
     lr = images_to_tensor(image[None], parameter.device) * (student.value_range / 255)
     sr = student(lr)[0] * (255 / student.value_range)
     return sr.clamp(0, 255).round().byte().permute(1, 2, 0).cpu().numpy()
-
-
-def images_to_tensor(images: np.ndarray, device: torch.device | str) -> torch.Tensor:
-    """uint8 [B, H, W, 3] to float32 [B, 3, H, W] in 0..255, channels_last."""
-    # The copy also serves read-only images (the cache's), which torch would warn of.
-    return torch.tensor(images).to(device).permute(0, 3, 1, 2).float()

@@ -1,36 +1,29 @@
 """benchmarks/gpu.py on tiny shapes and the CPU: what it checks, counts, writes and leaves out."""
 
-import importlib
 import json
-from pathlib import Path
 
+import gpu as program
+import gpu_measure
+import gpu_ops as ops
+import gpu_report
+import gpu_step
+import measure
 import pytest
+from cases import contrast, step
 
 import clsd_fast
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-TINY_STEP = ["--batch", "2", "--patch", "8", "--channels", "8", "--blocks", "2", "--heads", "1"]
-
 
 @pytest.fixture
-def load(monkeypatch):
-    """Imports a program of the folder."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return importlib.import_module
-
-
-@pytest.fixture
-def gpu(load, monkeypatch):
+def gpu(monkeypatch):
     """benchmarks/gpu.py with tiny shapes and in one process."""
-    module, ops, measure = load("gpu"), load("gpu_ops"), load("measure")
-    case = load("contrastive").Case
     shape = (2, 16, 6, 7)
     table = {
         "conv3x3": [ops.Convolution("conv3x3", shape, 16)],
         "residual_block": [ops.Convolution("residual_block", shape, 16)],
         "pixel_shuffle_upsample": [ops.Convolution("pixel_shuffle_upsample", shape, 16, 2)],
         "upsample_tail": [ops.Tail(4, shape)],
-        "contrastive": [ops.Contrast(case("info_nce", 3, 5, 8))],
+        "contrastive": [ops.Contrast(contrast.Case("info_nce", 3, 5, 8))],
     }
     monkeypatch.setattr(ops, "table", lambda: table)
     monkeypatch.setattr(measure, "BLOCK_MS", 0.01)
@@ -38,11 +31,11 @@ def gpu(load, monkeypatch):
     def run_item(item, options, seconds, write):
         options.product_size, options.copied_bytes = 64, 4096
         options.seconds = options.step_seconds = 0.0
-        options.step = TINY_STEP
-        module.measure_item(item, options, write)
+        options.step = step.Case(batch=2, patch=8, blocks=2, channels=8, heads=1)
+        program.measure_item(item, options, write)
 
-    monkeypatch.setattr(module, "run_item", run_item)
-    return module
+    monkeypatch.setattr(program, "run_item", run_item)
+    return program
 
 
 def without_compilers(gpu, monkeypatch):
@@ -137,7 +130,7 @@ def synthetic(item, implementation, us, times_ours):
     }
 
 
-def test_table_of_a_gpu(load, tmp_path):
+def test_table_of_a_gpu(tmp_path):
     """Columns of CUDA graphs and compilers, from two items; ours are those of the first."""
     first, second = "conv3x3 against cudnn, cudnn_graph", "conv3x3 against compile_graph"
     rows = [
@@ -157,7 +150,7 @@ def test_table_of_a_gpu(load, tmp_path):
         "rows": rows,
         "left_out": [{"item": second, "reason": "the budget was spent", "failed": False}],
     }
-    load("gpu_report").write(tmp_path, result)
+    gpu_report.write(tmp_path, result)
     lines = (tmp_path / "gpu.md").read_text().splitlines()
     assert lines[0] == "# H, driver 1, torch 2, commit 3"
     names = "ours | ours graph | cudnn | cudnn graph | compile graph"
@@ -170,48 +163,46 @@ def test_table_of_a_gpu(load, tmp_path):
     assert written[1]["floor_us"] == 4.0 and written[1]["times_floor"] == 2.0
 
 
-def test_an_item_has_its_own_process(load, monkeypatch, tmp_path):
+def test_an_item_has_its_own_process(monkeypatch):
     """One that fails is named with what it wrote; one that takes too long is stopped."""
-    gpu = load("gpu")
-    options = gpu.parse(["--device", "nothing"])
-    with pytest.raises(gpu.ItemError, match="exit status 1: .*nothing"):
-        gpu.run_item(gpu.items()[0], options, 60.0, lambda row: None)
-    assert gpu.run_item(gpu.items()[0], options, 0.01, lambda row: None).startswith("stopped")
-    monkeypatch.setattr(gpu, "LONGEST_SECONDS", 0.01)
-    with pytest.raises(gpu.ItemError, match="stopped after 0 s, which it should not take"):
-        gpu.run_item(gpu.items()[0], options, 60.0, lambda row: None)
+    options = program.parse(["--device", "nothing"])
+    with pytest.raises(program.ItemError, match="exit status 1: .*nothing"):
+        program.run_item(program.items()[0], options, 60.0, lambda row: None)
+    reason = program.run_item(program.items()[0], options, 0.01, lambda row: None)
+    assert reason.startswith("stopped")
+    monkeypatch.setattr(program, "LONGEST_SECONDS", 0.01)
+    with pytest.raises(program.ItemError, match="stopped after 0 s, which it should not take"):
+        program.run_item(program.items()[0], options, 60.0, lambda row: None)
 
 
 @pytest.mark.parametrize("head_blocks, gflop", [(1, 479.3), (5, 675.0)])
-def test_flops_of_a_training_step(load, head_blocks, gflop):
+def test_flops_of_a_training_step(head_blocks, gflop):
     """Those of the roofline in docs/gpu.md."""
-    options = load("step").parse([*load("gpu").STEP, "--head-blocks", str(head_blocks)])
-    assert load("gpu_step").flops(options) / 1e9 == pytest.approx(gflop, rel=1e-3)
+    case = program.STEP._replace(head_blocks=head_blocks)
+    assert gpu_step.flops(case) / 1e9 == pytest.approx(gflop, rel=1e-3)
 
 
-def test_floor(load):
-    gpu_measure = load("gpu_measure")
+def test_floor():
     ceiling = gpu_measure.Ceilings(790, 4.3)
     assert gpu_measure.floor_us(2_717_908_992, 0, ceiling) == pytest.approx(3.44, abs=0.01)
     assert gpu_measure.floor_us(0, 9_437_184, ceiling) == pytest.approx(2.19, abs=0.01)
 
 
-def test_operands_of_every_problem_fit(load):
-    ops = load("gpu_ops")
+def test_operands_of_every_problem_fit():
     for problems in ops.table().values():
         for problem in problems:
             operands = problem.operands(1, "meta")
             for mode in problem.modes:
-                assert load("gpu").bytes_of(problem.read(mode, operands)) > 0
+                assert program.bytes_of(problem.read(mode, operands)) > 0
                 call = problem.call("counted", mode, operands)
-                assert load("gpu_measure").flops_of(call) >= 0
+                assert gpu_measure.flops_of(call) >= 0
 
 
 @pytest.mark.parametrize("factor, taps", [(2, 8), (3, 11), (4, 18)])
-def test_flops_of_a_tail(load, factor, taps):
-    """Of the collapsed map, thrice forward and backward: those of docs/tail.md."""
-    problem = load("gpu_ops").Tail(factor, (2, 5, 6, 7))
+def test_flops_of_a_tail(factor, taps):
+    """Of the composed map, thrice forward and backward: those of docs/tail.md."""
+    problem = ops.Tail(factor, (2, 5, 6, 7))
     for mode, times in (("forward", 1), ("forward_backward", 3)):
         call = problem.call("counted", mode, problem.operands(1, "meta"))
         expected = times * 2 * 2 * 6 * 7 * 5 * 3 * taps**2
-        assert load("gpu_measure").flops_of(call) == expected
+        assert gpu_measure.flops_of(call) == expected

@@ -145,7 +145,7 @@ def test_nan_passes_the_relu(emulation):
         ),
         (
             lambda x, w, b, i: (x, w[:24], b[:24], i[:, :24]),
-            "channels in multiples of 16, or up to 3 on one side, for its CUDA kernel, "
+            "channels in multiples of 16 up to 256, or up to 3 on one side, for its CUDA kernel, "
             "got weight of shape [24, 16, 3, 3]",
         ),
     ],

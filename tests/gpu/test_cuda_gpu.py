@@ -21,8 +21,8 @@ from support.cuda_cases import (
     tensors_of,
 )
 from support.emulated import check
-from support.tolerance import assert_close
 from support.util import LAYOUTS, channels_last, compare, rand
+from tolerance import assert_close
 from torch.library import opcheck
 
 import clsd_fast

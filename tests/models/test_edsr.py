@@ -1,8 +1,8 @@
 import pytest
 import torch
 from support.plain_edsr import PlainEDSR
-from support.tolerance import WINOGRAD_FACTOR, assert_close
 from support.util import channels_last, rand
+from tolerance import WINOGRAD_FACTOR, assert_close
 
 from clsd_fast import EDSR
 

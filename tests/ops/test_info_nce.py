@@ -5,7 +5,6 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from support.tolerance import assert_draws_close, largest
 from support.util import (
     DTYPES,
     compare,
@@ -16,6 +15,7 @@ from support.util import (
     run_all,
     sliced,
 )
+from tolerance import assert_draws_close, largest
 from torch.library import opcheck
 
 from clsd_fast import info_nce

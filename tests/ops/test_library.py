@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support.calls import BACKWARDS, CALLS, FORWARDS, LARGE
-from support.tolerance import assert_close
+from tolerance import assert_close
 
 import clsd_fast
 from clsd_fast import reference
@@ -69,7 +69,7 @@ def test_schemas_are_what_saved_programs_call():
         "upsample_tail": "(Tensor x, Tensor up_weight1, Tensor? up_bias1, Tensor? up_weight2, "
         "Tensor? up_bias2, Tensor out_weight, Tensor? out_bias, int upscale_factor) "
         "-> (Tensor, Tensor)",
-        "upsample_tail_backward": "(Tensor grad_output, Tensor x, Tensor kernel, "
+        "upsample_tail_backward": "(Tensor grad_output, Tensor x, Tensor composed, "
         "Tensor up_weight1, Tensor? up_bias1, Tensor? up_weight2, Tensor? up_bias2, "
         "Tensor out_weight, int upscale_factor, bool needs_x, bool needs_params) "
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",

@@ -3,7 +3,6 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from support.tolerance import assert_close, assert_draws_close
 from support.util import (
     DTYPES,
     LAYOUTS,
@@ -15,6 +14,7 @@ from support.util import (
     run_all,
     sliced,
 )
+from tolerance import assert_close, assert_draws_close
 from torch.library import opcheck
 
 from clsd_fast import reference, upsample_tail, use_backend
@@ -211,14 +211,14 @@ def test_the_reference_is_the_same_map(native):
 def test_taps_are_those_of_the_derivation():
     for scale, taps, padding, edges in ((2, 8, 3, [1]), (3, 11, 4, [1]), (4, 18, 7, [3, 1])):
         axis = AXES[scale][0]
-        assert axis.segments[0].count == taps and axis.padding == padding
+        assert axis.segments[0].length == taps and axis.padding == padding
         assert (taps - 2 * padding) == scale  # so that the output has scale times the pixels
-        assert [s.count for s in axis.segments[1::2]] == edges
-        assert [s.count for s in axis.segments[2::2]] == edges
+        assert [s.length for s in axis.segments[1::2]] == edges
+        assert [s.length for s in axis.segments[2::2]] == edges
 
 
 def test_paths_beyond_both_ends_do_not_exist():
     for axes, (row_size, column_size) in itertools.product(AXES.values(), ((1, 2), (2, 1))):
         for segment in axes[0].segments:
             if segment.edge is not None and segment.exists(row_size):
-                assert segment.count <= axes[0].upscale * min(row_size, column_size)
+                assert segment.length <= axes[0].upscale * min(row_size, column_size)

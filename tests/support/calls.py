@@ -162,3 +162,27 @@ BACKWARDS = [
         for third in (None, ROWS_C)
     ),
 ]
+
+#: Input and output channels, height and width for which the native library convolves float32
+#: images by each of its algorithms.
+ALGORITHMS = {
+    "winograd": (16, 16, 8, 12),
+    "narrow_input": (3, 16, 4, 5),
+    "narrow_output": (16, 3, 4, 5),
+    "direct": (5, 7, 4, 5),
+}
+
+
+def algorithm_calls():
+    """Calls of the convolutions' operators by each algorithm, forward and backward."""
+    calls = []
+    for channels, outputs, *size in ALGORITHMS.values():
+        x, y = rand(2, channels, *size).float(), rand(2, outputs, *size).float()
+        weight, back = rand(outputs, channels, 3, 3).float(), rand(channels, outputs, 3, 3).float()
+        calls += [
+            ("conv3x3", (x, weight, None, None, 1.0, False)),
+            ("conv3x3_backward", (y, x, weight, 1.0, True, True, True)),
+            ("residual_block", (x, weight, None, back, None, 1.0, False)),
+            ("residual_block_backward", (x, x, y.relu(), weight, back, 1.0, True, True)),
+        ]
+    return calls

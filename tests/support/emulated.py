@@ -4,11 +4,11 @@ import ctypes
 from pathlib import Path
 
 import torch
+from tolerance import assert_close
 from torch import Tensor
 
 from clsd_fast import reference
 from clsd_fast._library import SCHEMAS
-from support.tolerance import assert_close
 
 NAMESPACE = "clsd_fast_emulated"
 #: Operators of the emulation's own tests.

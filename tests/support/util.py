@@ -1,12 +1,14 @@
 """Cases and comparisons that the operators' tests share."""
 
+import ctypes
 from collections.abc import Callable, Sequence
 
 import torch
+from tolerance import WINOGRAD_FACTOR, assert_close, assert_draws_close
 from torch import Tensor
 
 from clsd_fast.backend import current_backend
-from support.tolerance import WINOGRAD_FACTOR, assert_close, assert_draws_close
+from clsd_fast.backend import native as native_backend
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -69,7 +71,7 @@ def compare(
         expanded_grad: the output's gradient is one element with strides 0.
     """
     results = run_all(function, plain, inputs, dtype, layout, expanded_grad)
-    factor = tolerance_factor(inputs[0], dtype)
+    factor = tolerance_factor(inputs, dtype)
     for result in zip(*results, result_names(inputs), strict=True):
         assert_close(*result, factor)
 
@@ -178,12 +180,26 @@ def result_names(inputs: Sequence[Tensor | None]) -> list[str]:
     return ["output"] + [f"gradient {i}" for i, t in enumerate(inputs) if t is not None]
 
 
-def tolerance_factor(x: Tensor, dtype: torch.dtype) -> float:
-    """What the bound is multiplied by: Winograd's factor where it may be the algorithm."""
-    winograd = x.dim() == 4 and x.shape[1] >= 16 and x.shape[1] % 8 == 0
-    if not winograd or current_backend() != "native" or dtype != torch.float32:
+def tolerance_factor(inputs: Sequence[Tensor | None], dtype: torch.dtype) -> float:
+    """What the bound is multiplied by: Winograd's factor where that is the algorithm.
+
+    Args:
+        inputs: of a convolution, images and weight before others; rows have no algorithms.
+        dtype: of the tested call.
+    """
+    x, weight = inputs[:2]
+    if x.dim() != 4 or current_backend() != "native" or dtype != torch.float32:
         return 1.0
-    return WINOGRAD_FACTOR
+    outputs, channels = weight.shape[:2]
+    algorithm = convolution_algorithm(channels, outputs, *x.shape[2:])
+    return WINOGRAD_FACTOR if algorithm == "winograd" else 1.0
+
+
+def convolution_algorithm(channels: int, outputs: int, height: int, width: int) -> str:
+    """How the native library convolves float32 images: winograd, narrow_input, ... or direct."""
+    choose = ctypes.CDLL(str(native_backend.LIBRARY)).clsd_convolution_algorithm
+    choose.argtypes, choose.restype = [ctypes.c_int64] * 4, ctypes.c_char_p
+    return choose(channels, outputs, height, width).decode()
 
 
 def memory_format(x: Tensor) -> str:

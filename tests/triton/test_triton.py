@@ -16,8 +16,8 @@ import test_library as library
 import test_pairwise_similarity as pairwise
 import torch
 from support.calls import BACKWARDS, FORWARDS, ROWS
-from support.tolerance import assert_close, assert_draws_close
 from support.util import compare_draws, contiguous, rand, sliced
+from tolerance import assert_close, assert_draws_close
 from torch.utils._pytree import tree_leaves
 
 import clsd_fast

@@ -40,7 +40,7 @@ TAIL_PRODUCTS = {
 TAIL_OTHERS = {
     "tail_weights_kernel",
     "tail_unshuffle_kernel",
-    "tail_kernel_grad_kernel",
+    "tail_composed_grad_kernel",
 }
 #: For float32.
 TAIL_COMPOSITION = {

@@ -9,9 +9,9 @@ import pytest
 import test_upsample_tail as tail
 import torch
 from support.calls import BACKWARDS, FORWARDS
-from support.tolerance import assert_close, assert_draws_close
 from support.util import channels_last, contiguous, result_names, run_all, sliced
 from test_library import operator_ids
+from tolerance import assert_close, assert_draws_close
 
 import clsd_fast
 from clsd_fast import reference
@@ -225,7 +225,7 @@ def plain_taps(axis, y, size):
             start = axis.upscale * pixel - axis.padding
             if segment.edge is not None:
                 start = segment.target(axis.upscale * size).start or 0
-            for tap in range(segment.count):
+            for tap in range(segment.length):
                 i = start + tap - axis.upscale * y
                 if 0 <= i < axis.upscale:
                     taps.setdefault((pixel - y + 2, i), []).append(segment.begin + tap)

@@ -1,4 +1,4 @@
-"""Applying the kernel of a collapsed tail to images, and the gradients of both.
+"""Applying the composed weight of a tail to images, and the gradients of both.
 
 Seen from low resolution, a tail is a 5x5 convolution to the K * factor**2 numbers of an output
 pixel's square, but one whose weights differ at the edges: there are 9 kinds of pixels. All their
@@ -56,7 +56,7 @@ def load_near(images, pixels, y, z, down, right, exist, height, width, c, channe
 
 @triton.jit
 def tail_weights_kernel(
-    kernel,  # (pointer to [C + 1, columns, rows, K],)
+    composed,  # (pointer to [C + 1, columns, rows, K],)
     weights,  # [kind, window, width_c, width_n]
     ones,  # [kind, window, width_n]: those of the channel that is 1 everywhere
     height,
@@ -77,13 +77,13 @@ def tail_weights_kernel(
     kind, window = place // WINDOW, place % WINDOW
     c = tl.where(to_c == width_c, channels, tl.where(to_c < channels, to_c, channels + 1))
     exists = (kind < KINDS) & (c <= channels) & (k < outputs)
-    total = tl.zeros([block_e], kernel[0].dtype.element_ty)
+    total = tl.zeros([block_e], composed[0].dtype.element_ty)
     for row_choice in tl.static_range(3):
         y = tap_between(row_choice, kind // 3, height, window // 5, i, factor)
         for column_choice in tl.static_range(3):
             x = tap_between(column_choice, kind % 3, width, window % 5, j, factor)
             source = ((c * taps + x) * taps + y) * outputs + k
-            total += tl.load(kernel[0] + source, mask=exists & (x >= 0) & (y >= 0), other=0)
+            total += tl.load(composed[0] + source, mask=exists & (x >= 0) & (y >= 0), other=0)
     target = (place * width_c + to_c) * width_n + n
     tl.store(weights + target, total, mask=(kind < KINDS) & (to_c < width_c))
     tl.store(ones + place * width_n + n, total, mask=(kind < KINDS) & (to_c == width_c))
@@ -109,11 +109,11 @@ def tail_forward_kernel(
     block_c: tl.constexpr,
     block_n: tl.constexpr,
 ):
-    strips = width_n // block_n
+    slices = width_n // block_n
     program = tl.program_id(0)
-    n = program % strips * block_n + tl.arange(0, block_n)
+    n = program % slices * block_n + tl.arange(0, block_n)
     top, left, b, y, z, inside = pixels_of_block(
-        program // strips, block_m, batch, height, width, 1
+        program // slices, block_m, batch, height, width, 1
     )
     first = (kind_of(top, height) * 3 + kind_of(left, width)) * WINDOW
     pixels = pixel_pointers(x, b, y, z)
@@ -146,7 +146,7 @@ def tail_forward_kernel(
 @triton.jit
 def tail_unshuffle_kernel(
     grad,
-    rows,  # [N, H, W, width_n]
+    unshuffled,  # [N, H, W, width_n]
     pixels,
     height,
     width,
@@ -156,10 +156,10 @@ def tail_unshuffle_kernel(
     block_m: tl.constexpr,
     block_n: tl.constexpr,
 ):
-    strips = width_n // block_n
+    slices = width_n // block_n
     program = tl.program_id(0)
-    n = program % strips * block_n + tl.arange(0, block_n)
-    index = program // strips * block_m + tl.arange(0, block_m)
+    n = program % slices * block_n + tl.arange(0, block_n)
+    index = program // slices * block_m + tl.arange(0, block_m)
     k, i, j = n // (factor * factor), n // factor % factor, n % factor
     b, y, z = index // width // height, index // width % height, index % width
     _, _, stride_k, stride_y, stride_z = grad
@@ -167,7 +167,7 @@ def tail_unshuffle_kernel(
     place = k.to(tl.int64) * stride_k + i * stride_y + j * stride_z
     exist = (index < pixels)[:, None] & (k < outputs)[None, :]
     value = tl.load(pixel[:, None] + place[None, :], mask=exist, other=0)
-    pointers = rows + index.to(tl.int64)[:, None] * width_n + n[None, :]
+    pointers = unshuffled + index.to(tl.int64)[:, None] * width_n + n[None, :]
     tl.store(pointers, value, mask=(index < pixels)[:, None] & (n >= 0)[None, :])
 
 
@@ -189,11 +189,11 @@ def tail_images_grad_kernel(
     block_n: tl.constexpr,
 ):
     ends: tl.constexpr = 2 if INNER[factor] > 0 else 1
-    strips = width_c // block_c
+    slices = width_c // block_c
     program = tl.program_id(0)
-    c = program % strips * block_c + tl.arange(0, block_c)
+    c = program % slices * block_c + tl.arange(0, block_c)
     top, left, b, y, z, inside = pixels_of_block(
-        program // strips, block_m, batch, height, width, ends
+        program // slices, block_m, batch, height, width, ends
     )
     pixels = pixel_pointers(grad, b, y, z)
     total = tl.zeros([block_m, block_c], acc_type)
@@ -215,7 +215,7 @@ def tail_images_grad_kernel(
 
 @triton.jit
 def products_near(total, grads, x, pixels, y, z, down, right, inside, height, width, c, channels):
-    """total and the products of pixels so far from y, z with rows of gradients, [c, n]."""
+    """total and the products of pixels so far from y, z with gradients of pixels, [c, n]."""
     tile = load_near(x, pixels, y, z, down, right, inside, height, width, c, channels)
     return dot(tl.trans(tile), grads, total)
 
@@ -232,8 +232,8 @@ def store_products(partials, total, place, c, channels, n, width_n):
 def tail_weights_grad_kernel(
     x,
     grad,  # as tail_unshuffle_kernel leaves it
-    partials,  # [chunk, window, C + 1, width_n]; of the channel of 1, the window's middle alone
-    chunk_pixels,
+    partials,  # [group, window, C + 1, width_n]; of the channel of 1, the window's middle alone
+    group_pixels,
     batch,
     height,
     width,
@@ -244,26 +244,26 @@ def tail_weights_grad_kernel(
     block_c: tl.constexpr,
     block_n: tl.constexpr,
 ):
-    strips, blocks = width_n // block_n, tl.cdiv(channels, block_c)
+    slices, blocks = width_n // block_n, tl.cdiv(channels, block_c)
     # The rows of the window vary fastest: the programs read the same pixels.
     program = tl.program_id(0)
     window_row, number = program % 5, program // 5
-    c_block, chunk = number // strips % blocks, number // strips // blocks
-    n = number % strips * block_n + tl.arange(0, block_n)
+    c_block, group = number // slices % blocks, number // slices // blocks
+    n = number % slices * block_n + tl.arange(0, block_n)
     c = c_block * block_c + tl.arange(0, block_c)
-    top, rows, left, columns, number = find_region(chunk, chunk_pixels, batch, height, width, 1)
+    top, rows, left, columns, number = find_region(group, group_pixels, batch, height, width, 1)
     total0 = tl.zeros([block_c, block_n], acc_type)
     total1, total2, total3, total4 = total0, total0, total0, total0
     sums = tl.zeros([block_n], acc_type)
     down = window_row - 2
-    first = number * chunk_pixels
-    last = tl.minimum(first + chunk_pixels, batch * rows * columns)
+    first = number * group_pixels
+    last = tl.minimum(first + group_pixels, batch * rows * columns)
     for start in range(first, last, block_m):
         index = start + tl.arange(0, block_m)
         b, y, z = region_pixels(index, top, rows, left, columns)
         inside = index < last
-        pixels, grad_rows = pixel_pointers(x, b, y, z), pixel_pointers(grad, b, y, z)
-        g = tl.load(grad_rows[:, None] + n[None, :], mask=inside[:, None], other=0)
+        pixels, grad_pixels = pixel_pointers(x, b, y, z), pixel_pointers(grad, b, y, z)
+        g = tl.load(grad_pixels[:, None] + n[None, :], mask=inside[:, None], other=0)
         sums += tl.sum(g.to(acc_type), 0)
         total0 = products_near(
             total0, g, x, pixels, y, z, down, -2, inside, height, width, c, channels
@@ -280,7 +280,7 @@ def tail_weights_grad_kernel(
         total4 = products_near(
             total4, g, x, pixels, y, z, down, 2, inside, height, width, c, channels
         )
-    place = chunk * WINDOW + window_row * 5
+    place = group * WINDOW + window_row * 5
     store_products(partials, total0, place, c, channels, n, width_n)
     store_products(partials, total1, place + 1, c, channels, n, width_n)
     store_products(partials, total2, place + 2, c, channels, n, width_n)
@@ -292,11 +292,11 @@ def tail_weights_grad_kernel(
 
 
 @triton.jit
-def tail_kernel_grad_kernel(
-    partials,  # (pointer to [chunk, window, C + 1, width_n],)
+def tail_composed_grad_kernel(
+    partials,  # (pointer to [group, window, C + 1, width_n],)
     grad,  # [C + 1, columns, rows, K]
-    chunks,
-    chunk_pixels,
+    groups,
+    group_pixels,
     batch,
     height,
     width,
@@ -313,9 +313,9 @@ def tail_kernel_grad_kernel(
     k, y_tap, x_tap = e % outputs, e // outputs % taps, e // (outputs * taps) % taps
     c = e // (outputs * taps * taps)
     total = tl.zeros([block_m, block_e], acc_type)
-    for start in range(0, chunks, block_m):
-        chunk = start + tl.arange(0, block_m)
-        top, _, left, _, _ = find_region(chunk, chunk_pixels, batch, height, width, 1)
+    for start in range(0, groups, block_m):
+        group = start + tl.arange(0, block_m)
+        top, _, left, _, _ = find_region(group, group_pixels, batch, height, width, 1)
         s, i = place_of(y_tap[None, :], kind_of(top, height)[:, None], height, factor)
         t, j = place_of(x_tap[None, :], kind_of(left, width)[:, None], width, factor)
         # The channel of 1 has the same products with every pixel that exists. Biases have no taps
@@ -324,9 +324,9 @@ def tail_kernel_grad_kernel(
         near = (from_y >= 0) & (from_y < height) & (from_z >= 0) & (from_z < width)
         is_one = (c == channels)[None, :]
         window = tl.where(is_one, WINDOW // 2, s * 5 + t)
-        line = ((chunk.to(tl.int64) * WINDOW)[:, None] + window) * (channels + 1) + c[None, :]
+        line = ((group.to(tl.int64) * WINDOW)[:, None] + window) * (channels + 1) + c[None, :]
         n = (k[None, :] * factor + i) * factor + j
-        exists = (chunk < chunks)[:, None] & (c <= channels)[None, :] & (i >= 0) & (j >= 0)
+        exists = (group < groups)[:, None] & (c <= channels)[None, :] & (i >= 0) & (j >= 0)
         exists = exists & (near | (c < channels)[None, :])
         total += tl.load(partials[0] + line * width_n + n, mask=exists, other=0)
     tl.store(grad + e, tl.sum(total, 0), mask=c <= channels)

@@ -1,13 +1,15 @@
-"""Composing the kernel of a collapsed tail, and the gradients of what it is composed of.
+"""Composing the weight of a tail, and the gradients of what it is composed of.
 
-A stage and what follows it become one kernel in two launches: the products of what a pixel adds to
-the stage's map with all taps of what follows, and their sum over the ways from a pixel to a tap.
-All is in the parameters' dtype, and summed in one order.
+A stage and what follows it become one composed weight in two launches: the products of what a pixel
+adds to the stage's map with all taps of what follows, and their sum over the ways from a pixel to a
+tap. All is in the parameters' dtype, and summed in one order.
 
 In kernels, c and m are channels of the stage's input and output, and one more that is 1 everywhere
-(``_tail.py``). ``row`` and ``column`` are of the 3 * stage that a pixel reaches, ``pair`` numbers
-both. n numbers taps of what follows, by columns, rows and outputs K.
+(``reference/tail.py``). ``row`` and ``column`` are of the 3 * stage that a pixel reaches, ``pair``
+numbers both. n numbers taps of what follows, by columns, rows and outputs K.
 """
+
+from typing import Any
 
 import torch
 import triton
@@ -55,7 +57,7 @@ def added(weight, bias, c, m, pair, channels, features, stage: tl.constexpr):
 
 @triton.jit
 def following(after, m, n, features, outputs, factor: tl.constexpr, last: tl.constexpr):
-    """Taps n of what follows on channels m, [m, n]: of the last convolution, or a kernel."""
+    """Taps n of what follows on channels m, [m, n]: of the last convolution, or composed ones."""
     taps: tl.constexpr = TAPS[factor // STAGE[factor]]
     if last:
         pointer, stride_k, stride_m, stride_y, stride_x = after
@@ -100,8 +102,8 @@ def tail_products_kernel(
     total = tl.zeros([block_c, block_n], acc_type)
     for start in range(0, features + 1, block_m):
         m = start + tl.arange(0, block_m)
-        rows = added(weight, bias, c, m, pair, channels, features, STAGE[factor])
-        total = dot(rows, following(after, m, n, features, outputs, factor, last), total)
+        responses = added(weight, bias, c, m, pair, channels, features, STAGE[factor])
+        total = dot(responses, following(after, m, n, features, outputs, factor, last), total)
     exists = (c <= channels)[:, None] & (n < size)[None, :]
     tl.store(tap_products(products, pair, channels + 1, c, size, n), total, mask=exists)
 
@@ -109,7 +111,7 @@ def tail_products_kernel(
 @triton.jit
 def tail_compose_kernel(
     products,  # [pair, C + 1, n]
-    kernel,  # (pointer to [C + 1, columns, rows, K],)
+    composed,  # (pointer to [C + 1, columns, rows, K],)
     channels,
     outputs,
     factor: tl.constexpr,
@@ -132,7 +134,7 @@ def tail_compose_kernel(
             place = ((line * then + x) * then + y) * outputs + k
             sign = y_sign * x_sign
             total += sign * tl.load(products[0] + place, mask=sign != 0, other=0)
-    tl.store(kernel[0] + e, total, mask=c <= channels)
+    tl.store(composed[0] + e, total, mask=c <= channels)
 
 
 @triton.jit
@@ -191,9 +193,9 @@ def tail_stage_grad_kernel(
         n = start + tl.arange(0, block_n)
         exists = (c <= channels)[:, None] & (n < size)[None, :]
         pointers = tap_products(grad_products[0], pair, channels + 1, c, size, n)
-        rows = tl.load(pointers, mask=exists, other=0)
-        kernels = following(after, m, n, features, outputs, factor, last)
-        total = dot(rows, tl.trans(kernels), total)
+        grads = tl.load(pointers, mask=exists, other=0)
+        afters = following(after, m, n, features, outputs, factor, last)
+        total = dot(grads, tl.trans(afters), total)
     v, weights, is_one = stage_weights(grad_weight, c, m, pair, channels, stage)
     tl.store(weights, total, mask=(c < channels)[:, None] & (m < features)[None, :])
     is_bias = is_one & (m < features)[None, :]
@@ -221,10 +223,10 @@ def tail_after_grad_kernel(
     total = tl.zeros([block_m, block_n], acc_type)
     for start in range(0, channels + 1, block_c):
         c = start + tl.arange(0, block_c)
-        rows = added(weight, bias, c, m, pair, channels, features, STAGE[factor])
+        responses = added(weight, bias, c, m, pair, channels, features, STAGE[factor])
         exists = (c <= channels)[:, None] & (n < size)[None, :]
         pointers = tap_products(grad_products, pair, channels + 1, c, size, n)
-        total = dot(tl.trans(rows), tl.load(pointers, mask=exists, other=0), total)
+        total = dot(tl.trans(responses), tl.load(pointers, mask=exists, other=0), total)
     exists = (m <= features)[:, None] & (n < size)[None, :]
     tl.store(tap_products(partials, pair, features + 1, m, size, n), total, mask=exists)
 
@@ -232,7 +234,7 @@ def tail_after_grad_kernel(
 @triton.jit
 def tail_after_sum_kernel(
     partials,  # (pointer to [pair, M + 1, n],)
-    grad,  # of the last convolution's weight, or of a kernel
+    grad,  # of the last convolution's weight, or of a composed one
     pairs,
     features,
     outputs,
@@ -261,7 +263,7 @@ def tail_after_sum_kernel(
         tl.store(grad[0] + e, total, mask=m <= features)
 
 
-def _options(like: Tensor, factor: int) -> dict[str, object]:
+def _options(like: Tensor, factor: int) -> dict[str, Any]:
     edge = 16 if like.dtype == torch.float64 else 32
     blocks = {"block_c": edge, "block_m": edge, "block_n": edge}
     return {"factor": factor, "acc_type": acc_type(like), **blocks}
@@ -284,13 +286,13 @@ def _products_shape(weight: Tensor, after: Tensor, factor: int, last: bool) -> t
 
 
 def compose(weight: Tensor, bias: Tensor | None, after: Tensor, factor: int, last: bool) -> Tensor:
-    """The kernel [C + 1, taps, taps, K] of a convolution and pixel shuffle and what follows.
+    """The composed weight [C + 1, taps, taps, K] of a convolution, pixel shuffle and what follows.
 
     Args:
         weight: [M * stage**2, C, 3, 3] of the convolution.
         bias: [M * stage**2] or None.
-        after: the kernel [M + 1, taps, taps, K] of what follows, or the last convolution's weight
-            [K, M, 3, 3] itself.
+        after: the composed weight [M + 1, taps, taps, K] of what follows, or that of the last
+            convolution, [K, M, 3, 3], itself.
         factor: what both scale by.
         last: which of the two ``after`` is.
     """
@@ -312,25 +314,25 @@ def compose(weight: Tensor, bias: Tensor | None, after: Tensor, factor: int, las
         **options,
     )
     taps = AXES[factor][0].size
-    kernel = weight.new_empty(channels + 1, taps, taps, outputs)
+    composed = weight.new_empty(channels + 1, taps, taps, outputs)
     launch(
         tail_compose_kernel,
-        triton.cdiv(kernel.numel(), BLOCK),
+        triton.cdiv(composed.numel(), BLOCK),
         (products,),
-        (kernel,),
+        (composed,),
         channels,
         outputs,
         factor=factor,
         acc_type=acc_type(weight),
         block_e=BLOCK,
     )
-    return kernel
+    return composed
 
 
 def compose_backward(
     grad: Tensor, weight: Tensor, bias: Tensor | None, after: Tensor, factor: int, last: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of weight, bias and ``after`` from that of :func:`compose`'s kernel."""
+    """Gradients of weight, bias and ``after`` from that of :func:`compose`'s result."""
     channels, features, outputs = _sizes(weight, after, factor, last)
     sizes = channels, features, outputs
     grad_products = weight.new_empty(_products_shape(weight, after, factor, last))
@@ -388,20 +390,20 @@ def compose_backward(
 
 
 def compose_all(stages: Stages, out_weight: Tensor, factor: int) -> list[Tensor]:
-    """The kernels from each stage to the end, and the weight of the last convolution."""
-    kernels = [out_weight]
+    """The composed weights from each stage to the end, and that of the last convolution itself."""
+    composed = [out_weight]
     for weight, bias in reversed(stages):
-        last = len(kernels) == 1
-        own_factor = factor if len(kernels) == len(stages) else 2
-        kernels.insert(0, compose(weight, bias, kernels[0], own_factor, last))
-    return kernels
+        last = len(composed) == 1
+        own_factor = factor if len(composed) == len(stages) else 2
+        composed.insert(0, compose(weight, bias, composed[0], own_factor, last))
+    return composed
 
 
 def compose_all_backward(
     grad: Tensor, stages: Stages, out_weight: Tensor, factor: int
 ) -> list[Tensor]:
-    """Gradients of each weight and bias, and of the last weight, from that of the first kernel."""
-    grads = []
+    """Gradients of each weight and bias, and of the last weight, from that of the composed one."""
+    grads: list[Tensor] = []
     afters = compose_all(stages[1:], out_weight, 2)
     for number, ((weight, bias), after) in enumerate(zip(stages, afters, strict=True)):
         last, own_factor = number + 1 == len(stages), factor if number == 0 else 2

@@ -1,4 +1,4 @@
-"""The rows and columns of a collapsed tail in kernels: ``_tail_axes.py`` as arithmetic.
+"""The rows and columns of a composed tail in kernels: ``_tail_axes.py`` as arithmetic.
 
 Tables in memory would be copied to each device and kept there; kernels compute their indices. What
 is here for rows holds for columns. In kernels, ``factor`` says which axis: 2, 3 or 4 is that of the
@@ -22,7 +22,7 @@ _AXES = {1: OUT_CONV, **{factor: axes[0] for factor, axes in AXES.items()}}
 
 
 def _edge_taps(axis: Axis, edge: int) -> int:
-    return sum(segment.count for segment in axis.segments if segment.edge == edge)
+    return sum(segment.length for segment in axis.segments if segment.edge == edge)
 
 
 def _by_factor(numbers: dict[int, int]) -> tl.constexpr:
@@ -30,7 +30,7 @@ def _by_factor(numbers: dict[int, int]) -> tl.constexpr:
 
 
 #: By factor: the taps of every pixel, all taps, and where the first of them leads to.
-MAIN = _by_factor({factor: axis.segments[0].count for factor, axis in _AXES.items()})
+MAIN = _by_factor({factor: axis.segments[0].length for factor, axis in _AXES.items()})
 TAPS = _by_factor({factor: axis.size for factor, axis in _AXES.items()})
 PADDING = _by_factor({factor: axis.padding for factor, axis in _AXES.items()})
 #: Taps of the first pixel alone, and of the second; as many of the last and of the one before.

@@ -23,8 +23,8 @@ void check_distances(const char* op, const Tensor& anchor, const Tensor& positiv
 
 // Sum of absolute differences of anchor i and positive i.
 template <class S>
-double paired_distance(const Rows<const S>& anchor, const Rows<const S>& positive, int64_t b,
-                       int64_t i) {
+double paired_distance(const FeatureRows<const S>& anchor, const FeatureRows<const S>& positive,
+                       int64_t b, int64_t i) {
   double sum = 0;
   for (int64_t d = 0; d < anchor.features; ++d) {
     sum += std::abs(static_cast<double>(anchor.row(b, i)[d * anchor.stride_d]) -
@@ -35,8 +35,8 @@ double paired_distance(const Rows<const S>& anchor, const Rows<const S>& positiv
 
 // Distances of one batch entry: to the positive, and mean over the negatives, of each row.
 template <class S>
-void distances(const Rows<const S>& anchor, const Rows<const S>& positive,
-               const std::optional<Rows<const S>>& negatives, int64_t b,
+void distances(const FeatureRows<const S>& anchor, const FeatureRows<const S>& positive,
+               const std::optional<FeatureRows<const S>>& negatives, int64_t b,
                Accumulator<S>* to_positive, Accumulator<S>* to_negatives) {
   using T = Accumulator<S>;
   const auto& keys = negatives ? *negatives : positive;
@@ -81,13 +81,15 @@ std::tuple<Tensor, Tensor, Tensor> distance_ratio_loss(Tensor anchor, Tensor pos
   dispatch(op, anchor.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     using T = Accumulator<S>;
-    std::optional<Rows<const S>> negative_rows;
-    if (negatives) negative_rows = rows<const S>(*negatives);
+    const auto anchors = feature_rows<const S>(anchor);
+    const auto positives = feature_rows<const S>(positive);
+    std::optional<FeatureRows<const S>> negative_rows;
+    if (negatives) negative_rows = feature_rows<const S>(*negatives);
     const int64_t count = anchor.size(1);
     for (int64_t b = 0; b < anchor.size(0); ++b) {
       T* own = data<T>(to_positive) + b * count;
       T* others = data<T>(to_negatives) + b * count;
-      distances<S>(rows<const S>(anchor), rows<const S>(positive), negative_rows, b, own, others);
+      distances<S>(anchors, positives, negative_rows, b, own, others);
       for (int64_t i = 0; i < count; ++i) {
         const double ratio = static_cast<double>(own[i]) / (static_cast<double>(others[i]) + eps);
         data<S>(loss)[b * count + i] = static_cast<S>(ratio);
@@ -112,8 +114,9 @@ std::tuple<Tensor, Tensor, Tensor> distance_ratio_loss_backward(
   dispatch(op, anchor.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     using T = Accumulator<S>;
-    const auto anchors = rows<const S>(anchor), positives = rows<const S>(positive);
-    const auto keys = negatives ? rows<const S>(*negatives) : positives;
+    const auto anchors = feature_rows<const S>(anchor);
+    const auto positives = feature_rows<const S>(positive);
+    const auto keys = negatives ? feature_rows<const S>(*negatives) : positives;
     const int64_t others = negatives ? keys.count : keys.count - 1;
     const int64_t count = anchors.count;
     for (int64_t b = 0; b < anchors.batch; ++b) {
@@ -131,9 +134,13 @@ std::tuple<Tensor, Tensor, Tensor> distance_ratio_loss_backward(
         if (!negatives) table[i * keys.count + i] = own[i];
       }
       std::optional<PairedDistance<S>> paired;
-      if (negatives) paired.emplace(PairedDistance<S>{own, positives, rows<S>(grad_positive)});
-      distance_table_backward<S>(table, anchors, keys, b, rows<S>(grad_anchor),
-                                 rows<S>(negatives ? grad_negatives : grad_positive), paired);
+      if (negatives) {
+        paired.emplace(PairedDistance<S>{
+            .weight = own, .rows = positives, .grad = feature_rows<S>(grad_positive)});
+      }
+      const auto& grad_keys = negatives ? grad_negatives : grad_positive;
+      distance_table_backward<S>(table, anchors, keys, b, feature_rows<S>(grad_anchor),
+                                 feature_rows<S>(grad_keys), paired);
     }
   });
   return {grad_anchor, grad_positive, grad_negatives};

@@ -1,4 +1,6 @@
 // Rows of features packed for the register tile.
+//
+// Kernels are looked up before work is handed to threads: an error of one loses its sentence.
 #pragma once
 
 #include <algorithm>
@@ -10,11 +12,13 @@
 
 namespace clsd::cpu {
 
-// Steps of one summation chain (tile.h): similarities are compared with each other, and divided
+// Steps of one summation chain (kernels.h): similarities are compared with each other, and divided
 // by small temperatures.
 constexpr int64_t kChain = 16;
+// Gradients are summed up block by block, which keeps chains short as it is.
+constexpr int64_t kGradChain = 64;
 
-// A row with a smaller Euclidean norm counts as zero (NORM_EPS of clsd_fast/reference.py).
+// A row with a smaller Euclidean norm counts as zero (NORM_EPS of clsd_fast/reference/contrast.py).
 constexpr double kNormEps = 1e-12;
 
 // The rows of one batch entry in the accumulator's type, zero-padded to whole tiles both ways and
@@ -30,7 +34,7 @@ struct PackedMatrix {
 
 // Row i as consecutive numbers of the accumulator's type: itself if it is that, else in `scratch`.
 template <class T, class S>
-const T* row_values(const Rows<const S>& rows, int64_t b, int64_t i, T* scratch) {
+const T* row_values(const FeatureRows<const S>& rows, int64_t b, int64_t i, T* scratch) {
   const S* row = rows.row(b, i);
   if constexpr (std::is_same_v<S, T>) {
     if (rows.stride_d == 1) return row;
@@ -51,15 +55,19 @@ void store_row(S* target, const T* values, int64_t count) {
 
 // 1 / norm of a row of `count` elements, 0 if it counts as zero.
 template <class T>
-double inverse_norm(const T* row, int64_t count) {
-  const double norm = std::sqrt(tile_kernels<T>().square_sum(row, count));
+double inverse_norm(const TileKernels<T>& kernels, const T* row, int64_t count) {
+  const double norm = std::sqrt(kernels.square_sum(row, count));
   return norm <= kNormEps ? 0 : 1 / norm;
 }
 
 template <class S, class T = Accumulator<S>>
-PackedMatrix<T> pack_rows(const Rows<const S>& source, int64_t b, bool normalize) {
-  PackedMatrix<T> packed{source.count, source.features, round_up(source.features, kTileCols),
-                         {}, {}};
+PackedMatrix<T> pack_matrix(const FeatureRows<const S>& source, int64_t b, bool normalize) {
+  const auto& kernels = tile_kernels<T>();
+  PackedMatrix<T> packed{.count = source.count,
+                         .features = source.features,
+                         .stride = round_up(source.features, kTileCols),
+                         .values = {},
+                         .inverse = {}};
   const int64_t padded =
       std::max(round_up(source.count, kTileRows), round_up(source.count, kTileCols));
   packed.values.resize(static_cast<size_t>(padded * packed.stride));
@@ -68,29 +76,34 @@ PackedMatrix<T> pack_rows(const Rows<const S>& source, int64_t b, bool normalize
     for (int64_t i = begin; i < end; ++i) {
       T* to = packed.values.data() + i * packed.stride;
       const T* from = row_values(source, b, i, to);
-      const double scale = normalize ? inverse_norm(from, source.features) : 1;
+      const double scale = normalize ? inverse_norm(kernels, from, source.features) : 1;
       if (normalize) packed.inverse[i] = static_cast<T>(scale);
-      tile_kernels<T>().scale(to, from, scale, source.features);
+      kernels.scale(to, from, scale, source.features);
     }
   });
   return packed;
 }
 
-// The same values as [tiles of rows][features][kTileCols]: the right side of a product.
+// kTileCols rows as a panel: panel[d * kTileCols + v] = rows[v * stride + d].
 template <class T>
-std::vector<T> transpose_tiles(const PackedMatrix<T>& matrix) {
-  const int64_t tiles = ceil_div(matrix.count, kTileCols);
-  std::vector<T> columns(static_cast<size_t>(tiles * kTileCols * matrix.features));
-  torch::stable::parallel_for(0, tiles, 4, [&](int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; ++tile) {
-      T* to = columns.data() + tile * matrix.features * kTileCols;
-      for (int64_t v = 0; v < kTileCols; ++v) {
-        const T* from = matrix.row(tile * kTileCols + v);
-        for (int64_t d = 0; d < matrix.features; ++d) to[d * kTileCols + v] = from[d];
-      }
+void transpose_panel(T* panel, const T* rows, int64_t stride, int64_t features) {
+  for (int64_t d = 0; d < features; ++d) {
+    for (int64_t v = 0; v < kTileCols; ++v) panel[d * kTileCols + v] = rows[v * stride + d];
+  }
+}
+
+// A matrix as [panels][features][kTileCols]: the right side of a product.
+template <class T>
+std::vector<T> transpose_panels(const PackedMatrix<T>& matrix) {
+  const int64_t panels = ceil_div(matrix.count, kTileCols), size = matrix.features * kTileCols;
+  std::vector<T> values(static_cast<size_t>(panels * size));
+  torch::stable::parallel_for(0, panels, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      transpose_panel(values.data() + panel * size, matrix.row(panel * kTileCols), matrix.stride,
+                      matrix.features);
     }
   });
-  return columns;
+  return values;
 }
 
 }  // namespace clsd::cpu

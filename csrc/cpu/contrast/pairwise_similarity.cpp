@@ -26,7 +26,8 @@ template <class S>
 void write_products(const PackedMatrix<Accumulator<S>>& queries,
                     const PackedMatrix<Accumulator<S>>& keys, S* table) {
   using T = Accumulator<S>;
-  const auto columns = transpose_tiles(keys);
+  const auto& kernels = tile_kernels<T>();
+  const auto panels = transpose_panels(keys);
   const int64_t blocks = ceil_div(queries.count, kBlockRows);
   torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
     Workspace workspace;
@@ -36,11 +37,18 @@ void write_products(const PackedMatrix<Accumulator<S>>& queries,
       const int64_t rows = std::min(kBlockRows, queries.count - i);
       for (int64_t j = 0; j < keys.count; j += kBlockColumns) {
         const int64_t width = std::min(kBlockColumns, keys.count - j);
-        tile_kernels<T>().multiply(
-            sums, {queries.row(i), queries.stride, 1, columns.data() + j * keys.features,
-                   kTileCols, keys.features, kChain, false,
-                   round_up(rows, kRowStep), kBlockColumns, ceil_div(width, kTileCols),
-                   keys.features * kTileCols});
+        kernels.multiply(sums, {.a = queries.row(i),
+                                .a_row = queries.stride,
+                                .a_step = 1,
+                                .b = panels.data() + j * keys.features,
+                                .b_step = kTileCols,
+                                .steps = keys.features,
+                                .chain = kChain,
+                                .add = false,
+                                .rows = round_up(rows, kRowStep),
+                                .acc_row = kBlockColumns,
+                                .panels = ceil_div(width, kTileCols),
+                                .b_panel = keys.features * kTileCols});
         for (int64_t r = 0; r < rows; ++r) {
           store_row(table + (i + r) * keys.count + j, sums + r * kBlockColumns, width);
         }
@@ -56,13 +64,14 @@ void write_products(const PackedMatrix<Accumulator<S>>& queries,
 template <class S>
 struct RowGradient {
   using T = Accumulator<S>;
-  static constexpr int64_t kSteps = 256, kGradChain = 64;
+  static constexpr int64_t kSteps = 256;
   const PackedMatrix<T>& rows;
   const PackedMatrix<T>& others;
-  Rows<const S> grad;
+  FeatureRows<const S> grad;
   bool transposed;  // grad is [others, rows]
+  const TileKernels<T>& kernels = tile_kernels<T>();
 
-  void write(const Rows<S>& target, int64_t b) const {
+  void write(const FeatureRows<S>& target, int64_t b) const {
     const int64_t blocks = ceil_div(rows.count, kBlockRows);
     torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
       Workspace workspace;
@@ -75,20 +84,30 @@ struct RowGradient {
   }
 
  private:
-  void write_block(const Rows<S>& target, int64_t b, int64_t i, T* sums, T* coefficients) const {
+  void write_block(const FeatureRows<S>& target, int64_t b, int64_t i, T* sums,
+                   T* coefficients) const {
     const int64_t count = std::min(kBlockRows, rows.count - i);
     if (others.count == 0) std::fill_n(sums, count * rows.stride, T(0));
     for (int64_t j = 0; j < others.count; j += kSteps) {
       const int64_t steps = std::min(kSteps, others.count - j);
       const auto [row, step] = load(coefficients, b, i, count, j, steps);
-      tile_kernels<T>().multiply(sums, {coefficients, row, step, others.row(j), others.stride,
-                                        steps, kGradChain, j > 0, round_up(count, kRowStep),
-                                        rows.stride, rows.stride / kTileCols, kTileCols});
+      kernels.multiply(sums, {.a = coefficients,
+                              .a_row = row,
+                              .a_step = step,
+                              .b = others.row(j),
+                              .b_step = others.stride,
+                              .steps = steps,
+                              .chain = kGradChain,
+                              .add = j > 0,
+                              .rows = round_up(count, kRowStep),
+                              .acc_row = rows.stride,
+                              .panels = rows.stride / kTileCols,
+                              .b_panel = kTileCols});
     }
     for (int64_t r = 0; r < count; ++r) {
       T* sum = sums + r * rows.stride;
       if (!rows.inverse.empty()) {
-        tile_kernels<T>().normalize_grad(sum, rows.row(i + r), rows.inverse[i + r], rows.stride);
+        kernels.normalize_grad(sum, rows.row(i + r), rows.inverse[i + r], rows.stride);
       }
       store_row(target.row(b, i + r), sum, rows.features);
     }
@@ -115,7 +134,7 @@ Tensor pairwise_similarity(Tensor query, Tensor key, std::string metric) {
   Tensor output = empty(query, {query.size(0), query.size(1), key.size(1)});
   dispatch(op, query.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
-    const auto queries = rows<const S>(query), keys = rows<const S>(key);
+    const auto queries = feature_rows<const S>(query), keys = feature_rows<const S>(key);
     for (int64_t b = 0; b < queries.batch; ++b) {
       S* table = data<S>(output) + b * queries.count * keys.count;
       if (metric == "l1") {
@@ -124,8 +143,8 @@ Tensor pairwise_similarity(Tensor query, Tensor key, std::string metric) {
         });
       } else {
         const bool normalize = metric == "cosine";
-        write_products<S>(pack_rows<S>(queries, b, normalize), pack_rows<S>(keys, b, normalize),
-                          table);
+        write_products<S>(pack_matrix<S>(queries, b, normalize),
+                          pack_matrix<S>(keys, b, normalize), table);
       }
     }
   });
@@ -142,21 +161,22 @@ std::tuple<Tensor, Tensor> pairwise_similarity_backward(Tensor grad_output, Tens
   Tensor grad_key = empty(key, shape_of(key));
   dispatch(op, query.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
-    using T = Accumulator<S>;
-    const auto queries = rows<const S>(query), keys = rows<const S>(key);
-    const auto grad = rows<const S>(grad_output);
+    const auto queries = feature_rows<const S>(query), keys = feature_rows<const S>(key);
+    const auto grad = feature_rows<const S>(grad_output);
     for (int64_t b = 0; b < queries.batch; ++b) {
       if (metric == "l1") {
         std::vector<double> table(static_cast<size_t>(queries.count * keys.count));
         copy_features(table.data(), keys.count, grad, b, 0, queries.count, 0, keys.count);
-        distance_table_backward<S>(table, queries, keys, b, rows<S>(grad_query),
-                                   rows<S>(grad_key));
+        distance_table_backward<S>(table, queries, keys, b, feature_rows<S>(grad_query),
+                                   feature_rows<S>(grad_key));
         continue;
       }
       const bool normalize = metric == "cosine";
-      const auto q = pack_rows<S>(queries, b, normalize), k = pack_rows<S>(keys, b, normalize);
-      RowGradient<S>{q, k, grad, false}.write(rows<S>(grad_query), b);
-      RowGradient<S>{k, q, grad, true}.write(rows<S>(grad_key), b);
+      const auto q = pack_matrix<S>(queries, b, normalize), k = pack_matrix<S>(keys, b, normalize);
+      RowGradient<S>{.rows = q, .others = k, .grad = grad, .transposed = false}.write(
+          feature_rows<S>(grad_query), b);
+      RowGradient<S>{.rows = k, .others = q, .grad = grad, .transposed = true}.write(
+          feature_rows<S>(grad_key), b);
     }
   });
   return {grad_query, grad_key};

@@ -15,11 +15,20 @@ Tensor conv3x3(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optiona
     using S = decltype(zero);
     const auto target = images<S>(output);
     const auto packed_bias = pack_bias<S>(bias, target.order);
-    Epilogue<S> epilogue{&packed_bias, static_cast<Accumulator<S>>(res_scale)};
-    epilogue.relu = relu;
     std::optional<Images<const S>> skip;
-    if (residual) epilogue.residual = &skip.emplace(images<const S>(*residual));
-    convolve<S>({images<const S>(x), weight, false, epilogue, target});
+    if (residual) skip = images<const S>(*residual);
+    const Epilogue<S> epilogue{
+        .bias = &packed_bias,
+        .scale = static_cast<Accumulator<S>>(res_scale),
+        .residual = skip ? &*skip : nullptr,
+        .relu = relu,
+    };
+    convolve<S>({
+        .input = images<const S>(x),
+        .weight = weight,
+        .epilogue = epilogue,
+        .output = target,
+    });
   });
   return output;
 }
@@ -36,6 +45,20 @@ std::tuple<Tensor, Tensor, Tensor> conv3x3_backward(Tensor grad_output, Tensor x
                                 static_cast<Accumulator<S>>(res_scale), needs_x, needs_weight,
                                 needs_bias);
   });
+}
+
+// Which algorithm convolves float32 images: for the tests, which know how Winograd rounds.
+extern "C" __attribute__((visibility("default"))) const char* clsd_convolution_algorithm(
+    int64_t inputs, int64_t outputs, int64_t height, int64_t width) {
+  const auto input = images<const float>(nullptr, {1, inputs, height, width});
+  const auto output = images<const float>(nullptr, {1, outputs, height, width});
+  switch (choose<float>(input, output)) {
+    case Algorithm::kWinograd: return "winograd";
+    case Algorithm::kNarrowInput: return "narrow_input";
+    case Algorithm::kNarrowOutput: return "narrow_output";
+    case Algorithm::kDirect: return "direct";
+  }
+  return nullptr;
 }
 
 }  // namespace clsd::cpu

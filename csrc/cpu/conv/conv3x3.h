@@ -4,24 +4,22 @@
 #include <tuple>
 #include <utility>
 
+#include "algorithm.h"
 #include "convolution.h"
 #include "direct.h"
 #include "narrow.h"
 #include "winograd.h"
+#include "winograd_gradient.h"
 
 namespace clsd::cpu {
 
 template <class S>
 void convolve(const Convolution<S>& convolution) {
-  const int64_t inputs = convolution.input.channels, outputs = convolution.output.channels;
-  if (prefers_winograd<S>(convolution.input, convolution.output)) {
-    winograd_convolve(convolution);
-  } else if (is_narrow(inputs, outputs)) {
-    expand_convolve(convolution);
-  } else if (is_narrow(outputs, inputs)) {
-    collapse_convolve(convolution);
-  } else {
-    direct_convolve(convolution);
+  switch (choose<S>(convolution.input, convolution.output)) {
+    case Algorithm::kWinograd: return winograd_convolve(convolution);
+    case Algorithm::kNarrowInput: return narrow_input_convolve(convolution);
+    case Algorithm::kNarrowOutput: return narrow_output_convolve(convolution);
+    case Algorithm::kDirect: return direct_convolve(convolution);
   }
 }
 
@@ -38,13 +36,18 @@ std::pair<Tensor, Tensor> parameter_gradients(const Images<const S>& input,
   if (needs_weight || needs_bias) {
     const Tensor* to_weight = needs_weight ? &grad_weight : nullptr;
     const Tensor* to_bias = needs_bias ? &grad_bias : nullptr;
-    if (prefers_winograd<S>(input, grad)) {
-      WinogradGradient<S>(input, grad).write(scale, to_weight, to_bias);
-    } else if (is_narrow(input.channels, grad.channels) ||
-               is_narrow(grad.channels, input.channels)) {
-      NarrowGradient<S>(input, grad).write(scale, to_weight, to_bias);
-    } else {
-      DirectGradient<S>(input, grad).write(scale, to_weight, to_bias);
+    const Algorithm algorithm = choose<S>(input, grad);
+    switch (algorithm) {
+      case Algorithm::kWinograd:
+        WinogradGradient<S>(input, grad).write(scale, to_weight, to_bias);
+        break;
+      case Algorithm::kNarrowInput:
+      case Algorithm::kNarrowOutput:
+        NarrowGradient<S>(input, grad, algorithm).write(scale, to_weight, to_bias);
+        break;
+      case Algorithm::kDirect:
+        DirectGradient<S>(input, grad).write(scale, to_weight, to_bias);
+        break;
     }
   }
   return {grad_weight, grad_bias};
@@ -59,9 +62,13 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Images<const S>& g
                                                         bool needs_weight, bool needs_bias) {
   const Tensor grad_x = needs_x ? empty(x, shape_of(x), memory_format(x)) : absent(x);
   if (needs_x) {
-    Epilogue<S> epilogue;
-    epilogue.scale = scale;
-    convolve<S>({grad, weight, true, epilogue, images<S>(grad_x)});
+    convolve<S>({
+        .input = grad,
+        .weight = weight,
+        .transposed = true,
+        .epilogue = {.scale = scale},
+        .output = images<S>(grad_x),
+    });
   }
   const auto [grad_weight, grad_bias] =
       parameter_gradients(images<const S>(x), grad, weight, scale, needs_weight, needs_bias);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "image_rows.h"
+#include "weight_view.h"
 #include "../kernels.h"
 #include "../workspace.h"
 
@@ -15,7 +16,7 @@ namespace clsd::cpu {
 template <class S>
 struct Epilogue {
   using T = Accumulator<S>;
-  const std::vector<T>* bias = nullptr;       // [K] in the output's order, padded to whole tiles
+  const std::vector<T>* bias = nullptr;       // [K] in the output's order, padded to whole panels
   T scale = 1;                                // of convolution and bias
   const Images<const S>* residual = nullptr;  // added after the scale
   const Images<const S>* positive = nullptr;  // result kept only where this is > 0
@@ -24,23 +25,19 @@ struct Epilogue {
   bool only_bias() const { return scale == 1 && !residual && !positive && !relu; }
 };
 
-// Convolution of input with weight, or with its transpose (KernelView), through the epilogue.
+// Convolution of input with weight, or with its transpose (WeightView), through the epilogue.
 template <class S>
 struct Convolution {
+  using T = Accumulator<S>;
   const Images<const S>& input;
   const Tensor& weight;
-  bool transposed;
+  bool transposed = false;
   const Epilogue<S>& epilogue;
   const Images<S>& output;
+  const TileKernels<T>& kernels = tile_kernels<T>();
 
-  KernelView<S> kernels() const { return {weight, transposed, output.order, input.order}; }
+  WeightView<S> weights() const { return {weight, transposed, output.order, input.order}; }
 };
-
-// Whether kernels can work on an image where it is: of their type, its channels whole tiles.
-template <class T, class S>
-bool in_place(const Images<S>& image) {
-  return std::is_same_v<std::remove_const_t<S>, T> && image.run % kTileCols == 0;
-}
 
 // The way of finished sums to the rows of a convolution's output.
 template <class S>
@@ -49,12 +46,12 @@ class OutputBand {
   using T = Accumulator<S>;
 
   OutputBand(Workspace& workspace, const Convolution<S>& convolution, int64_t rows)
-      : convolution_(convolution) {
+      : kernels_(convolution.kernels), convolution_(convolution) {
     const Images<S>& output = convolution.output;
     const auto pack = [&](const auto* image, PackedRows<T>& target) {
       if (!image || in_place<T>(*image)) return;
-      target = PackedRows<T>(workspace, rows, 0, output.width,
-                             round_up(output.channels, kTileCols));
+      target =
+          PackedRows<T>(workspace, rows, 0, output.width, round_up(output.channels, kTileCols));
     };
     pack(&output, output_);
     pack(convolution.epilogue.residual, residual_);
@@ -72,20 +69,22 @@ class OutputBand {
   // Take the sums of channels [k, k + channels) of `pixels` pixels, from pixel x of row y on.
   void store(const T* sums, int64_t sums_stride, int64_t y, int64_t x, int64_t pixels, int64_t k,
              int64_t channels) const {
-    visit_runs(y, x, k, channels, [&](int64_t c, int64_t count, const PixelGrid<T>& output,
-                                      const TileEpilogue<T>& epilogue) {
-      kernels_.finish(output, sums + c - k, sums_stride, pixels, count, epilogue);
-    });
+    visit_runs(
+        y, x, k, channels,
+        [&](int64_t c, int64_t count, const PixelGrid<T>& output, const TileEpilogue<T>& epilogue) {
+          kernels_.finish(output, sums + c - k, sums_stride, pixels, count, epilogue);
+        });
   }
 
   // Take the products of the Winograd tile whose first pixel is pixel x of row y.
-  void store_tile(const T* products, int64_t product_stride, int64_t y, int64_t x, int64_t rows,
-                  int64_t columns, int64_t k, int64_t channels) const {
-    visit_runs(y, x, k, channels, [&](int64_t c, int64_t count, const PixelGrid<T>& output,
-                                      const TileEpilogue<T>& epilogue) {
-      kernels_.winograd_output(output, rows, columns, products + c - k, product_stride, count,
-                               epilogue);
-    });
+  void store_winograd_tile(const T* products, int64_t product_stride, int64_t y, int64_t x,
+                           int64_t rows, int64_t columns, int64_t k, int64_t channels) const {
+    visit_runs(
+        y, x, k, channels,
+        [&](int64_t c, int64_t count, const PixelGrid<T>& output, const TileEpilogue<T>& epilogue) {
+          kernels_.winograd_output(output, rows, columns, products + c - k, product_stride, count,
+                                   epilogue);
+        });
   }
 
   int64_t rows() const { return rows_; }
@@ -110,13 +109,16 @@ class OutputBand {
 
   TileEpilogue<T> epilogue_at(int64_t y, int64_t x, int64_t k) const {
     const Epilogue<S>& epilogue = convolution_.epilogue;
-    TileEpilogue<T> tile{};
-    tile.bias = epilogue.bias ? epilogue.bias->data() + k : nullptr;
-    tile.scale = epilogue.scale;
-    tile.relu = epilogue.relu;
-    if (epilogue.residual) tile.residual = locate(*epilogue.residual, residual_, y, x, k);
-    if (epilogue.positive) tile.positive = locate(*epilogue.positive, positive_, y, x, k);
-    return tile;
+    const auto locate_if = [&](const Images<const S>* image, const PackedRows<T>& packed) {
+      return image ? locate(*image, packed, y, x, k) : PixelGrid<const T>{};
+    };
+    return {
+        .bias = epilogue.bias ? epilogue.bias->data() + k : nullptr,
+        .scale = epilogue.scale,
+        .residual = locate_if(epilogue.residual, residual_),
+        .relu = epilogue.relu,
+        .positive = locate_if(epilogue.positive, positive_),
+    };
   }
 
   // The pixels from row y, pixel x on, with their channels from the k-th on.
@@ -134,7 +136,7 @@ class OutputBand {
     return Grid{};  // other types are always packed
   }
 
-  const TileKernels<T>& kernels_ = tile_kernels<T>();
+  const TileKernels<T>& kernels_;
   const Convolution<S>& convolution_;
   PackedRows<T> output_, residual_, positive_;  // without values where images are used in place
   int64_t n_ = 0, first_ = 0, rows_ = 0;
@@ -143,8 +145,8 @@ class OutputBand {
 template <class S>
 std::vector<Accumulator<S>> pack_bias(const std::optional<Tensor>& bias,
                                       const std::vector<int64_t>& order) {
-  std::vector<Accumulator<S>> packed(static_cast<size_t>(
-      round_up(static_cast<int64_t>(order.size()), kTileCols)));
+  std::vector<Accumulator<S>> packed(
+      static_cast<size_t>(round_up(static_cast<int64_t>(order.size()), kTileCols)));
   if (bias) {
     const S* source = const_data<S>(*bias);
     for (size_t k = 0; k < order.size(); ++k) {
@@ -154,25 +156,25 @@ std::vector<Accumulator<S>> pack_bias(const std::optional<Tensor>& bias,
   return packed;
 }
 
-// Write the gradient of the weights from `taps(c, k, result)`: the tap gradients [9][kTileCols] of
+// Write the gradient of the weight from `taps(c, k, result)`: the tap gradients [9][kTileCols] of
 // input channel c and output channels [k, k + kTileCols), in the images' orders.
 template <class S, class Taps>
 void write_weight_gradient(const Images<const S>& input, const Images<const S>& grad,
                            Accumulator<S> scale, const Tensor& grad_weight, const Taps& taps) {
   S* target = data<S>(grad_weight);
   const int64_t inputs = input.channels, outputs = grad.channels;
-  const int64_t tiles = ceil_div(outputs, kTileCols);
+  const int64_t panels = ceil_div(outputs, kTileCols);
   int64_t strides[4];
   for (int64_t dim = 0; dim < 4; ++dim) strides[dim] = grad_weight.stride(dim);
-  torch::stable::parallel_for(0, tiles * inputs, 16, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, panels * inputs, 16, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t k = task / inputs * kTileCols, c = task % inputs;
       Accumulator<S> values[9 * kTileCols];
       taps(c, k, values);
       for (int64_t v = 0; v < std::min(kTileCols, outputs - k); ++v) {
-        S* kernel = target + grad.order[k + v] * strides[0] + input.order[c] * strides[1];
+        S* gradient = target + grad.order[k + v] * strides[0] + input.order[c] * strides[1];
         for (int64_t tap = 0; tap < 9; ++tap) {
-          kernel[tap / 3 * strides[2] + tap % 3 * strides[3]] =
+          gradient[tap / 3 * strides[2] + tap % 3 * strides[3]] =
               static_cast<S>(values[tap * kTileCols + v] * scale);
         }
       }
@@ -180,16 +182,15 @@ void write_weight_gradient(const Images<const S>& input, const Images<const S>& 
   });
 }
 
-// Write the gradient of the bias from sums of parts of the pixels, [parts][stride], adding the
-// parts in order. They are doubles: a chain of thousands of additions.
+// Write the gradient of the bias from partial sums of the pixels, [partials][stride], added in
+// order. They are doubles: a chain of thousands of additions.
 template <class S>
-void write_bias_gradient(const Images<const S>& grad, Accumulator<S> scale,
-                         const Tensor& grad_bias, const double* sums, int64_t stride,
-                         int64_t parts) {
+void write_bias_gradient(const Images<const S>& grad, Accumulator<S> scale, const Tensor& grad_bias,
+                         const double* sums, int64_t stride, int64_t partials) {
   S* target = data<S>(grad_bias);
   for (int64_t k = 0; k < grad.channels; ++k) {
     double sum = 0;
-    for (int64_t part = 0; part < parts; ++part) sum += sums[part * stride + k];
+    for (int64_t partial = 0; partial < partials; ++partial) sum += sums[partial * stride + k];
     target[grad.order[k]] = static_cast<S>(static_cast<Accumulator<S>>(sum) * scale);
   }
 }

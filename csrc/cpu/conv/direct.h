@@ -1,8 +1,8 @@
 // Direct 3x3 convolution and its weight gradient on register tiles.
 //
-// In packed rows the 3 C inputs of one pixel under one kernel row are consecutive, so that a
-// convolution is, for each kernel row, a product of [pixels, 3 C] with [3 C, K] whose left rows
-// overlap. The gradient of the weights is the transposed product.
+// In packed rows the 3 C inputs of one pixel under one row of taps are consecutive, so that a
+// convolution is, for each row of taps, a product of [pixels, 3 C] with [3 C, K] whose left rows
+// overlap. The gradient of the weight is the transposed product.
 #pragma once
 
 #include <algorithm>
@@ -13,22 +13,22 @@
 namespace clsd::cpu {
 
 constexpr int64_t kBand = 8;          // image rows of one task
-constexpr int64_t kDirectChain = 64;  // steps of one summation chain (tile.h)
+constexpr int64_t kDirectChain = 64;  // steps of one summation chain (kernels.h)
 
-// Weights as [tiles of K][3 kernel rows][3 kernel columns, C][kTileCols], with `extra` steps of
-// zeros after each tile.
+// A weight as [panels of K][3 rows of taps][3 columns of taps, C][kTileCols], with `extra` steps of
+// zeros after each panel.
 template <class S>
-Accumulator<S>* direct_weight(Workspace& workspace, const KernelView<S>& kernels,
+Accumulator<S>* direct_weight(Workspace& workspace, const WeightView<S>& weights,
                               int64_t extra = 0) {
-  const int64_t steps = 9 * kernels.inputs + extra;
-  const int64_t size = round_up(kernels.outputs, kTileCols) * steps;
+  const int64_t steps = 9 * weights.inputs + extra;
+  const int64_t size = round_up(weights.outputs, kTileCols) * steps;
   auto* packed = workspace.take<Accumulator<S>>(size);
   std::fill_n(packed, size, 0);
-  for (int64_t k = 0; k < kernels.outputs; ++k) {
+  for (int64_t k = 0; k < weights.outputs; ++k) {
     for (int64_t tap = 0; tap < 9; ++tap) {
-      auto* target = packed + (k / kTileCols * steps + tap * kernels.inputs) * kTileCols;
-      for (int64_t c = 0; c < kernels.inputs; ++c) {
-        target[c * kTileCols + k % kTileCols] = kernels.at(k, c, tap);
+      auto* target = packed + (k / kTileCols * steps + tap * weights.inputs) * kTileCols;
+      for (int64_t c = 0; c < weights.inputs; ++c) {
+        target[c * kTileCols + k % kTileCols] = weights.at(k, c, tap);
       }
     }
   }
@@ -43,8 +43,7 @@ void direct_convolve(const Convolution<S>& convolution) {
   const int64_t depth = 3 * input.channels;
   const int64_t bands = ceil_div(input.height, kBand);
   Workspace workspace;
-  const T* weight = direct_weight(workspace, convolution.kernels());
-  const auto& kernels = tile_kernels<T>();  // here, where a thread can still throw
+  const T* weight = direct_weight(workspace, convolution.weights());
   torch::stable::parallel_for(0, input.batch * bands, 1, [&](int64_t begin, int64_t end) {
     Workspace scratch;
     const PackedRows<T> rows(scratch, kBand + 2, 1, round_up(input.width, kTileRows) + 2,
@@ -60,10 +59,17 @@ void direct_convolve(const Convolution<S>& convolution) {
           for (int64_t x = 0; x < input.width; x += kTileRows) {
             alignas(64) T sums[kTileSize];
             for (int64_t ky = 0; ky < 3; ++ky) {
-              kernels.multiply(
-                  sums, {rows.pixel(y + ky, x), input.channels, 1,
-                         weight + (k * 3 + ky * kTileCols) * depth, kTileCols, depth,
-                         kDirectChain, ky > 0});
+              const TileOperands<T> operands{
+                  .a = rows.pixel(y + ky, x),
+                  .a_row = input.channels,
+                  .a_step = 1,
+                  .b = weight + (k * 3 + ky * kTileCols) * depth,
+                  .b_step = kTileCols,
+                  .steps = depth,
+                  .chain = kDirectChain,
+                  .add = ky > 0,
+              };
+              convolution.kernels.multiply(sums, operands);
             }
             band.store(sums, kTileCols, y, x, std::min(kTileRows, input.width - x), k, kTileCols);
           }
@@ -83,12 +89,12 @@ void add_pixels(const PackedRows<T>& rows, int64_t pixels, double* sums) {
   }
 }
 
-// The gradient of the weights: [3 kernel rows][tiles of 3 C][tiles of K], each a register tile of
+// The gradient of the weight: [3 rows of taps][tiles of 3 C][panels of K], each a register tile of
 // sums over all pixels.
 //
 // The bands are divided into a number of groups that depends on the shape alone. Each group sums
-// into its own partial result and the partials are added in order, so that the result does not
-// depend on the number of threads.
+// into its own partial and the partials are added in order, so that the result does not depend on
+// the number of threads.
 template <class S>
 class DirectGradient {
  public:
@@ -115,8 +121,8 @@ class DirectGradient {
     const int64_t bands = input_.batch * bands_;
     torch::stable::parallel_for(0, groups_, 1, [&](int64_t begin, int64_t end) {
       for (int64_t group = begin; group < end; ++group) {
-        add_bands(group * bands / groups_, (group + 1) * bands / groups_,
-                  partials + group * size_, sums + group * padded_);
+        add_bands(group * bands / groups_, (group + 1) * bands / groups_, partials + group * size_,
+                  sums + group * padded_);
       }
     });
     if (grad_weight) {
@@ -150,9 +156,17 @@ class DirectGradient {
       for (int64_t t = 0; t < row_tiles_; ++t) {
         for (int64_t k = 0; k < padded_; k += kTileCols, partial += kTileSize) {
           for (int64_t y = 0; y < height; ++y) {
-            kernels_.multiply(
-                partial, {x.row(y + ky) + t * kTileRows, 1, input_.channels, dy.row(y) + k,
-                          padded_, input_.width, kDirectChain, true});
+            const TileOperands<T> operands{
+                .a = x.row(y + ky) + t * kTileRows,
+                .a_row = 1,
+                .a_step = input_.channels,
+                .b = dy.row(y) + k,
+                .b_step = padded_,
+                .steps = input_.width,
+                .chain = kDirectChain,
+                .add = true,
+            };
+            kernels_.multiply(partial, operands);
           }
         }
       }

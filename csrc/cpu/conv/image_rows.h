@@ -1,4 +1,4 @@
-// Image rows and weights in the order and type that the kernels work on, and back.
+// Rows of images in the order and type that the kernels work on, and back.
 #pragma once
 
 #include <algorithm>
@@ -67,7 +67,7 @@ struct PackedRows {
       : halo(halo),
         columns(columns),
         channels(channels),
-        // A tile may read kTileRows - 1 elements beyond the last pixel it uses.
+        // A register tile may read kTileRows - 1 elements beyond the last pixel it uses.
         values(workspace.take<T>(rows * columns * channels + kTileRows)) {
     std::fill_n(values, rows * columns * channels + kTileRows, T(0));
   }
@@ -143,36 +143,49 @@ struct PackedRows {
   }
 };
 
-// Weights [K, C, 3, 3] of any strides, by output and input channels in the orders of two images.
-// `transposed` swaps input and output channels and turns the kernel by 180 degrees: the
-// convolution with it is the gradient of the convolution's input.
-template <class S>
-struct KernelView {
-  int64_t outputs, inputs;
+// Whether kernels can work on an image where it is: of their type, its channels whole panels.
+template <class T, class S>
+bool in_place(const Images<S>& image) {
+  return std::is_same_v<std::remove_const_t<S>, T> && image.run % kTileCols == 0;
+}
 
-  KernelView(const Tensor& weight, bool transposed, const std::vector<int64_t>& output_order,
-             const std::vector<int64_t>& input_order)
-      : outputs(weight.size(transposed ? 1 : 0)),
-        inputs(weight.size(transposed ? 0 : 1)),
-        data_(const_data<S>(weight)),
-        stride_out_(weight.stride(transposed ? 1 : 0)),
-        stride_in_(weight.stride(transposed ? 0 : 1)),
-        output_order_(output_order),
-        input_order_(input_order) {
-    for (int64_t tap = 0; tap < 9; ++tap) {
-      taps_[transposed ? 8 - tap : tap] = tap / 3 * weight.stride(2) + tap % 3 * weight.stride(3);
-    }
+// Whether products of a row's pixels can read or write them where they are.
+template <class T, class S>
+bool rows_in_place(const Images<S>& image) {
+  return in_place<T>(image) && image.run == image.channels && image.width % kRowStep == 0;
+}
+
+// One row at a time of an image: where it is, or packed.
+template <class S>
+class RowReader {
+ public:
+  using T = Accumulator<S>;
+
+  RowReader(Workspace& workspace, const Images<const S>& image)
+      : channels(round_up(image.channels, kTileCols)), image_(image) {
+    if (rows_in_place<T>(image)) return;
+    packed_ = PackedRows<T>(workspace, 1, 0, round_up(image.width, kRowStep), channels);
   }
 
-  Accumulator<S> at(int64_t k, int64_t c, int64_t tap) const {
-    const S* kernel = data_ + output_order_[k] * stride_out_ + input_order_[c] * stride_in_;
-    return static_cast<Accumulator<S>>(kernel[taps_[tap]]);
+  const int64_t channels;  // whole panels
+
+  struct Row {
+    const T* data;
+    int64_t stride;
+  };
+
+  // Valid until the next call.
+  Row read(int64_t n, int64_t y) const {
+    if constexpr (std::is_same_v<S, T>) {
+      if (!packed_.values) return {image_.pixel(n, y, 0), image_.stride_w};
+    }
+    packed_.fill(image_, n, y, 1);
+    return {packed_.values, channels};
   }
 
  private:
-  const S* data_;
-  int64_t stride_out_, stride_in_, taps_[9];
-  const std::vector<int64_t>&output_order_, &input_order_;
+  const Images<const S>& image_;
+  PackedRows<T> packed_;
 };
 
 }  // namespace clsd::cpu

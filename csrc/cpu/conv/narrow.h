@@ -3,9 +3,9 @@
 // empty. So the nine taps are laid beside each other: an expanded pixel is the narrow map's 3x3
 // patch, 9 m numbers, and
 //
-//   wide = expanded * weights            from the narrow map to the wide one
-//   narrow = nine shifted sums of wide * weights      and back
-//   gradient of the weights = wide^T * expanded       either way
+//   wide = expanded * weight                          from the narrow map to the wide one
+//   narrow = nine shifted sums of wide * weight       and back
+//   gradient of the weight = wide^T * expanded        either way
 #pragma once
 
 #include <algorithm>
@@ -13,57 +13,14 @@
 #include <cstring>
 #include <vector>
 
+#include "algorithm.h"
 #include "convolution.h"
 #include "direct.h"
 
 namespace clsd::cpu {
 
-constexpr int64_t kNarrow = 4;        // channels of a narrow map, at most
 constexpr int64_t kNarrowBand = 16;   // image rows of one task
-constexpr int64_t kNarrowChain = 64;  // steps of one summation chain (tile.h)
-
-inline bool is_narrow(int64_t channels, int64_t others) {
-  return channels <= kNarrow && others >= kTileCols;
-}
-
-// Whether whole tiles can work on the rows of an image where it is.
-template <class T, class S>
-bool rows_in_place(const Images<S>& image) {
-  return in_place<T>(image) && image.run == image.channels && image.width % kRowStep == 0;
-}
-
-// One row at a time of an image: where it is, or packed.
-template <class S>
-class RowReader {
- public:
-  using T = Accumulator<S>;
-
-  RowReader(Workspace& workspace, const Images<const S>& image)
-      : channels(round_up(image.channels, kTileCols)), image_(image) {
-    if (rows_in_place<T>(image)) return;
-    packed_ = PackedRows<T>(workspace, 1, 0, round_up(image.width, kRowStep), channels);
-  }
-
-  const int64_t channels;  // whole tiles
-
-  struct Row {
-    const T* data;
-    int64_t stride;
-  };
-
-  // Valid until the next call.
-  Row read(int64_t n, int64_t y) const {
-    if constexpr (std::is_same_v<S, T>) {
-      if (!packed_.values) return {image_.pixel(n, y, 0), image_.stride_w};
-    }
-    packed_.fill(image_, n, y, 1);
-    return {packed_.values, channels};
-  }
-
- private:
-  const Images<const S>& image_;
-  PackedRows<T> packed_;
-};
+constexpr int64_t kNarrowChain = 64;  // steps of one summation chain (kernels.h)
 
 // The patches of a row of a narrow image, [W][stride]: the numbers (tap, channel) of each, then a
 // one, to multiply with a bias.
@@ -110,10 +67,9 @@ class ExpandedRow {
 
 // From a narrow map to a wide one.
 template <class S>
-void expand_convolve(const Convolution<S>& convolution) {
+void narrow_input_convolve(const Convolution<S>& convolution) {
   using T = Accumulator<S>;
   constexpr int64_t kPixels = 4 * kTileRows;  // of one product
-  const auto& kernels = tile_kernels<T>();
   const Images<const S>& input = convolution.input;
   const Images<S>& output = convolution.output;
   const int64_t depth = 9 * input.channels, panel = (depth + 1) * kTileCols;
@@ -123,7 +79,7 @@ void expand_convolve(const Convolution<S>& convolution) {
   const std::vector<T>* bias = convolution.epilogue.bias;
   const bool here = convolution.epilogue.only_bias() && rows_in_place<T>(output);
   Workspace workspace;
-  T* weight = direct_weight(workspace, convolution.kernels(), 1);
+  T* weight = direct_weight(workspace, convolution.weights(), 1);
   for (int64_t k = 0; bias && k < outputs; k += kTileCols) {
     std::copy_n(bias->data() + k, kTileCols, weight + k / kTileCols * panel + depth * kTileCols);
   }
@@ -140,20 +96,27 @@ void expand_convolve(const Convolution<S>& convolution) {
         const T* row = expanded.read(n, first + y);
         for (int64_t x = 0; x < input.width; x += kPixels) {
           const int64_t pixels = std::min(kPixels, input.width - x);
-          TileOperands<T> operands{row + x * expanded.stride, expanded.stride, 1, weight,
-                                   kTileCols, depth + here, kNarrowChain, false};
-          operands.rows = round_up(pixels, kRowStep);
-          operands.acc_row = outputs;
-          operands.panels = outputs / kTileCols;
-          operands.b_panel = panel;
+          const TileOperands<T> operands{
+              .a = row + x * expanded.stride,
+              .a_row = expanded.stride,
+              .a_step = 1,
+              .b = weight,
+              .b_step = kTileCols,
+              .steps = depth + here,
+              .chain = kNarrowChain,
+              .add = false,
+              .rows = round_up(pixels, kRowStep),
+              .acc_row = here ? output.stride_w : outputs,
+              .panels = outputs / kTileCols,
+              .b_panel = panel,
+          };
           if constexpr (std::is_same_v<S, T>) {
             if (here) {
-              operands.acc_row = output.stride_w;
-              kernels.multiply(output.pixel(n, first + y, x), operands);
+              convolution.kernels.multiply(output.pixel(n, first + y, x), operands);
               continue;
             }
           }
-          kernels.multiply(sums, operands);
+          convolution.kernels.multiply(sums, operands);
           band.store(sums, outputs, y, x, pixels, 0, outputs);
         }
       }
@@ -165,12 +128,13 @@ void expand_convolve(const Convolution<S>& convolution) {
 // From a wide map to a narrow one: the products of a row of pixels with all taps are kept until
 // the three output rows that they belong to are summed.
 template <class S>
-class CollapseBand {
+class NarrowOutputBand {
  public:
   using T = Accumulator<S>;
 
-  CollapseBand(Workspace& workspace, const Convolution<S>& convolution, const T* weight)
-      : input_(convolution.input),
+  NarrowOutputBand(Workspace& workspace, const Convolution<S>& convolution, const T* weight)
+      : kernels_(convolution.kernels),
+        input_(convolution.input),
         narrow_(convolution.output.channels),
         stride_(products_stride(narrow_)),
         weight_(weight),
@@ -185,12 +149,20 @@ class CollapseBand {
   void multiply(int64_t n, int64_t y) const {
     if (y < 0 || y >= input_.height) return;
     const auto row = reader_.read(n, y);
-    TileOperands<T> operands{row.data,  row.stride,      1,            weight_,
-                             kTileCols, input_.channels, kNarrowChain, false};
-    operands.rows = round_up(input_.width, kRowStep);
-    operands.acc_row = stride_;
-    operands.panels = stride_ / kTileCols;
-    operands.b_panel = input_.channels * kTileCols;
+    const TileOperands<T> operands{
+        .a = row.data,
+        .a_row = row.stride,
+        .a_step = 1,
+        .b = weight_,
+        .b_step = kTileCols,
+        .steps = input_.channels,
+        .chain = kNarrowChain,
+        .add = false,
+        .rows = round_up(input_.width, kRowStep),
+        .acc_row = stride_,
+        .panels = stride_ / kTileCols,
+        .b_panel = input_.channels * kTileCols,
+    };
     kernels_.multiply(products_[y % 3], operands);
   }
 
@@ -218,7 +190,7 @@ class CollapseBand {
     }
   }
 
-  const TileKernels<T>& kernels_ = tile_kernels<T>();
+  const TileKernels<T>& kernels_;
   const Images<const S>& input_;
   int64_t narrow_, stride_;
   const T* weight_;
@@ -228,53 +200,52 @@ class CollapseBand {
 };
 
 template <class S>
-void collapse_convolve(const Convolution<S>& convolution) {
+void narrow_output_convolve(const Convolution<S>& convolution) {
   using T = Accumulator<S>;
   const Images<const S>& input = convolution.input;
-  const KernelView<S> kernels = convolution.kernels();
-  const int64_t stride = CollapseBand<S>::products_stride(kernels.outputs);
+  const WeightView<S> weights = convolution.weights();
+  const int64_t stride = NarrowOutputBand<S>::products_stride(weights.outputs);
   Workspace workspace;
-  T* weight = workspace.take<T>(stride * kernels.inputs);  // [tiles of (tap, k)][C][kTileCols]
-  std::fill_n(weight, stride * kernels.inputs, T(0));
-  for (int64_t e = 0; e < 9 * kernels.outputs; ++e) {
-    T* target = weight + e / kTileCols * kernels.inputs * kTileCols + e % kTileCols;
-    for (int64_t c = 0; c < kernels.inputs; ++c) {
-      target[c * kTileCols] = kernels.at(e % kernels.outputs, c, e / kernels.outputs);
+  T* weight = workspace.take<T>(stride * weights.inputs);  // [panels of (tap, k)][C][kTileCols]
+  std::fill_n(weight, stride * weights.inputs, T(0));
+  for (int64_t e = 0; e < 9 * weights.outputs; ++e) {
+    T* target = weight + e / kTileCols * weights.inputs * kTileCols + e % kTileCols;
+    for (int64_t c = 0; c < weights.inputs; ++c) {
+      target[c * kTileCols] = weights.at(e % weights.outputs, c, e / weights.outputs);
     }
   }
-  tile_kernels<T>();  // here, where a thread can still throw
   const int64_t bands = ceil_div(input.height, kNarrowBand);
   torch::stable::parallel_for(0, input.batch * bands, 1, [&](int64_t begin, int64_t end) {
     Workspace scratch;
-    const CollapseBand<S> collapse(scratch, convolution, weight);
+    const NarrowOutputBand<S> products(scratch, convolution, weight);
     OutputBand<S> band(scratch, convolution, kNarrowBand);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t n = task / bands, first = task % bands * kNarrowBand;
       const int64_t height = std::min(kNarrowBand, input.height - first);
       band.load(n, first, height);
-      collapse.multiply(n, first - 1);
-      collapse.multiply(n, first);
+      products.multiply(n, first - 1);
+      products.multiply(n, first);
       for (int64_t y = 0; y < height; ++y) {
-        collapse.multiply(n, first + y + 1);
-        band.store(collapse.sum(first + y), kTileCols, y, 0, input.width, 0, kTileCols);
+        products.multiply(n, first + y + 1);
+        band.store(products.sum(first + y), kTileCols, y, 0, input.width, 0, kTileCols);
       }
       band.flush();
     }
   });
 }
 
-// The gradient of the weights between a wide and a narrow map: sums over the pixels of wide *
-// expanded. Rows are divided into groups that depend on the shape alone, each with a partial
-// result, and the partials are added in order: the number of threads changes nothing.
+// The gradient of the weight between a wide and a narrow map: sums over the pixels of wide *
+// expanded. Rows are divided into groups that depend on the shape alone, each with a partial, and
+// the partials are added in order: the number of threads changes nothing.
 template <class S>
 class NarrowGradient {
  public:
   using T = Accumulator<S>;
 
-  NarrowGradient(const Images<const S>& input, const Images<const S>& grad)
+  NarrowGradient(const Images<const S>& input, const Images<const S>& grad, Algorithm algorithm)
       : input_(input),
         grad_(grad),
-        wide_is_input_(is_narrow(grad.channels, input.channels)),
+        wide_is_input_(algorithm == Algorithm::kNarrowOutput),
         wide_(wide_is_input_ ? input : grad),
         narrow_(wide_is_input_ ? grad : input),
         stride_(round_up(9 * narrow_.channels, kTileCols)),
@@ -313,12 +284,20 @@ class NarrowGradient {
       const int64_t n = task / input_.height, y = task % input_.height;
       const auto row = wide.read(n, y);
       const T* patches = expanded.read(n, y);
-      TileOperands<T> operands{row.data, 1,            row.stride,   patches,
-                               stride_,  input_.width, kNarrowChain, true};
-      operands.rows = round_up(wide_.channels, kRowStep);
-      operands.acc_row = stride_;
-      operands.panels = stride_ / kTileCols;
-      operands.b_panel = kTileCols;
+      const TileOperands<T> operands{
+          .a = row.data,
+          .a_row = 1,
+          .a_step = row.stride,
+          .b = patches,
+          .b_step = stride_,
+          .steps = input_.width,
+          .chain = kNarrowChain,
+          .add = true,
+          .rows = round_up(wide_.channels, kRowStep),
+          .acc_row = stride_,
+          .panels = stride_ / kTileCols,
+          .b_panel = kTileCols,
+      };
       kernels_.multiply(partial, operands);
       if (wide_is_input_) {  // the patch's own pixel is its middle
         add_row(patches + 4 * narrow_.channels, stride_, narrow_.channels, sums);
@@ -339,9 +318,8 @@ class NarrowGradient {
     for (int64_t v = 0; v < std::min(kTileCols, grad_.channels - k); ++v) {
       for (int64_t tap = 0; tap < 9; ++tap) {
         // The input at a pixel's tap is, seen from there, the gradient at the opposite tap.
-        const int64_t index = wide_is_input_
-                                  ? c * stride_ + (8 - tap) * narrow_.channels + k + v
-                                  : (k + v) * stride_ + tap * narrow_.channels + c;
+        const int64_t index = wide_is_input_ ? c * stride_ + (8 - tap) * narrow_.channels + k + v
+                                             : (k + v) * stride_ + tap * narrow_.channels + c;
         T& sum = result[tap * kTileCols + v];
         for (int64_t group = 0; group < groups_; ++group) sum += partials[group * size_ + index];
       }

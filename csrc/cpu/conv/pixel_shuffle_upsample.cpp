@@ -14,18 +14,23 @@ Tensor pixel_shuffle_upsample(Tensor x, Tensor weight, std::optional<Tensor> bia
     using S = decltype(zero);
     const auto target = images<S>(output, upscale_factor);
     const auto packed_bias = pack_bias<S>(bias, target.order);
-    const Epilogue<S> epilogue{&packed_bias};
-    convolve<S>({images<const S>(x), weight, false, epilogue, target});
+    convolve<S>({
+        .input = images<const S>(x),
+        .weight = weight,
+        .epilogue = {.bias = &packed_bias},
+        .output = target,
+    });
   });
   return output;
 }
 
-std::tuple<Tensor, Tensor, Tensor> pixel_shuffle_upsample_backward(
-    Tensor grad_output, Tensor x, Tensor weight, int64_t upscale_factor, bool needs_x,
-    bool needs_weight, bool needs_bias) {
+std::tuple<Tensor, Tensor, Tensor> pixel_shuffle_upsample_backward(Tensor grad_output, Tensor x,
+                                                                   Tensor weight,
+                                                                   int64_t upscale_factor,
+                                                                   bool needs_x, bool needs_weight,
+                                                                   bool needs_bias) {
   const char* op = "pixel_shuffle_upsample_backward";
-  const Shape shape =
-      check_pixel_shuffle_upsample(op, x, weight, std::nullopt, upscale_factor);
+  const Shape shape = check_pixel_shuffle_upsample(op, x, weight, std::nullopt, upscale_factor);
   check_backward(op, "grad_output", x, grad_output, shape);
   return dispatch(op, x.scalar_type(), [&](auto zero) {
     using S = decltype(zero);

@@ -21,12 +21,18 @@ std::tuple<Tensor, Tensor> residual_block(Tensor x, Tensor weight1, std::optiona
     const auto target = images<S>(output);
     const auto packed_bias1 = pack_bias<S>(bias1, activation.order);
     const auto packed_bias2 = pack_bias<S>(bias2, target.order);
-    Epilogue<S> relu{&packed_bias1};
-    relu.relu = true;
-    const Epilogue<S> skip{&packed_bias2, static_cast<Accumulator<S>>(res_scale), &input};
-    const Convolution<S> first{input, weight1, false, relu, activation};
-    const Convolution<S> second{second_input, weight2, false, skip, target};
-    if (!save_hidden && prefers_winograd<S>(input, activation)) {
+    const Epilogue<S> relu{.bias = &packed_bias1, .relu = true};
+    const Epilogue<S> skip{
+        .bias = &packed_bias2,
+        .scale = static_cast<Accumulator<S>>(res_scale),
+        .residual = &input,
+    };
+    const Convolution<S> first{
+        .input = input, .weight = weight1, .epilogue = relu, .output = activation};
+    const Convolution<S> second{
+        .input = second_input, .weight = weight2, .epilogue = skip, .output = target};
+    // The choice is the same for both: they have the same image and each other's channels.
+    if (!save_hidden && choose<S>(input, activation) == Algorithm::kWinograd) {
       winograd_convolve_twice(first, second, activation, second_input);
       return;
     }
@@ -58,21 +64,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> residual_block_backward(
     const auto activation = images<const S>(hidden);
     const auto grad_hidden =
         images<S>(workspace.take<S>(x.size(0) * activation.stride_n), hidden_shape);
-    Epilogue<S> through_relu;
-    through_relu.scale = scale;
-    through_relu.positive = &activation;
-    convolve<S>({grad, weight2, true, through_relu, grad_hidden});
+    convolve<S>({
+        .input = grad,
+        .weight = weight2,
+        .transposed = true,
+        .epilogue = {.scale = scale, .positive = &activation},
+        .output = grad_hidden,
+    });
     const auto [grad_weight2, grad_bias2] =
         parameter_gradients(activation, grad, weight2, scale, needs_params, needs_params);
     const auto hidden_grad = constant(grad_hidden);
     if (needs_x) {
-      Epilogue<S> plus_skip;
-      plus_skip.residual = &grad;
-      convolve<S>({hidden_grad, weight1, true, plus_skip, images<S>(grad_x)});
+      convolve<S>({
+          .input = hidden_grad,
+          .weight = weight1,
+          .transposed = true,
+          .epilogue = {.residual = &grad},
+          .output = images<S>(grad_x),
+      });
     }
-    const auto [grad_weight1, grad_bias1] =
-        parameter_gradients(images<const S>(x), hidden_grad, weight1, Accumulator<S>(1),
-                            needs_params, needs_params);
+    const auto [grad_weight1, grad_bias1] = parameter_gradients(
+        images<const S>(x), hidden_grad, weight1, Accumulator<S>(1), needs_params, needs_params);
     return std::make_tuple(grad_x, grad_weight1, grad_bias1, grad_weight2, grad_bias2);
   });
 }

@@ -1,4 +1,4 @@
-// The rows and columns of the collapsed tail: which taps it has, and which paths make them up. This
+// The rows and columns of the composed tail: which taps it has, and which paths make them up. This
 // is clsd_fast/_tail_axes.py once more; docs/tail.md derives it.
 //
 // Over one axis, a tail maps each pixel to `taps` output pixels. Its intermediate maps end at their
@@ -67,9 +67,13 @@ inline std::vector<TailPath> start_paths(int64_t stage, const TailAxis& after, i
     for (const TailSegment& segment : after.segments) {
       if (position < 0 && segment.every) {
         const int64_t first = after.upscale * position - after.padding;
-        if (first + segment.count > 0) paths.push_back({row, -first, 0, segment.count + first, -1});
+        if (first + segment.count > 0) {
+          paths.push_back(
+              {.row = row, .after = -first, .tap = 0, .count = segment.count + first, .sign = -1});
+        }
       } else if (position >= 0 && !segment.every && segment.edge == position) {
-        paths.push_back({row, segment.begin, 0, segment.count, 1});
+        paths.push_back(
+            {.row = row, .after = segment.begin, .tap = 0, .count = segment.count, .sign = 1});
       }
     }
   }
@@ -77,15 +81,27 @@ inline std::vector<TailPath> start_paths(int64_t stage, const TailAxis& after, i
 }
 
 // The last convolution: row y of its input adds to rows y - 1 to y + 1.
-inline TailAxis out_conv_axis() { return {1, 1, {{0, 3, true}}, {}}; }
+inline TailAxis out_conv_axis() {
+  return {
+      .upscale = 1,
+      .padding = 1,
+      .segments = {{.begin = 0, .count = 3, .every = true}},
+      .paths = {},
+  };
+}
 
 // The axis of a 3x3 convolution and a pixel shuffle by `stage`, with `after` behind it.
 inline TailAxis prepend(int64_t stage, const TailAxis& after) {
   const int64_t rows = 3 * stage, taps = after.segments[0].count;
-  TailAxis axis{stage * after.upscale, stage * after.upscale + after.padding, {}, {}};
-  axis.segments.push_back({0, after.upscale * (rows - 1) + taps, true});
+  TailAxis axis{
+      .upscale = stage * after.upscale,
+      .padding = stage * after.upscale + after.padding,
+      .segments = {{.begin = 0, .count = after.upscale * (rows - 1) + taps, .every = true}},
+      .paths = {},
+  };
   for (int64_t row = 0; row < rows; ++row) {
-    axis.paths.push_back({row, 0, after.upscale * row, taps, 1});
+    axis.paths.push_back(
+        {.row = row, .after = 0, .tap = after.upscale * row, .count = taps, .sign = 1});
   }
   for (int64_t edge = 0;; ++edge) {
     const std::vector<TailPath> start = start_paths(stage, after, edge);
@@ -93,13 +109,21 @@ inline TailAxis prepend(int64_t stage, const TailAxis& after) {
     int64_t count = 0;
     for (const TailPath& path : start) count = std::max(count, path.tap + path.count);
     const int64_t first = axis.size(), last = first + 2 * count - 1;
-    axis.segments.push_back({first, count, false, edge});
-    axis.segments.push_back({first + count, count, false, ~edge});
+    axis.segments.push_back({.begin = first, .count = count, .every = false, .edge = edge});
+    axis.segments.push_back(
+        {.begin = first + count, .count = count, .every = false, .edge = ~edge});
     for (const TailPath& path : start) {
-      axis.paths.push_back({path.row, path.after, first + path.tap, path.count, path.sign});
       const int64_t end = path.count - 1;
-      axis.paths.push_back({rows - 1 - path.row, after.mirrored(path.after + end),
-                            last - path.tap - end, path.count, path.sign});
+      axis.paths.push_back({.row = path.row,
+                            .after = path.after,
+                            .tap = first + path.tap,
+                            .count = path.count,
+                            .sign = path.sign});
+      axis.paths.push_back({.row = rows - 1 - path.row,
+                            .after = after.mirrored(path.after + end),
+                            .tap = last - path.tap - end,
+                            .count = path.count,
+                            .sign = path.sign});
     }
   }
 }

@@ -1,8 +1,8 @@
-// Composing the kernel of a collapsed tail (docs/tail.md), and the gradients of what it is made of.
+// Composing the weight of a composed tail (docs/tail.md), and the gradients of what it is made of.
 //
-// A composed kernel is [C + 1][columns][rows][K], over all taps of both axes (tail_axis.h). Its
-// last channel is one that is 1 everywhere, to multiply with the biases. Composing begins at the
-// output, which has few channels.
+// A composed weight is [C + 1][columns][rows][K], over all taps of both axes (axis.h). Its last
+// channel is one that is 1 everywhere, to multiply with the biases. Composing begins at the output,
+// which has few channels.
 #pragma once
 
 #include <algorithm>
@@ -16,8 +16,8 @@
 
 namespace clsd::cpu {
 
-constexpr int64_t kComposeChain = 33;  // steps of one summation chain (tile.h): half of 64 + 1
-constexpr int64_t kComposeGroups = 8;  // parts of the channels whose gradients are added in order
+constexpr int64_t kComposeChain = 33;  // steps of one summation chain (kernels.h): half of 64 + 1
+constexpr int64_t kComposeGroups = 8;  // of channels, whose partials are added in order
 
 // A weight [K, C, 3, 3] of any strides, which is only read if T is const: a tensor takes too long
 // to tell its strides for every element.
@@ -57,16 +57,16 @@ struct TailStage {
   int64_t outputs() const { return weight.outputs / (factor * factor); }
 };
 
-// The last convolution [K, M, 3, 3] as a composed kernel [M + 1][3][3][K].
+// The last convolution [K, M, 3, 3] as a composed weight [M + 1][3][3][K].
 template <class T>
-void compose_out(const TailWeight<const T>& weight, T* kernel) {
+void compose_out(const TailWeight<const T>& weight, T* composed) {
   for (int64_t m = 0; m < weight.inputs; ++m) {
     for (int64_t i = 0; i < 9; ++i) {
       const int64_t tap = 8 - (i % 3 * 3 + i / 3);
-      for (int64_t k = 0; k < weight.outputs; ++k) *kernel++ = weight.at(k, m, tap);
+      for (int64_t k = 0; k < weight.outputs; ++k) *composed++ = weight.at(k, m, tap);
     }
   }
-  std::fill_n(kernel, 9 * weight.outputs, T(0));
+  std::fill_n(composed, 9 * weight.outputs, T(0));
 }
 
 template <class T>
@@ -79,9 +79,9 @@ void compose_out_backward(const T* grad, const TailWeight<T>& grad_weight) {
   }
 }
 
-// A stage put before the kernel `after` of what follows it: for each input channel, what a pixel
-// adds to the shuffled map, [3 r * 3 r, M + 1], times that kernel, [M + 1, columns * rows * K], and
-// the products summed along the paths of both axes.
+// A stage put before the composed weight `after` of what follows it: for each input channel, what a
+// pixel adds to the shuffled map, [3 r * 3 r, M + 1], times that weight, [M + 1, columns * rows *
+// K], and the products summed along the paths of both axes.
 template <class T>
 class TailComposer {
  public:
@@ -101,7 +101,7 @@ class TailComposer {
   int64_t channels() const { return stage_.inputs() + 1; }
   int64_t size() const { return axis_.size() * axis_.size() * outputs_; }  // of a channel
 
-  void compose(T* kernel) const {
+  void compose(T* composed) const {
     Workspace workspace;
     const T* columns = pack_after(workspace, false);
     torch::stable::parallel_for(0, channels(), 4, [&](int64_t begin, int64_t end) {
@@ -110,14 +110,22 @@ class TailComposer {
       T* products = scratch.take<T>(rows_ * columns_);
       for (int64_t c = begin; c < end; ++c) {
         respond(c, responses);
-        TileOperands<T> operands{responses, steps_, 1,     columns,
-                                 kTileCols, steps_, kComposeChain, false};
-        operands.rows = rows_;
-        operands.acc_row = columns_;
-        operands.panels = columns_ / kTileCols;
-        operands.b_panel = steps_ * kTileCols;
+        const TileOperands<T> operands{
+            .a = responses,
+            .a_row = steps_,
+            .a_step = 1,
+            .b = columns,
+            .b_step = kTileCols,
+            .steps = steps_,
+            .chain = kComposeChain,
+            .add = false,
+            .rows = rows_,
+            .acc_row = columns_,
+            .panels = columns_ / kTileCols,
+            .b_panel = steps_ * kTileCols,
+        };
         kernels_.multiply(products, operands);
-        T* target = kernel + c * size();
+        T* target = composed + c * size();
         std::fill_n(target, size(), T(0));
         visit_paths([&](int64_t product, int64_t tap, int64_t count, T sign) {
           add_signed(target + tap, products + product, sign, count);
@@ -126,7 +134,7 @@ class TailComposer {
     });
   }
 
-  // From the gradient of the kernel to those of weight, bias and `after`.
+  // From the gradient of the composed weight to those of weight, bias and `after`.
   void backward(const T* grad, const TailWeight<T>& grad_weight, T* grad_bias,
                 T* grad_after) const {
     Workspace workspace;
@@ -145,8 +153,8 @@ class TailComposer {
       T* target = grad_after + m * after_size_;
       std::copy_n(partials + m * columns_, after_size_, target);
       for (int64_t group = 1; group < kComposeGroups; ++group) {
-        const T* part = partials + group * size + m * columns_;
-        for (int64_t i = 0; i < after_size_; ++i) target[i] += part[i];
+        const T* partial = partials + group * size + m * columns_;
+        for (int64_t i = 0; i < after_size_; ++i) target[i] += partial[i];
       }
     }
   }
@@ -220,21 +228,37 @@ class TailComposer {
       visit_paths([&](int64_t product, int64_t tap, int64_t count, T sign) {
         add_signed(grad_products + product, source + tap, sign, count);
       });
-      TileOperands<T> back{grad_products, columns_,    1,    columns, kTileCols,
-                           after_size_, kComposeChain, false};
-      back.rows = rows_;
-      back.acc_row = width;
-      back.panels = width / kTileCols;
-      back.b_panel = after_size_ * kTileCols;
+      const TileOperands<T> back{
+          .a = grad_products,
+          .a_row = columns_,
+          .a_step = 1,
+          .b = columns,
+          .b_step = kTileCols,
+          .steps = after_size_,
+          .chain = kComposeChain,
+          .add = false,
+          .rows = rows_,
+          .acc_row = width,
+          .panels = width / kTileCols,
+          .b_panel = after_size_ * kTileCols,
+      };
       kernels_.multiply(grad_responses, back);
       respond_backward(c, grad_responses, width, grad_weight, grad_bias);
       respond(c, responses);
-      TileOperands<T> add{responses, 1,           steps_,        grad_products,
-                          columns_,  side_ * side_, kComposeChain, true};
-      add.rows = round_up(steps_, kRowStep);
-      add.acc_row = columns_;
-      add.panels = columns_ / kTileCols;
-      add.b_panel = kTileCols;
+      const TileOperands<T> add{
+          .a = responses,
+          .a_row = 1,
+          .a_step = steps_,
+          .b = grad_products,
+          .b_step = columns_,
+          .steps = side_ * side_,
+          .chain = kComposeChain,
+          .add = true,
+          .rows = round_up(steps_, kRowStep),
+          .acc_row = columns_,
+          .panels = columns_ / kTileCols,
+          .b_panel = kTileCols,
+      };
       kernels_.multiply(grad_after, add);
     }
   }
@@ -277,7 +301,7 @@ class TailComposer {
     }
   }
 
-  static constexpr int64_t kMiddle = 4;  // tap of a 3x3 kernel
+  static constexpr int64_t kMiddle = 4;  // of the 3x3 taps
 
   const TileKernels<T>& kernels_ = tile_kernels<T>();
   const TailStage<T>& stage_;

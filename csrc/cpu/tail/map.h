@@ -1,86 +1,92 @@
-// The collapsed tail: a transposed convolution by a composed kernel, and its gradients.
+// The composed tail: a transposed convolution by a composed weight, and its gradients.
 //
-// A row of the input reaches a strip of the output: as many rows as there are taps. A strip is kept
+// A row of the input has a footprint in the output: as many rows as there are taps. It is kept
 // [columns][rows][K], so that what one pixel reaches is consecutive, and
 //
-//   strip += row * kernel                one product whose output rows overlap
-//   gradient of the row = strip * kernel^T
-//   gradient of the kernel = row^T * strip      products whose right or left rows overlap
+//   footprint += row * composed            one product whose output rows overlap
+//   gradient of the row = footprint * composed^T
+//   gradient of the composed weight = row^T * footprint      whose right or left rows overlap
 //
-// Each segment of the rows (tail_axis.h) has a strip of its own, to which a product for each
-// segment of the columns adds. Strips are added to a canvas, a band of the output in their order.
+// Each segment of the rows (axis.h) has a footprint of its own, to which a product for each segment
+// of the columns is added: the summands of the map. Footprints are added to a canvas, a band of the
+// output in their order.
 #pragma once
 
 #include <algorithm>
 #include <vector>
 
-#include "../conv/convolution.h"
-#include "../conv/narrow.h"
+#include "../conv/image_rows.h"
+#include "../workspace.h"
 #include "axis.h"
 
 namespace clsd::cpu {
 
-constexpr int64_t kTailChain = 64;  // steps of one summation chain (tile.h)
+constexpr int64_t kTailChain = 64;  // steps of one summation chain (kernels.h)
 constexpr int64_t kTailReach = 2;   // rows of the input beside a band that reach it
-constexpr int64_t kTailGroups = 8;  // parts of the rows whose gradients are added in order
+constexpr int64_t kTailGroups = 8;  // of bands, whose partials are added in order
 
-// One product of a strip: the taps of a segment of the columns.
-struct TailPart {
+// One product that is added to a footprint: by the taps of a segment of the columns.
+struct TailSummand {
   TailSegment columns;
   int64_t taps;   // numbers that a pixel reaches: columns * rows * K
-  int64_t first;  // of its tiles of taps among those of all parts
+  int64_t first;  // of its packed taps among those of all summands
 
   int64_t panels() const { return ceil_div(taps, kTileCols); }
 };
 
-// The taps of a segment of the rows.
-struct TailStrip {
+// What a row of the input reaches by the taps of a segment of the rows.
+struct TailFootprint {
   TailSegment rows;
-  int64_t run;  // numbers of a column: rows * K
-  std::vector<TailPart> parts;
+  int64_t column;  // numbers of a column: rows * K
+  std::vector<TailSummand> summands;
 };
 
-// The parts of a tail for images of one size.
+// The summands of a tail for images of one size.
 struct TailShape {
   const TailAxis& axis;
   int64_t channels, outputs, height, width;
-  std::vector<TailStrip> strips;
-  int64_t tiles = 0;  // numbers of all parts, each padded to whole tiles
+  std::vector<TailFootprint> footprints;
+  int64_t packed_taps = 0;  // of all summands, each padded to whole panels
 
   TailShape(const TailAxis& axis, int64_t channels, int64_t outputs, int64_t height, int64_t width)
       : axis(axis), channels(channels), outputs(outputs), height(height), width(width) {
     for (const TailSegment& rows : axis.segments) {
       if (!rows.exists(height)) continue;
-      strips.push_back({rows, rows.count * outputs, {}});
+      footprints.push_back({.rows = rows, .column = rows.count * outputs, .summands = {}});
       for (const TailSegment& columns : axis.segments) {
         if (!columns.exists(width)) continue;
         const int64_t taps = columns.count * rows.count * outputs;
-        strips.back().parts.push_back({columns, taps, tiles});
-        tiles += round_up(taps, kTileCols);
+        footprints.back().summands.push_back(
+            {.columns = columns, .taps = taps, .first = packed_taps});
+        packed_taps += round_up(taps, kTileCols);
       }
     }
   }
 
   int64_t taps() const { return axis.segments[0].count; }
-  int64_t kernel_size() const { return axis.size() * axis.size() * outputs; }  // of a channel
-  // Columns of a strip: from those that the first pixel reaches on, and what whole products touch.
-  int64_t strip_columns() const {
+  int64_t composed_size() const { return axis.size() * axis.size() * outputs; }  // of a channel
+  // Columns of a footprint: from those that the first pixel reaches on, and what whole products
+  // touch.
+  int64_t footprint_columns() const {
     return axis.upscale * (round_up(width, kRowStep) + kRowStep) + taps();
   }
-  int64_t strip_size() const { return strip_columns() * taps() * outputs + 2 * kTileCols; }
-  // Where in a strip the taps of a part's first pixel begin.
-  int64_t offset(const TailStrip& strip, const TailPart& part) const {
-    return (axis.target(part.columns, 0, width) + axis.padding) * strip.run;
+  int64_t footprint_size() const { return footprint_columns() * taps() * outputs + 2 * kTileCols; }
+  // Where in a footprint the taps of a summand's first pixel begin.
+  int64_t offset(const TailFootprint& footprint, const TailSummand& summand) const {
+    return (axis.target(summand.columns, 0, width) + axis.padding) * footprint.column;
   }
-  int64_t pixel_stride(const TailStrip& strip) const { return axis.upscale * strip.run; }
+  int64_t pixel_stride(const TailFootprint& footprint) const {
+    return axis.upscale * footprint.column;
+  }
 
-  // Call visit(packed, kernel, count) for each run of consecutive taps of a part: its place among
-  // the part's, and among those of a channel of the composed kernel.
+  // Call visit(packed, composed, count) for each column of a summand's taps: its place among the
+  // summand's, and among those of a channel of the composed weight.
   template <class Visit>
-  void visit_runs(const TailStrip& strip, const TailPart& part, const Visit& visit) const {
-    for (int64_t x = 0; x < part.columns.count; ++x) {
-      const int64_t column = (part.columns.begin + x) * axis.size() + strip.rows.begin;
-      visit(x * strip.run, column * outputs, strip.run);
+  void visit_columns(const TailFootprint& footprint, const TailSummand& summand,
+                     const Visit& visit) const {
+    for (int64_t x = 0; x < summand.columns.count; ++x) {
+      const int64_t tap = (summand.columns.begin + x) * axis.size() + footprint.rows.begin;
+      visit(x * footprint.column, tap * outputs, footprint.column);
     }
   }
 };
@@ -102,12 +108,12 @@ class TailBias {
   int64_t column_size() const { return small_.axis.upscale * small_.height * small_.outputs; }
   int64_t size() const { return small_.axis.upscale * small_.width * column_size(); }
 
-  // table [columns][rows][K] from the last channel of the composed kernel
-  void write(const T* kernel, T* table) const {
-    visit([&](int64_t pixel, int64_t tap) { table[pixel] += kernel[tap]; });
+  // table [columns][rows][K] from the last channel of the composed weight
+  void write(const T* composed, T* table) const {
+    visit([&](int64_t pixel, int64_t tap) { table[pixel] += composed[tap]; });
   }
-  void backward(const T* grad_table, T* grad_kernel) const {
-    visit([&](int64_t pixel, int64_t tap) { grad_kernel[tap] += grad_table[pixel]; });
+  void backward(const T* grad_table, T* grad_composed) const {
+    visit([&](int64_t pixel, int64_t tap) { grad_composed[tap] += grad_table[pixel]; });
   }
 
  private:
@@ -115,10 +121,10 @@ class TailBias {
   void visit(const Visit& visit) const {
     for (int64_t y = 0; y < small_.height; ++y) {
       for (int64_t x = 0; x < small_.width; ++x) {
-        for (const TailStrip& strip : small_.strips) {
-          if (!strip.rows.has(y, small_.height)) continue;
-          for (const TailPart& part : strip.parts) {
-            if (part.columns.has(x, small_.width)) visit_pixel(strip, part, y, x, visit);
+        for (const TailFootprint& footprint : small_.footprints) {
+          if (!footprint.rows.has(y, small_.height)) continue;
+          for (const TailSummand& summand : footprint.summands) {
+            if (summand.columns.has(x, small_.width)) visit_pixel(footprint, summand, y, x, visit);
           }
         }
       }
@@ -126,19 +132,19 @@ class TailBias {
   }
 
   template <class Visit>
-  void visit_pixel(const TailStrip& strip, const TailPart& part, int64_t y, int64_t x,
+  void visit_pixel(const TailFootprint& footprint, const TailSummand& summand, int64_t y, int64_t x,
                    const Visit& visit) const {
     const TailAxis& axis = small_.axis;
     const int64_t outputs = small_.outputs;
-    const int64_t top = axis.target(strip.rows, y, small_.height);
-    const int64_t left = axis.target(part.columns, x, small_.width);
-    for (int64_t j = 0; j < part.columns.count; ++j) {
-      for (int64_t i = 0; i < strip.rows.count; ++i) {
+    const int64_t top = axis.target(footprint.rows, y, small_.height);
+    const int64_t left = axis.target(summand.columns, x, small_.width);
+    for (int64_t j = 0; j < summand.columns.count; ++j) {
+      for (int64_t i = 0; i < footprint.rows.count; ++i) {
         const int64_t row = top + i, column = left + j;
         const bool inside = row >= 0 && row < axis.upscale * small_.height && column >= 0 &&
                             column < axis.upscale * small_.width;
         if (!inside) continue;
-        const int64_t tap = (part.columns.begin + j) * axis.size() + strip.rows.begin + i;
+        const int64_t tap = (summand.columns.begin + j) * axis.size() + footprint.rows.begin + i;
         for (int64_t k = 0; k < outputs; ++k) {
           visit(column * column_size() + row * outputs + k, tap * outputs + k);
         }
@@ -187,7 +193,7 @@ struct TailCanvas {
   }
 };
 
-// The way of a row's pixels into the products of a strip's parts.
+// The way of a row's pixels into the products of a footprint's summands.
 template <class S>
 class TailRow {
  public:
@@ -201,7 +207,7 @@ class TailRow {
     std::fill_n(edge_, kRowStep * channels, T(0));
   }
 
-  const int64_t channels;  // whole tiles
+  const int64_t channels;  // whole panels
 
   void read(int64_t n, int64_t y) {
     const auto row = reader_.read(n, y);
@@ -214,10 +220,10 @@ class TailRow {
     int64_t stride, count;
   };
 
-  // The pixels of a part, and zeros to whole steps of rows.
-  Pixels pixels(const TailPart& part) const {
-    if (part.columns.every) return {data_, stride_, shape_.width};
-    std::copy_n(data_ + part.columns.first(shape_.width) * stride_, shape_.channels, edge_);
+  // The pixels of a summand, and zeros to whole steps of rows.
+  Pixels pixels(const TailSummand& summand) const {
+    if (summand.columns.every) return {data_, stride_, shape_.width};
+    std::copy_n(data_ + summand.columns.first(shape_.width) * stride_, shape_.channels, edge_);
     return {edge_, channels, 1};
   }
 

@@ -22,6 +22,8 @@ class Tail {
     if (upscale_factor < 2 || upscale_factor > 4) {
       fail(op, "upscale_factor 2, 3 or 4", text(upscale_factor));
     }
+    // STAGES of clsd_fast/_tail_axes.py. Another factor or number of stages would not compute what
+    // the reference does, which the tests compare at each upscale factor.
     const std::vector<int64_t> factors =
         upscale_factor == 4 ? std::vector<int64_t>{2, 2} : std::vector<int64_t>{upscale_factor};
     if (up_weight2.has_value() != (factors.size() == 2)) {
@@ -53,9 +55,7 @@ class Tail {
     const int64_t factor = axis().upscale;
     return {x_.size(0), outputs(), factor * x_.size(2), factor * x_.size(3)};
   }
-  Shape kernel_shape() const {
-    return {x_.size(1) + 1, axis().size(), axis().size(), outputs()};
-  }
+  Shape composed_shape() const { return {x_.size(1) + 1, axis().size(), axis().size(), outputs()}; }
 
   void check_parameter(const char* name, const Tensor& parameter) const {
     const auto dtype = accumulator_dtype(x_.scalar_type());
@@ -95,11 +95,11 @@ class Tail {
   int64_t channels_;
 };
 
-// A tail's composed kernels: of what follows each stage here, of the whole tail elsewhere.
+// A tail's composed weights: of what follows each stage here, of the whole tail elsewhere.
 template <class T>
-class TailKernels {
+class ComposedWeights {
  public:
-  TailKernels(Workspace& workspace, const Tail& tail) : tail_(tail) {
+  ComposedWeights(Workspace& workspace, const Tail& tail) : tail_(tail) {
     for (const auto& stage : tail.stages) {
       stages_.emplace_back(stage.weight, stage.bias, stage.factor);
     }
@@ -108,10 +108,10 @@ class TailKernels {
     for (size_t i = stages_.size(); --i > 0;) composer(i).compose(after_[i - 1]);
   }
 
-  void compose(T* kernel) const { composer(0).compose(kernel); }
+  void compose(T* composed) const { composer(0).compose(composed); }
 
-  // From the gradient of the whole tail's kernel to weight and bias of each stage, two each, and
-  // the last weight.
+  // From the gradient of the whole tail's composed weight to weight and bias of each stage, two
+  // each, and the last weight.
   std::vector<Tensor> backward(const T* grad) const {
     Workspace workspace;
     std::vector<Tensor> grads;
@@ -158,7 +158,7 @@ std::tuple<Tensor, Tensor> upsample_tail(Tensor x, Tensor up_weight1,
                   upscale_factor);
   tail.check_bias("out_bias", out_bias, tail.outputs());
   const Tensor output = empty(x, tail.output_shape(), memory_format(x));
-  const Tensor kernel = empty(out_weight, tail.kernel_shape());
+  const Tensor composed = empty(out_weight, tail.composed_shape());
   dispatch("upsample_tail", x.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     using T = Accumulator<S>;
@@ -167,27 +167,28 @@ std::tuple<Tensor, Tensor> upsample_tail(Tensor x, Tensor up_weight1,
       bias[static_cast<size_t>(k)] = const_data<T>(*out_bias)[k * out_bias->stride(0)];
     }
     Workspace workspace;
-    TailKernels<T>(workspace, tail).compose(data<T>(kernel));
+    ComposedWeights<T>(workspace, tail).compose(data<T>(composed));
     const TailShape shape = tail.shape();
     const auto input = images<const S>(x);
     const auto target = images<S>(output);
-    TailForward<S>(shape, input, target).write(const_data<T>(kernel), bias.data());
+    TailForward<S>(shape, input, target).write(const_data<T>(composed), bias.data());
   });
-  return {output, kernel};
+  return {output, composed};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> upsample_tail_backward(
-    Tensor grad_output, Tensor x, Tensor kernel, Tensor up_weight1, std::optional<Tensor> up_bias1,
-    std::optional<Tensor> up_weight2, std::optional<Tensor> up_bias2, Tensor out_weight,
-    int64_t upscale_factor, bool needs_x, bool needs_params) {
+    Tensor grad_output, Tensor x, Tensor composed, Tensor up_weight1,
+    std::optional<Tensor> up_bias1, std::optional<Tensor> up_weight2,
+    std::optional<Tensor> up_bias2, Tensor out_weight, int64_t upscale_factor, bool needs_x,
+    bool needs_params) {
   const char* op = "upsample_tail_backward";
   const Tail tail(op, x, up_weight1, up_bias1, up_weight2, up_bias2, out_weight, upscale_factor);
   check_backward(op, "grad_output", x, grad_output, tail.output_shape());
-  check_shape(op, "kernel", kernel, tail.kernel_shape());
-  tail.check_parameter("kernel", kernel);
-  if (!kernel.is_contiguous()) {
+  check_shape(op, "kernel", composed, tail.composed_shape());
+  tail.check_parameter("kernel", composed);
+  if (!composed.is_contiguous()) {
     Shape strides(4);
-    for (size_t i = 0; i < 4; ++i) strides[i] = kernel.stride(static_cast<int64_t>(i));
+    for (size_t i = 0; i < 4; ++i) strides[i] = composed.stride(static_cast<int64_t>(i));
     fail(op, "kernel contiguous", "strides " + to_string(strides));
   }
   const Tensor grad_x = needs_x ? empty(x, shape_of(x), memory_format(x)) : absent(x);
@@ -197,16 +198,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> upsample_tail
     using S = decltype(zero);
     using T = Accumulator<S>;
     Workspace workspace;
-    T* grad_kernel = needs_params ? workspace.take<T>(kernel.numel()) : nullptr;
+    T* grad_composed = needs_params ? workspace.take<T>(composed.numel()) : nullptr;
     const TailShape shape = tail.shape();
     const auto input = images<const S>(x);
     const auto grad = images<const S>(grad_output);
     std::optional<Images<S>> target;
     if (needs_x) target = images<S>(grad_x);
     TailGradient<S>(shape, input, grad)
-        .write(const_data<T>(kernel), target ? &*target : nullptr, grad_kernel,
+        .write(const_data<T>(composed), target ? &*target : nullptr, grad_composed,
                needs_params ? data<T>(grad_bias) : nullptr);
-    if (needs_params) grads = TailKernels<T>(workspace, tail).backward(grad_kernel);
+    if (needs_params) grads = ComposedWeights<T>(workspace, tail).backward(grad_composed);
   });
   while (grads.size() < 5) grads.push_back(absent(out_weight));
   return {grad_x, grads[0], grads[1], grads[2], grads[3], grads[4], grad_bias};

@@ -1,3 +1,4 @@
+// Which instruction set's kernels are used.
 #include <cstdlib>
 #include <stdexcept>
 #include <string>

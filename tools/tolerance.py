@@ -1,7 +1,7 @@
 """The one bound that every result is held to."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -27,6 +27,12 @@ def rounding(reference: Tensor, dtype: torch.dtype) -> float:
     return (rounded + 0.3 - 0.3 - rounded).abs().max().item()
 
 
+def bound(reference: Tensor, torch_result: Tensor, norm: Callable[[Tensor], float]) -> float:
+    """2 norm(torch_result - reference) + 2 `rounding`: what the norm of our errors is held to."""
+    theirs = norm(torch_result.double() - reference)
+    return 2 * theirs + 2 * rounding(reference, torch_result.dtype)
+
+
 def assert_close(
     ours: Tensor, reference: Tensor, torch_result: Tensor, name: str, factor: float = 1.0
 ) -> None:
@@ -45,11 +51,11 @@ def assert_close(
     if reference.numel() == 0:
         return
     error, theirs = largest(ours.double() - reference), largest(torch_result.double() - reference)
-    bound = factor * (2 * theirs + 2 * rounding(reference, ours.dtype))
+    limit = factor * bound(reference, torch_result, largest)
     if ours.dtype == torch.float64:
-        bound = FLOAT64_SHARE * reference.abs().max().item()
-    assert math.isfinite(bound), f"{name}: PyTorch's own result is not finite"
-    assert error <= bound, f"{name}: error {error:.3g}, bound {bound:.3g} (PyTorch's {theirs:.3g})"
+        limit = FLOAT64_SHARE * reference.abs().max().item()
+    assert math.isfinite(limit), f"{name}: PyTorch's own result is not finite"
+    assert error <= limit, f"{name}: error {error:.3g}, bound {limit:.3g} (PyTorch's {theirs:.3g})"
 
 
 def assert_draws_close(draws: Sequence[tuple[Tensor, Tensor, Tensor]], name: str) -> None:
@@ -69,10 +75,9 @@ def assert_draws_close(draws: Sequence[tuple[Tensor, Tensor, Tensor]], name: str
     )
     assert theirs.isfinite().all(), f"{name}: PyTorch's own result is not finite"
     for norm, factor in ((root_mean_square, 1.0), (largest, DRAWS_FACTOR)):
-        error = norm(ours.double() - reference)
-        bound = 2 * norm(theirs.double() - reference) + 2 * rounding(reference, ours.dtype)
+        error, limit = norm(ours.double() - reference), factor * bound(reference, theirs, norm)
         what = f"{name}: {norm.__name__} of {len(draws)} draws' errors"
-        assert error <= factor * bound, f"{what} {error:.3g}, bound {factor * bound:.3g}"
+        assert error <= limit, f"{what} {error:.3g}, bound {limit:.3g}"
 
 
 def root_mean_square(errors: Tensor) -> float:

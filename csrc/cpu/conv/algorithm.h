@@ -1,0 +1,45 @@
+// Which algorithm convolves, forward and backward alike.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "../../shapes.h"
+#include "../kernels.h"
+#include "winograd_bands.h"
+
+namespace clsd::cpu {
+
+constexpr int64_t kNarrow = 4;  // channels of a narrow map, at most
+
+enum class Algorithm {
+  kWinograd,      // winograd.h
+  kNarrowInput,   // narrow.h
+  kNarrowOutput,  // the same
+  kDirect,        // direct.h
+};
+
+// Whether Winograd's products, padded to whole steps of rows, and half as much again for the
+// transforms are fewer multiplications than the direct algorithm's.
+inline bool winograd_multiplies_less(int64_t height, int64_t width) {
+  const WinogradBands bands(height, width);
+  const int64_t tiles = bands.bands * round_up(bands.rows_per_band * bands.columns, kRowStep);
+  return 3 * tiles * kFrequencies < 2 * 9 * height * round_up(width, kTileRows);
+}
+
+// The faster algorithm for a convolution of images of type S from input to output, for its gradient
+// with respect to the input, and for that with respect to the weight. It depends on shapes alone.
+template <class S, class In, class Out>
+Algorithm choose(const Images<In>& input, const Images<Out>& output) {
+  const auto fills_vectors = [](int64_t channels) { return channels >= 16 && channels % 8 == 0; };
+  // Winograd tiles are summed in single precision, so double stays direct.
+  if (!std::is_same_v<S, double> && fills_vectors(input.channels) &&
+      fills_vectors(output.channels) && winograd_multiplies_less(input.height, input.width)) {
+    return Algorithm::kWinograd;
+  }
+  if (input.channels <= kNarrow && output.channels >= kTileCols) return Algorithm::kNarrowInput;
+  if (output.channels <= kNarrow && input.channels >= kTileCols) return Algorithm::kNarrowOutput;
+  return Algorithm::kDirect;
+}
+
+}  // namespace clsd::cpu

@@ -1,0 +1,39 @@
+// How Winograd convolutions cut an image.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "../../shapes.h"
+#include "../kernels.h"
+
+namespace clsd::cpu {
+
+constexpr int64_t kWinogradTile = 4;  // output pixels of a side
+constexpr int64_t kFrequencies = 36;  // numbers that a Winograd tile's patch is transformed to
+// Winograd tiles of one set of products: two register tiles, so that for 64 channels the
+// transformed inputs, weights and products stay in a cache of 1 MiB.
+constexpr int64_t kWinogradBlock = 2 * kTileRows;
+
+// The Winograd tiles of an image are cut into bands, each of them whole rows of Winograd tiles.
+struct WinogradBands {
+  int64_t rows, columns;  // Winograd tiles of an image
+  int64_t bands;          // of an image, each enough for a block, where the image has them
+  int64_t rows_per_band;  // of Winograd tiles, of all bands but the last
+
+  WinogradBands(int64_t height, int64_t width)
+      : rows(ceil_div(height, kWinogradTile)),
+        columns(ceil_div(width, kWinogradTile)),
+        bands(ceil_div(rows, ceil_div(kWinogradBlock, columns))),
+        rows_per_band(ceil_div(rows, bands)) {}
+
+  int64_t tile_rows(int64_t band) const {
+    return std::min(rows_per_band, rows - band * rows_per_band);
+  }
+  int64_t tiles(int64_t band) const { return tile_rows(band) * columns; }
+  int64_t first_pixel_row(int64_t band) const { return band * rows_per_band * kWinogradTile; }
+  int64_t pixel_rows() const { return rows_per_band * kWinogradTile; }
+  int64_t pixel_columns() const { return columns * kWinogradTile; }
+};
+
+}  // namespace clsd::cpu
