@@ -74,12 +74,33 @@ inline void check_dtype(const char* op, const char* name, const Tensor& tensor,
   fail(op, std::string(name) + " of dtype " + expected, dtype_name(tensor.scalar_type()));
 }
 
+inline void check_device(const char* op, const char* name, const Tensor& x, const Tensor& other) {
+  if (other.is_cpu() == x.is_cpu() && other.get_device() == x.get_device()) return;
+  fail(op, std::string(name) + " on x's device", "another");
+}
+
 // The dtype and device of x are those of the call.
 inline void check_like(const char* op, const char* name, const Tensor& x, const Tensor& other) {
   check_dtype(op, name, other, x.scalar_type(), dtype_name(x.scalar_type()));
-  if (other.is_cpu() != x.is_cpu() || other.get_device() != x.get_device()) {
-    fail(op, std::string(name) + " on x's device", "another");
+  check_device(op, name, x, other);
+}
+
+inline bool is_16_bit(torch::headeronly::ScalarType dtype) {
+  using torch::headeronly::ScalarType;
+  return dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
+}
+
+// Parameters have x's dtype, or are all float32 beside 16-bit x. The call's first one decides.
+inline void check_parameter(const char* op, const char* name, const Tensor& x, const Tensor& first,
+                            const Tensor& parameter) {
+  const auto narrow = x.scalar_type(), wide = torch::headeronly::ScalarType::Float;
+  const auto dtype = is_16_bit(narrow) && first.scalar_type() == wide ? wide : narrow;
+  if (parameter.scalar_type() != dtype) {
+    const bool open = is_16_bit(narrow) && &first == &parameter;
+    fail(op, std::string(name) + " of dtype " + dtype_name(dtype) + (open ? " or float32" : ""),
+         dtype_name(parameter.scalar_type()));
   }
+  check_device(op, name, x, parameter);
 }
 
 inline void check_images(const char* op, const char* name, const Tensor& x) {
@@ -99,10 +120,10 @@ inline void check_conv(const char* op, const Tensor& x, const Tensor& weight,
     fail(op, "weight" + suffix + " of shape [K, " + std::to_string(channels) + ", 3, 3]",
          to_string(shape_of(weight)));
   }
-  check_like(op, ("weight" + suffix).c_str(), x, weight);
+  check_parameter(op, ("weight" + suffix).c_str(), x, weight, weight);
   if (bias) {
     check_shape(op, ("bias" + suffix).c_str(), *bias, {weight.size(0)});
-    check_like(op, ("bias" + suffix).c_str(), x, *bias);
+    check_parameter(op, ("bias" + suffix).c_str(), x, weight, *bias);
   }
 }
 
@@ -127,10 +148,10 @@ inline Shape check_residual_block(const char* op, const Tensor& x, const Tensor&
   check_images(op, "x", x);
   check_conv(op, x, weight1, bias1, "1");
   check_shape(op, "weight2", weight2, {x.size(1), weight1.size(0), 3, 3});
-  check_like(op, "weight2", x, weight2);
+  check_parameter(op, "weight2", x, weight1, weight2);
   if (bias2) {
     check_shape(op, "bias2", *bias2, {x.size(1)});
-    check_like(op, "bias2", x, *bias2);
+    check_parameter(op, "bias2", x, weight1, *bias2);
   }
   return {x.size(0), weight1.size(0), x.size(2), x.size(3)};
 }

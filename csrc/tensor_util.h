@@ -40,6 +40,15 @@ auto dispatch(const char* op, ScalarType dtype, F&& function) {
   }
 }
 
+// Call function(P{}) with the type P of a call's parameters: S, or float beside 16-bit images.
+template <class S, class F>
+auto dispatch_parameter(const Tensor& parameter, F&& function) {
+  if constexpr (sizeof(S) == 2) {
+    if (parameter.scalar_type() == ScalarType::Float) return function(float{});
+  }
+  return function(S{});
+}
+
 template <class S>
 S* data(const Tensor& tensor) {
   return static_cast<S*>(tensor.mutable_data_ptr());

@@ -56,6 +56,16 @@ def check_type(op: str, dtype: torch.dtype, device: torch.device, **tensors: Ten
                 fail(op, f"{name} on {device}", tensor.device)
 
 
+def check_parameters(op: str, x: Tensor, first: Tensor, **parameters: Tensor | None) -> None:
+    """They have x's device, and x's dtype or, beside 16-bit x, float32: that of the first."""
+    wide = x.element_size() == 2 and first.dtype == torch.float32
+    dtype = first.dtype if wide else x.dtype
+    if first.dtype != dtype and x.element_size() == 2:
+        name = next(name for name, parameter in parameters.items() if parameter is first)
+        fail(op, f"{name} of dtype {dtype_name(dtype)} or float32", dtype_name(first.dtype))
+    check_type(op, dtype, x.device, **parameters)
+
+
 def alike(a: Tensor, b: Tensor) -> bool:
     """Whether both have one shape, dtype and device."""
     return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
@@ -76,7 +86,7 @@ def check_conv(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, suffix: 
     if len(shape) != 4 or shape[0] < 1 or shape[1:] != (channels, 3, 3):
         fail(op, f"weight{suffix} of shape [K, {channels}, 3, 3]", list(shape))
     check_shape(op, f"bias{suffix}", bias, [shape[0]])
-    check_like(op, x, **{f"weight{suffix}": weight, f"bias{suffix}": bias})
+    check_parameters(op, x, weight, **{f"weight{suffix}": weight, f"bias{suffix}": bias})
 
 
 def cast(x: Tensor, *others: Tensor | None, dtype: torch.dtype | None = None) -> tuple[Any, ...]:

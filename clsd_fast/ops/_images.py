@@ -20,6 +20,6 @@ def fake_conv_grads(x, weight, needs_x, needs_weight, needs_bias):
     """
     return (
         empty_images(x, x.shape[1]) if needs_x else x.new_empty(0),
-        empty_images(weight, weight.shape[1]) if needs_weight else x.new_empty(0),
-        weight.new_empty(weight.shape[0]) if needs_bias else x.new_empty(0),
+        empty_images(weight, weight.shape[1]) if needs_weight else weight.new_empty(0),
+        weight.new_empty(weight.shape[0]) if needs_bias else weight.new_empty(0),
     )

@@ -33,8 +33,8 @@ def conv3x3(
 
     Args:
         x: images [N, C, H, W]; float32, float64, bfloat16 or float16; any strides.
-        weight: [K, C, 3, 3], of x's dtype and device.
-        bias: [K] or None.
+        weight: [K, C, 3, 3], of x's dtype or, beside 16-bit x, float32; of x's device.
+        bias: [K], like weight, or None.
         relu: apply a ReLU last, after the residual.
         residual: [N, K, H, W] or None.
         res_scale: factor of the convolution (bias included), before the residual.
@@ -46,15 +46,17 @@ def conv3x3(
         ValueError: if a shape, dtype or device does not fit.
         RuntimeError: if the chosen backend cannot serve the tensors' device.
 
-    Under autocast all tensors are cast to the autocast dtype. 16-bit inputs are accumulated in
-    float32 and rounded once. Saved for backward: x, weight, and the output if ``relu``.
+    Under autocast the images are cast to the autocast dtype, the parameters are not: kernels round
+    float32 weights to x's dtype themselves, and gradients have the parameters' dtype. 16-bit inputs
+    are accumulated in float32, with float32 biases as they are, and rounded once.
+    Saved for backward: x, weight, and the output if ``relu``.
     Native results, gradients too, are bit-equal from run to run; on the CPU also for any number of
     threads.
 
     Source: the fused epilogue is that of ``cudnnConvolutionBiasActivationForward``.
     """
     op = "conv3x3"
-    x, weight, bias, residual = _checks.cast(x, weight, bias, residual)
+    x, residual = _checks.cast(x, residual)
     _checks.check_images(op, "x", x)
     _checks.check_conv(op, x, weight, bias)
     _checks.check_shape(op, "residual", residual, [x.shape[0], weight.shape[0], *x.shape[2:]])

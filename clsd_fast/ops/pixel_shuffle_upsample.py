@@ -20,7 +20,8 @@ def pixel_shuffle_upsample(
 
     Args:
         x: images [N, C, H, W]; float32, float64, bfloat16 or float16; any strides.
-        weight: [K * upscale_factor**2, C, 3, 3], of x's dtype and device.
+        weight: [K * upscale_factor**2, C, 3, 3], of x's dtype or, beside 16-bit x, float32; of x's
+            device.
         bias: [K * upscale_factor**2] or None.
         upscale_factor: r >= 1.
 
@@ -31,12 +32,13 @@ def pixel_shuffle_upsample(
         ValueError: if a shape, dtype, device or the factor does not fit.
         RuntimeError: if the chosen backend cannot serve the tensors' device.
 
-    Under autocast all tensors are cast to the autocast dtype. Saved for backward: x and weight.
+    Under autocast x is cast to the autocast dtype, the parameters are not
+    (:func:`clsd_fast.conv3x3`). Saved for backward: x and weight.
 
     Source: Shi et al., sub-pixel convolution (arXiv 1609.05158).
     """
     op = "pixel_shuffle_upsample"
-    x, weight, bias = _checks.cast(x, weight, bias)
+    (x,) = _checks.cast(x)
     _checks.check_images(op, "x", x)
     if upscale_factor < 1:
         _checks.fail(op, "upscale_factor >= 1", upscale_factor)

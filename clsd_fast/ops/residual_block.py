@@ -27,7 +27,8 @@ def residual_block(
 
     Args:
         x: images [N, C, H, W]; float32, float64, bfloat16 or float16; any strides.
-        weight1: [M, C, 3, 3], of x's dtype and device; EDSR has M = C.
+        weight1: [M, C, 3, 3], of x's dtype or, beside 16-bit x, float32; of x's device. EDSR has
+            M = C.
         bias1: [M] or None.
         weight2: [C, M, 3, 3].
         bias2: [C] or None.
@@ -40,20 +41,21 @@ def residual_block(
         ValueError: if a shape, dtype or device does not fit.
         RuntimeError: if the chosen backend cannot serve the tensors' device.
 
-    Under autocast all tensors are cast to the autocast dtype, the skip connection included.
+    Under autocast x is cast to the autocast dtype, the skip connection included; the parameters are
+    not (:func:`clsd_fast.conv3x3`).
     Saved for backward: x, the weights and the hidden map after its ReLU; nothing is saved, and
     the hidden map is not kept, where no gradient is recorded.
 
     Source: Lim et al., Enhanced Deep Residual Networks (arXiv 1707.02921), figure 2c.
     """
     op = "residual_block"
-    x, weight1, bias1, weight2, bias2 = _checks.cast(x, weight1, bias1, weight2, bias2)
+    (x,) = _checks.cast(x)
     _checks.check_images(op, "x", x)
     _checks.check_conv(op, x, weight1, bias1, "1")
     channels, hidden_channels = x.shape[1], weight1.shape[0]
     _checks.check_shape(op, "weight2", weight2, [channels, hidden_channels, 3, 3])
     _checks.check_shape(op, "bias2", bias2, [channels])
-    _checks.check_like(op, x, weight2=weight2, bias2=bias2)
+    _checks.check_parameters(op, x, weight1, weight2=weight2, bias2=bias2)
     if uses_kernel(op, x, weight1, weight2):
         tensors = (x, weight1, bias1, weight2, bias2)
         save_hidden = torch.is_grad_enabled() and any(

@@ -36,8 +36,8 @@ def upsample_tail(
 
     Args:
         x: images [N, C, H, W]; float32, float64, bfloat16 or float16; any strides.
-        up_weights: [M * r**2, C, 3, 3], of x's dtype and device; for 4 two, the second of them
-            [L * r**2, M, 3, 3].
+        up_weights: [M * r**2, C, 3, 3], of x's dtype or, beside 16-bit x, float32; of x's device.
+            For 4 two, the second of them [L * r**2, M, 3, 3].
         up_biases: [M * r**2] or None, for each of the weights.
         out_weight: [K, M, 3, 3], or [K, L, 3, 3].
         out_bias: [K] or None.
@@ -51,8 +51,9 @@ def upsample_tail(
         ValueError: if a shape, dtype, device, length or the factor does not fit.
         RuntimeError: if the chosen backend cannot serve the tensors' device.
 
-    Under autocast all tensors are cast to the autocast dtype. For 16-bit tensors the weights are
-    composed in float32. Saved for backward: x, the layers' weights and the composed one.
+    Under autocast x is cast to the autocast dtype, the parameters are not. For 16-bit x they are
+    composed in float32, and the composed weight is rounded.
+    Saved for backward: x, the layers' weights and the composed one.
     Native CPU results are bit-equal from run to run and for any number of threads, Triton's from
     run to run. Those kernels copy images once whose channels are not next to each other.
 
@@ -60,9 +61,7 @@ def upsample_tail(
     """
     op = "upsample_tail"
     _check_lengths(op, up_weights, up_biases, upscale_factor)
-    count = len(up_weights)
-    x, out_weight, out_bias, *ups = _checks.cast(x, out_weight, out_bias, *up_weights, *up_biases)
-    up_weights, up_biases = ups[:count], ups[count:]
+    (x,) = _checks.cast(x)
     _checks.check_images(op, "x", x)
     _check_parameters(op, x, up_weights, up_biases, out_weight, out_bias, upscale_factor)
     stages = [t for pair in zip(up_weights, up_biases, strict=True) for t in pair]
@@ -93,13 +92,14 @@ def _check_parameters(op, x, up_weights, up_biases, out_weight, out_bias, upscal
         if len(shape) != 4 or shape[0] < 1 or shape[0] % square or shape[1:] != (channels, 3, 3):
             _checks.fail(op, f"{name} of shape [{square} M, {channels}, 3, 3]", list(shape))
         _checks.check_shape(op, f"up_biases[{number}]", bias, [shape[0]])
-        _checks.check_like(op, x, **{name: weight, f"up_biases[{number}]": bias})
+        parameters = {name: weight, f"up_biases[{number}]": bias}
+        _checks.check_parameters(op, x, up_weights[0], **parameters)
         channels = shape[0] // square
     shape = out_weight.shape
     if len(shape) != 4 or shape[0] < 1 or shape[1:] != (channels, 3, 3):
         _checks.fail(op, f"out_weight of shape [K, {channels}, 3, 3]", list(shape))
     _checks.check_shape(op, "out_bias", out_bias, [shape[0]])
-    _checks.check_like(op, x, out_weight=out_weight, out_bias=out_bias)
+    _checks.check_parameters(op, x, up_weights[0], out_weight=out_weight, out_bias=out_bias)
 
 
 def _accumulated(parameter):

@@ -7,6 +7,11 @@ from torch import Tensor
 from .._layout import memory_format
 
 
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """By parameters that are rounded to x's dtype, if they have another."""
+    return F.conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=1)
+
+
 def conv3x3(
     x: Tensor,
     weight: Tensor,
@@ -15,7 +20,7 @@ def conv3x3(
     res_scale: float,
     relu: bool,
 ) -> Tensor:
-    y = res_scale * F.conv2d(x, weight, bias, padding=1)
+    y = res_scale * _convolve(x, weight, bias)
     if residual is not None:
         y = residual + y
     if relu:
@@ -44,7 +49,7 @@ def residual_block(
 def pixel_shuffle_upsample(
     x: Tensor, weight: Tensor, bias: Tensor | None, upscale_factor: int
 ) -> Tensor:
-    y = F.conv2d(x, weight, bias, padding=1)
+    y = _convolve(x, weight, bias)
     # Not F.pixel_shuffle: its gradient has a wrong shape for an empty batch.
     factors = (weight.shape[0] // upscale_factor**2, upscale_factor, upscale_factor)
     y = y.unflatten(1, factors).permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
@@ -65,7 +70,7 @@ def conv3x3_backward(
     grads = torch.ops.aten.convolution_backward(
         res_scale * grad_output,
         x,
-        weight,
+        weight.to(x.dtype),
         bias_sizes=[weight.shape[0]],
         stride=pair,
         padding=pair,
@@ -78,8 +83,8 @@ def conv3x3_backward(
     formats = (memory_format(x), memory_format(weight), torch.contiguous_format)
     # Not every convolution of PyTorch heeds the mask.
     grad_x, grad_weight, grad_bias = (
-        grad.contiguous(memory_format=layout) if need else x.new_empty(0)
-        for grad, layout, need in zip(grads, formats, needs, strict=True)
+        grad.to(like.dtype).contiguous(memory_format=layout) if need else like.new_empty(0)
+        for grad, like, layout, need in zip(grads, (x, weight, weight), formats, needs, strict=True)
     )
     return grad_x, grad_weight, grad_bias
 

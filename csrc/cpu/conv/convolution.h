@@ -148,20 +148,22 @@ std::vector<Accumulator<S>> pack_bias(const std::optional<Tensor>& bias,
   std::vector<Accumulator<S>> packed(
       static_cast<size_t>(round_up(static_cast<int64_t>(order.size()), kTileCols)));
   if (bias) {
-    const S* source = const_data<S>(*bias);
-    for (size_t k = 0; k < order.size(); ++k) {
-      packed[k] = static_cast<Accumulator<S>>(source[order[k] * bias->stride(0)]);
-    }
+    dispatch_parameter<S>(*bias, [&](auto zero) {
+      const auto* source = const_data<decltype(zero)>(*bias);
+      for (size_t k = 0; k < order.size(); ++k) {
+        packed[k] = static_cast<Accumulator<S>>(source[order[k] * bias->stride(0)]);
+      }
+    });
   }
   return packed;
 }
 
 // Write the gradient of the weight from `taps(c, k, result)`: the tap gradients [9][kTileCols] of
 // input channel c and output channels [k, k + kTileCols), in the images' orders.
-template <class S, class Taps>
-void write_weight_gradient(const Images<const S>& input, const Images<const S>& grad,
-                           Accumulator<S> scale, const Tensor& grad_weight, const Taps& taps) {
-  S* target = data<S>(grad_weight);
+template <class P, class S, class Taps>
+void write_weight_gradient_as(const Images<const S>& input, const Images<const S>& grad,
+                              Accumulator<S> scale, const Tensor& grad_weight, const Taps& taps) {
+  P* target = data<P>(grad_weight);
   const int64_t inputs = input.channels, outputs = grad.channels;
   const int64_t panels = ceil_div(outputs, kTileCols);
   int64_t strides[4];
@@ -172,13 +174,21 @@ void write_weight_gradient(const Images<const S>& input, const Images<const S>& 
       Accumulator<S> values[9 * kTileCols];
       taps(c, k, values);
       for (int64_t v = 0; v < std::min(kTileCols, outputs - k); ++v) {
-        S* gradient = target + grad.order[k + v] * strides[0] + input.order[c] * strides[1];
+        P* gradient = target + grad.order[k + v] * strides[0] + input.order[c] * strides[1];
         for (int64_t tap = 0; tap < 9; ++tap) {
           gradient[tap / 3 * strides[2] + tap % 3 * strides[3]] =
-              static_cast<S>(values[tap * kTileCols + v] * scale);
+              static_cast<P>(values[tap * kTileCols + v] * scale);
         }
       }
     }
+  });
+}
+
+template <class S, class Taps>
+void write_weight_gradient(const Images<const S>& input, const Images<const S>& grad,
+                           Accumulator<S> scale, const Tensor& grad_weight, const Taps& taps) {
+  dispatch_parameter<S>(grad_weight, [&](auto zero) {
+    write_weight_gradient_as<decltype(zero)>(input, grad, scale, grad_weight, taps);
   });
 }
 
@@ -187,12 +197,15 @@ void write_weight_gradient(const Images<const S>& input, const Images<const S>& 
 template <class S>
 void write_bias_gradient(const Images<const S>& grad, Accumulator<S> scale, const Tensor& grad_bias,
                          const double* sums, int64_t stride, int64_t partials) {
-  S* target = data<S>(grad_bias);
-  for (int64_t k = 0; k < grad.channels; ++k) {
-    double sum = 0;
-    for (int64_t partial = 0; partial < partials; ++partial) sum += sums[partial * stride + k];
-    target[grad.order[k]] = static_cast<S>(static_cast<Accumulator<S>>(sum) * scale);
-  }
+  dispatch_parameter<S>(grad_bias, [&](auto zero) {
+    auto* target = data<decltype(zero)>(grad_bias);
+    for (int64_t k = 0; k < grad.channels; ++k) {
+      double sum = 0;
+      for (int64_t partial = 0; partial < partials; ++partial) sum += sums[partial * stride + k];
+      target[grad.order[k]] =
+          static_cast<decltype(zero)>(static_cast<Accumulator<S>>(sum) * scale);
+    }
+  });
 }
 
 }  // namespace clsd::cpu

@@ -8,8 +8,8 @@
 
 namespace clsd::cpu {
 
-// Weights [K, C, 3, 3] of any strides, by output and input channels in the orders of two images.
-// `transposed` swaps input and output channels and turns the taps by 180 degrees: the
+// Weights [K, C, 3, 3] of any strides, by output and input channels in the orders of two images. They
+// are of the images' type, or float and rounded to it. `transposed` swaps input and output channels and turns the taps by 180 degrees: the
 // convolution with it is the gradient of the convolution's input.
 template <class S>
 struct WeightView {
@@ -19,7 +19,8 @@ struct WeightView {
              const std::vector<int64_t>& input_order)
       : outputs(weight.size(transposed ? 1 : 0)),
         inputs(weight.size(transposed ? 0 : 1)),
-        data_(const_data<S>(weight)),
+        data_(weight.const_data_ptr()),
+        wide_(weight.scalar_type() == ScalarType::Float),
         stride_out_(weight.stride(transposed ? 1 : 0)),
         stride_in_(weight.stride(transposed ? 0 : 1)),
         output_order_(output_order),
@@ -31,12 +32,19 @@ struct WeightView {
   }
 
   Accumulator<S> at(int64_t k, int64_t c, int64_t tap) const {
-    const S* taps = data_ + output_order_[k] * stride_out_ + input_order_[c] * stride_in_;
-    return static_cast<Accumulator<S>>(taps[offsets_[tap]]);
+    const int64_t at =
+        output_order_[k] * stride_out_ + input_order_[c] * stride_in_ + offsets_[tap];
+    if constexpr (sizeof(S) == 2) {
+      if (wide_) {
+        return static_cast<Accumulator<S>>(static_cast<S>(static_cast<const float*>(data_)[at]));
+      }
+    }
+    return static_cast<Accumulator<S>>(static_cast<const S*>(data_)[at]);
   }
 
  private:
-  const S* data_;
+  const void* data_;
+  bool wide_;
   int64_t stride_out_, stride_in_, offsets_[9];
   const std::vector<int64_t>&output_order_, &input_order_;
 };
