@@ -11,14 +11,11 @@
 
 namespace clsd::cuda {
 
-// Loads go through the read-only path: no kernel reads global memory that it writes.
+// Not through the read-only path (ld.global.nc), which may give what was there before a launch that
+// still runs has written: there can be one, where launches overlap.
 template <class T>
 __device__ __forceinline__ T load(const T* source) {
-  if constexpr (sizeof(T) == 2) {
-    return {__ldg(reinterpret_cast<const unsigned short*>(source))};
-  } else {
-    return __ldg(source);
-  }
+  return *source;
 }
 
 template <class T>
@@ -28,7 +25,7 @@ __device__ __forceinline__ void store(T* target, T value) {
 
 template <class T>
 __device__ __forceinline__ uint4 load_vector(const T* source) {
-  return __ldg(reinterpret_cast<const uint4*>(source));
+  return *reinterpret_cast<const uint4*>(source);
 }
 
 template <class T>

@@ -1,0 +1,400 @@
+"""Plants faults into the kernels, one at a time, and expects that the tests catch each.
+
+    python tools/mutants.py [--list] [--only PART_OF_A_NAME]
+
+A mutant is one piece of text that is replaced in one file. It is planted into a copy of this
+checkout, what it belongs to is built there, and the tests that should catch it run. The program
+ends with 1 if a mutant passes its tests, if its text does not occur exactly once, or if it does not
+compile: then it has to be brought up to date with the code. Needs what the tests need; on 2 cores
+it takes half an hour. It is run by hand: after a change of the kernels, or where tests are left out.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Mutant(NamedTuple):
+    """One fault; ``tests`` are pytest's arguments, quick ones that should catch it."""
+
+    name: str
+    file: str
+    text: str
+    fault: str
+    tests: str
+
+
+WINOGRAD = "csrc/cpu/conv/winograd.h"
+CONV = "tests/ops/test_conv3x3.py -k native"
+NCE = "tests/ops/test_info_nce.py -k native"
+TAIL = "tests/ops/test_upsample_tail.py -k native"
+CUDA_CONV = "tests/cuda/test_conv3x3.py"
+CUDA_SM90 = "tests/cuda/test_sm90.py"
+CUDA_WGRAD = "tests/cuda/test_wgrad.py"
+TRITON_NCE = "tests/triton/test_info_nce.py"
+TRITON_TAIL = "tests/triton/test_upsample_tail.py"
+
+MUTANTS = [
+    # Winograd
+    Mutant(
+        "winograd: a band's tiles counted by its rows",
+        WINOGRAD,
+        "const int64_t y = tile / bands_.columns * kWinogradTile;",
+        "const int64_t y = tile / bands_.rows_per_band * kWinogradTile;",
+        CONV,
+    ),
+    Mutant(
+        "winograd: the last band has as many rows as the others",
+        "csrc/cpu/conv/winograd_bands.h",
+        "return std::min(rows_per_band, rows - band * rows_per_band);",
+        "return rows_per_band;",
+        CONV,
+    ),
+    Mutant(
+        "winograd: an edge patch is not cleared on the right",
+        WINOGRAD,
+        "std::fill_n(target + end * channels, (size_ - end) * channels, T(0));",
+        "",
+        CONV,
+    ),
+    Mutant(
+        "winograd: an edge patch is not cleared on the left",
+        WINOGRAD,
+        "std::fill_n(target, begin * channels, T(0));",
+        "",
+        CONV,
+    ),
+    Mutant(
+        "winograd: a sign of the input's transform",
+        "csrc/cpu/isa/winograd.h",
+        "out[4] = even_b - odd_b;\n    out[5] = T(kA2 * kB2) * d[1]",
+        "out[4] = even_b + odd_b;\n    out[5] = T(kA2 * kB2) * d[1]",
+        CONV,
+    ),
+    Mutant(
+        "winograd: a term of the weight gradient's transform",
+        "csrc/cpu/isa/winograd.h",
+        "out[2] = T(kA2) * sum_a + T(kB2) * sum_b + u[5];",
+        "out[2] = T(kA2) * sum_a + T(kB2) * sum_b;",
+        CONV,
+    ),
+    Mutant(
+        "winograd gradient: a group of no bands is not cleared",
+        "csrc/cpu/conv/winograd_gradient.h",
+        "if (first == last) std::fill_n",
+        "if (false) std::fill_n",
+        "tests/ops -k native",
+    ),
+    # Epilogue
+    Mutant(
+        "epilogue: a column too many",
+        "csrc/cpu/isa/winograd.h",
+        "if (j >= columns) return;",
+        "if (j > columns) return;",
+        CONV,
+    ),
+    Mutant(
+        "epilogue: a wrong row of the residual",
+        "csrc/cpu/conv/convolution.h",
+        "return Grid{image.pixel(n_, first_ + y, x) + image.channel[image.order[k]]",
+        "return Grid{image.pixel(n_, first_, x) + image.channel[image.order[k]]",
+        CONV,
+    ),
+    Mutant(
+        "epilogue: the scale does not reach the bias",
+        "csrc/cpu/isa/epilogue.h",
+        "  if (epilogue.bias) value += load(epilogue.bias + channel);\n"
+        "  value *= epilogue.scale;\n",
+        "  value *= epilogue.scale;\n"
+        "  if (epilogue.bias) value += load(epilogue.bias + channel);\n",
+        CONV,
+    ),
+    Mutant(
+        "epilogue: a NaN does not pass the ReLU",
+        "csrc/cpu/isa/epilogue.h",
+        "value = value < 0 ? zero : value;",
+        "value = value > 0 ? value : zero;",
+        "tests/ops -k 'native and nan'",
+    ),
+    # Contrast
+    Mutant(
+        "info_nce: the largest logit so far is forgotten",
+        "csrc/cpu/isa/softmax.h",
+        "Vec<T> largest = before;",
+        "Vec<T> largest = load(column);",
+        NCE,
+    ),
+    Mutant(
+        "info_nce: a sum is not rescaled",
+        "csrc/cpu/contrast/info_nce_forward.h",
+        "    sum *= kept;\n",
+        "",
+        NCE,
+    ),
+    Mutant(
+        "info_nce: the positive's gradient is left out",
+        "csrc/cpu/contrast/info_nce_backward.h",
+        "if (own) *own -= weights[2 * round.width + q + v];",
+        "(void)own;",
+        NCE,
+    ),
+    Mutant(
+        "info_nce: the second round of queries replaces the keys' gradients",
+        "csrc/cpu/contrast/info_nce_backward.h",
+        "add_key_sums(key_sums, round.b + entry, key, keys, round.first > 0);",
+        "add_key_sums(key_sums, round.b + entry, key, keys, false);",
+        NCE,
+    ),
+    Mutant(
+        "info_nce: an excluded pair of labels is kept",
+        "csrc/cpu/contrast/info_nce_tables.h",
+        "logits[k * kQueryBlock + v] = -std::numeric_limits<T>::infinity();",
+        "logits[k * kQueryBlock + v] = 0;",
+        NCE,
+    ),
+    Mutant(
+        "info_nce: the spread is that of the largest logit",
+        "csrc/cpu/contrast/info_nce_forward.h",
+        "saved.spread[row] = softmax.weighted / softmax.sum_exp - behind;",
+        "saved.spread[row] = softmax.weighted / softmax.sum_exp;",
+        NCE,
+    ),
+    # Tail
+    Mutant(
+        "tail: paths beyond the start are not taken off",
+        "csrc/cpu/tail/axis.h",
+        ".count = segment.count + first, .sign = -1});",
+        ".count = segment.count + first, .sign = 0});",
+        TAIL,
+    ),
+    Mutant(
+        "tail: an edge is not mirrored",
+        "csrc/cpu/tail/axis.h",
+        ".after = after.mirrored(path.after + end),",
+        ".after = path.after,",
+        TAIL,
+    ),
+    Mutant(
+        "tail: the biases of an edge are those of the middle",
+        "csrc/cpu/tail/apply.h",
+        "std::copy_n(source + tail_like(y, height) * run, run, target);",
+        "std::copy_n(source + tail_like(height / 2, height) * run, run, target);",
+        TAIL,
+    ),
+    Mutant(
+        "tail: a partial of the composed weight's gradient is lost",
+        "csrc/cpu/tail/compose.h",
+        "for (int64_t group = 1; group < kComposeGroups; ++group) {\n"
+        "        const T* partial = partials",
+        "for (int64_t group = 2; group < kComposeGroups; ++group) {\n"
+        "        const T* partial = partials",
+        TAIL,
+    ),
+    # CUDA, emulated
+    Mutant(
+        "cuda: the halo begins a pixel late",
+        "csrc/cuda/operands.cuh",
+        "(place.y - kBorder);\n",
+        "(place.y - kBorder + 1);\n",
+        CUDA_CONV,
+    ),
+    Mutant(
+        "cuda: pixels right of the image are read",
+        "csrc/cuda/operands.cuh",
+        "is_inside(place.x - kBorder + column, width);",
+        "place.x - kBorder + column >= 0;",
+        CUDA_CONV,
+    ),
+    Mutant(
+        "cuda: phases of a shuffled row are taken as the next row",
+        "csrc/cuda/operands.cuh",
+        "row_skip_ = steps.phase_row - steps.column;",
+        "row_skip_ = 0;",
+        "tests/cuda/test_pixel_shuffle_upsample.py",
+    ),
+    Mutant(
+        "cuda: a gradient's taps are not turned",
+        "csrc/cuda/tensors.h",
+        "packing.weight_start = 2 * (weight.stride(2) + weight.stride(3));",
+        "packing.y_stride = weight.stride(2), packing.x_stride = weight.stride(3);",
+        CUDA_CONV,
+    ),
+    Mutant(
+        "cuda: rows beyond a group's channels are packed",
+        "csrc/cuda/packing.cuh",
+        "return channel < per_phase ?",
+        "return channel <= per_phase ?",
+        CUDA_CONV,
+    ),
+    Mutant(
+        "cuda: the mask passes what is 0",
+        "tests/cuda_emulation/emulation.h",
+        "return (numbers.x > 0 ? 0xFFFF : 0)",
+        "return (numbers.x >= 0 ? 0xFFFF : 0)",
+        "tests/cuda/test_residual_block.py",
+    ),
+    Mutant(
+        "cuda: a multiprocessor's buffer is loaded before its products are done",
+        "csrc/cuda/conv3x3_sm90.cuh",
+        "      wgmma_wait<1>();\n",
+        "",
+        CUDA_SM90,
+    ),
+    Mutant(
+        "cuda: a slice is used before all have it",
+        "csrc/cuda/conv3x3_sm90.cuh",
+        "__syncthreads();  // all see this slice\n",
+        "\n",
+        CUDA_SM90,
+    ),
+    Mutant(
+        "cuda: dropped columns are written",
+        "csrc/cuda/conv3x3_sm90.cuh",
+        "warpgroup * kColumns + row * kHaloW + column, piece);",
+        "warpgroup * kColumns + row * kTileW + column, piece);",
+        CUDA_SM90,
+    ),
+    Mutant(
+        "cuda: a partial of a weight's gradient is lost",
+        "csrc/cuda/wgrad_tasks.cuh",
+        "for (int split = warp; split < task.splits; split += kReducingWarps) {",
+        "for (int split = warp + 1; split < task.splits; split += kReducingWarps) {",
+        CUDA_WGRAD,
+    ),
+    Mutant(
+        "cuda: the row of a swath's start counts twice",
+        "csrc/cuda/wgrad_sm80.cuh",
+        "__device__ __forceinline__ bool counts() const { return row >= first; }",
+        "__device__ __forceinline__ bool counts() const { return row >= first - 1; }",
+        CUDA_WGRAD,
+    ),
+    # Triton, interpreted
+    Mutant(
+        "triton: an excluded key has a gradient",
+        "clsd_fast/triton/info_nce.py",
+        "        exps = tl.where(kept, tl.exp(cosines * scale - highest[None, :]), 0)\n",
+        "        exps = tl.exp(cosines * scale - highest[None, :])\n",
+        TRITON_NCE,
+    ),
+    Mutant(
+        "triton: the projection of a query's gradient is left out",
+        "clsd_fast/triton/info_nce.py",
+        "projection = projection * (grad / total) + cosine * own",
+        "projection = projection * (grad / total)",
+        TRITON_NCE,
+    ),
+    Mutant(
+        "python: a path's sign",
+        "clsd_fast/_tail_axes.py",
+        "paths += [Path(row, t, first + t, -1)",
+        "paths += [Path(row, t, first + t, 1)",
+        "tests/ops/test_upsample_tail.py -k reference",
+    ),
+]
+
+
+def copy_of_checkout(target: Path) -> None:
+    """All that git tracks or would, as it is in the working tree."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+
+
+def environment(checkout: Path) -> dict[str, str]:
+    paths = f"{checkout}{os.pathsep}{checkout / 'python'}"
+    return {**os.environ, "PYTHONPATH": paths, "CLSD_FAST_CUDA": "off"}
+
+
+def build(checkout: Path) -> str | None:
+    """Build the CPU's kernels; the compiler's last words if that fails. The emulation of the CUDA
+    kernels is built by its tests."""
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    result = subprocess.run(
+        command, cwd=checkout, env=environment(checkout), capture_output=True, text=True
+    )
+    return (result.stdout + result.stderr)[-2000:] if result.returncode else None
+
+
+def run_tests(checkout: Path, tests: str) -> tuple[bool, str]:
+    """Whether they pass, and what pytest said last."""
+    # Through a shell, as a person types them.
+    command = f"{sys.executable} -m pytest -q -x -p no:cacheprovider {tests}"
+    result = subprocess.run(
+        command, shell=True, cwd=checkout, env=environment(checkout), capture_output=True, text=True
+    )
+    last = (result.stdout.strip().splitlines() or [result.stderr[-500:]])[-1]
+    if result.returncode not in (0, 1):
+        raise SystemExit(f"mutants: expected tests to pass or fail, got: {last}\n{command}")
+    return result.returncode == 0, last
+
+
+def plant(checkout: Path, mutant: Mutant) -> str | None:
+    """Replace the text; why not, if it does not stand there exactly once."""
+    path = checkout / mutant.file
+    source = path.read_text()
+    if (count := source.count(mutant.text)) != 1:
+        return f"expected its text once in {mutant.file}, got {count} times"
+    path.write_text(source.replace(mutant.text, mutant.fault))
+    return None
+
+
+def outcome(checkout: Path, mutant: Mutant) -> tuple[bool, str]:
+    """Whether it is caught, and how."""
+    path = checkout / mutant.file
+    before = path.read_text()
+    try:
+        if wrong := plant(checkout, mutant):
+            return False, wrong
+        if mutant.file.startswith("csrc/cpu") and (wrong := build(checkout)):
+            return False, f"does not compile: {wrong}"
+        passed, last = run_tests(checkout, mutant.tests)
+        return not passed, f"NOT CAUGHT: {last}" if passed else last
+    finally:
+        path.write_text(before)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--list", action="store_true", help="print their names")
+    parser.add_argument("--only", default="", help="those whose name has this in it")
+    options = parser.parse_args(argv)
+    chosen = [mutant for mutant in MUTANTS if options.only in mutant.name]
+    if options.list:
+        print("\n".join(mutant.name for mutant in chosen))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        checkout = Path(folder)
+        copy_of_checkout(checkout)
+        if wrong := build(checkout):
+            raise SystemExit(f"mutants: expected a checkout that builds, got\n{wrong}")
+        escaped = 0
+        for mutant in chosen:
+            start = time.monotonic()
+            caught, how = outcome(checkout, mutant)
+            escaped += not caught
+            seconds = time.monotonic() - start
+            print(f"{'caught' if caught else 'ESCAPED':8}{seconds:5.0f} s  {mutant.name}: {how}")
+            sys.stdout.flush()
+    print(f"{len(chosen) - escaped} of {len(chosen)} caught")
+    raise SystemExit(1 if escaped else 0)
+
+
+if __name__ == "__main__":
+    main()
