@@ -6,7 +6,7 @@ A mutant is one piece of text that is replaced in one file. It is planted into a
 checkout, what it belongs to is built there, and the tests that should catch it run. The program
 ends with 1 if a mutant passes its tests, if its text does not occur exactly once, or if it does not
 compile: then it has to be brought up to date with the code. Needs what the tests need; on 2 cores
-it takes half an hour. It is run by hand: after a change of the kernels, or where tests are left out.
+it takes half an hour. Run it by hand, after a change of the kernels or where tests are left out.
 """
 
 import argparse
