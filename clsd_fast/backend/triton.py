@@ -24,7 +24,8 @@ _library = torch.library.Library(NAMESPACE, "IMPL")
 def load() -> None:
     """Register every kernel if Triton is installed. It is imported at a kernel's first call."""
     global devices, missing
-    if find_spec("triton") is None:
+    spec = find_spec("triton")
+    if spec is None or spec.origin is None:  # or a folder on the path that has the name
         missing = "Triton is not installed"
         return
     register(_library, "CUDA")

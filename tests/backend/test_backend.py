@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import warnings
+from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 
 import pytest
@@ -216,8 +217,9 @@ def similarity(device="cpu"):
     return clsd_fast.pairwise_similarity(torch.ones(2, 3, device=device), torch.ones(1, 3))
 
 
-def test_triton_raises_without_triton(monkeypatch):
-    monkeypatch.setattr(triton_backend, "find_spec", lambda name: None)
+@pytest.mark.parametrize("spec", [None, ModuleSpec("triton", None)], ids=["nothing", "a folder"])
+def test_triton_raises_without_triton(monkeypatch, spec):
+    monkeypatch.setattr(triton_backend, "find_spec", lambda name: spec)
     monkeypatch.setattr(triton_backend, "devices", frozenset())
     monkeypatch.setattr(triton_backend, "missing", None)
     triton_backend.load()

@@ -3,11 +3,11 @@
 import os
 
 import pytest
-import test_distance_ratio_loss as ratio
-import test_info_nce as info
-import test_pairwise_similarity as pairwise
-import test_upsample_tail as tail
 import torch
+from support import distance_ratio_loss as ratio
+from support import info_nce as info
+from support import pairwise_similarity as pairwise
+from support import upsample_tail as tail
 from support.util import channels_last, compare, contiguous, rand, sliced
 from torch.library import opcheck
 
@@ -48,7 +48,7 @@ CASES = {
     },
     **{
         f"upsample_tail {scale}": (
-            lambda *t, scale=scale: tail.collapsed(*t, scale=scale),
+            lambda *t, scale=scale: tail.composed(*t, scale=scale),
             lambda *t, scale=scale: tail.plain(*t, scale=scale),
             lambda scale=scale: tail.inputs(scale, 2, 64, 24, 20, middle=64),
         )

@@ -1,6 +1,8 @@
 import pytest
 import torch
 from support.calls import CALLS, IMAGES
+from support.every_operator import compiles_as_one_graph
+from support.grids import NATIVE_FIRST
 
 import clsd_fast
 
@@ -12,35 +14,18 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-def gradients(function, tensors):
-    leaves = [t.detach().clone().requires_grad_() for t in tensors]
-    output = function(*leaves)
-    return [output, *torch.autograd.grad(output.square().sum(), leaves)]
-
-
-def check(name, compiler):
-    function, make = CALLS[name]
-    tensors = [t.float() for t in make()]
-    compiled = torch.compile(function, fullgraph=True, backend=compiler)
-    expected = gradients(function, tensors)
-    first = gradients(compiled, tensors)
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        second = gradients(compiled, tensors)
-    for ours in (first, second):
-        for a, b in zip(ours, expected, strict=True):
-            torch.testing.assert_close(a, b)
-
-
+@NATIVE_FIRST
 @pytest.mark.parametrize("name", CALLS)
 def test_whole_graph(backend, name):
-    check(name, "aot_eager")
+    compiles_as_one_graph(name, "aot_eager")
 
 
 @pytest.mark.parametrize("name", ["residual_block", "info_nce"])
 def test_inductor(native, name):
-    check(name, "inductor")
+    compiles_as_one_graph(name, "inductor")
 
 
+@NATIVE_FIRST
 @pytest.mark.parametrize("name", IMAGES)
 def test_channels_last_is_kept(backend, name):
     function, make = CALLS[name]

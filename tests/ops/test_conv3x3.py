@@ -3,6 +3,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from support.grids import cover
 from support.util import (
     DTYPES,
     LAYOUTS,
@@ -17,8 +18,6 @@ from torch.library import opcheck
 
 import clsd_fast
 from clsd_fast import conv3x3
-
-SIZES = [(5, 7), (1, 1), (1, 6), (9, 1), (17, 14)]
 
 
 def plain(x, weight, bias=None, residual=None, *, res_scale=1.0, relu=False):
@@ -43,47 +42,47 @@ def inputs(batch, channels, out_channels, height, width, bias=True, residual=Fal
     ]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("channels, out_channels", [(3, 64), (16, 16), (48, 48), (64, 3), (65, 65)])
-def test_channels_layouts_dtypes(backend, dtype, layout, channels, out_channels):
-    compare(fused({}), plain, inputs(2, channels, out_channels, 5, 7), dtype, layout)
+@cover(
+    dtype=DTYPES,
+    layout=LAYOUTS,
+    channels=[(3, 64), (16, 16), (48, 48), (64, 3), (65, 65)],
+)
+def test_channels_layouts_dtypes(backend, dtype, layout, channels):
+    compare(fused({}), plain, inputs(2, *channels, 5, 7), dtype, layout)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@cover(size=[(5, 7), (1, 1), (1, 6), (9, 1), (17, 14)], layout=LAYOUTS, dtype=DTYPES)
 def test_sizes(backend, size, layout, dtype):
     compare(fused({}), plain, inputs(2, 16, 24, *size), dtype, layout)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("channels, out_channels", [(64, 64), (40, 72), (3, 64), (64, 3)])
-def test_images_larger_than_a_tile(backend, dtype, channels, out_channels):
+@cover(channels=[(64, 64), (40, 72), (3, 64), (64, 3)], dtype=DTYPES)
+def test_images_larger_than_a_tile(backend, channels, dtype):
     # Rows of seven Winograd tiles, which no block of 24 ends with.
-    compare(fused({}), plain, inputs(1, channels, out_channels, 25, 27), dtype)
+    compare(fused({}), plain, inputs(1, *channels, 25, 27), dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    "bias, residual, relu, res_scale",
-    list(itertools.product([False, True], [False, True], [False, True], [1.0, 0.1])),
+@cover(
+    dtype=DTYPES,
+    layout=[contiguous, channels_last],
+    channels=[(8, 12), (16, 24), (3, 12), (12, 3)],
+    bias=[False, True],
+    residual=[True, False],
+    relu=[True, False],
+    res_scale=[0.1, 1.0],
 )
-def test_epilogues(backend, dtype, bias, residual, relu, res_scale):
+def test_epilogues(backend, dtype, layout, channels, bias, residual, relu, res_scale):
     options = {"relu": relu, "res_scale": res_scale}
-    tensors = inputs(2, 8, 12, 6, 5, bias, residual)
-    for layout in (contiguous, channels_last):
-        compare(fused(options), lambda *t: plain(*t, **options), tensors, dtype, layout)
+    tensors = inputs(2, *channels, 6, 5, bias, residual)
+    compare(fused(options), lambda *t: plain(*t, **options), tensors, dtype, layout)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@cover(layout=LAYOUTS, dtype=DTYPES)
 def test_expanded_gradient(backend, layout, dtype):
     compare(fused({}), plain, inputs(2, 16, 16, 6, 5), dtype, layout, expanded_grad=True)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("size", [(6, 5), (17, 14)], ids=str)
+@cover(dtype=DTYPES, size=[(6, 5), (17, 14)])
 def test_every_input_has_its_own_layout(backend, dtype, size):
     def mixed(function):
         return lambda x, weight, bias, residual: function(
@@ -141,7 +140,7 @@ def test_gradcheck(backend):
     assert torch.autograd.gradcheck(fused({"relu": True}), tensors)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@cover(quick=1, layout=LAYOUTS)
 def test_opcheck(layout):
     tensors = [layout(t.float()).detach() for t in inputs(2, 5, 4, 3, 4, residual=True)]
     grad = layout(rand(2, 4, 3, 4).float())

@@ -2,32 +2,21 @@
 
 import pytest
 import torch
-from support.calls import BACKWARDS, CALLS, FORWARDS, LARGE
-from tolerance import assert_close
+from support.calls import BACKWARDS, CALLS, FORWARDS
+from support.every_operator import (
+    ALL_SIZES,
+    call,
+    check_against_the_reference,
+    double_backward_raises,
+    no_uninitialised_memory_is_read,
+    offsets_beyond_32_bits,
+    one_input_alone_gets_its_gradient,
+    operator_ids,
+    outputs,
+)
 
 import clsd_fast
-from clsd_fast import reference
 from clsd_fast._library import SCHEMAS
-
-ALL_SIZES = CALLS | LARGE
-
-
-def call(name, dtype=torch.float32):
-    function, make = ALL_SIZES[name]
-    return function, [t.to(dtype).requires_grad_() for t in make()]
-
-
-def outputs(name, dtype=torch.float32):
-    function, tensors = call(name, dtype)
-    output = function(*tensors)
-    return [output, *torch.autograd.grad(output.sum(), tensors)]
-
-
-def operator_ids(calls):
-    return [
-        " ".join([op, *(str(v) for v in values if not isinstance(v, torch.Tensor))])
-        for op, values in calls
-    ]
 
 
 def test_public_names():
@@ -118,9 +107,7 @@ def test_gradcheck_of_operators(op, values):
 
 @pytest.mark.parametrize("op, values", BACKWARDS, ids=operator_ids(BACKWARDS))
 def test_native_backward_equals_the_reference(native, op, values):
-    ours = getattr(torch.ops.clsd_fast, op)(*values)
-    for a, b in zip(ours, getattr(reference, op)(*values), strict=True):
-        assert_close(a, b, b, op)
+    check_against_the_reference(op, values)
 
 
 @pytest.mark.parametrize("name", ALL_SIZES)
@@ -142,23 +129,12 @@ def test_threads_do_not_change_a_bit(native, threads, name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ALL_SIZES)
 def test_no_uninitialised_memory_is_read(backend, name, dtype):
-    torch.use_deterministic_algorithms(True)  # empty() is filled with NaN
-    try:
-        assert torch.utils.deterministic.fill_uninitialized_memory
-        assert torch.empty(3).isnan().all()
-        results = outputs(name, dtype)
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert all(result.isfinite().all() for result in results)
+    no_uninitialised_memory_is_read(name, dtype)
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_double_backward_raises(native, name):
-    function, tensors = call(name)
-    # Squaring makes the incoming gradient depend on the inputs.
-    grads = torch.autograd.grad(function(*tensors).square().sum(), tensors, create_graph=True)
-    with pytest.raises(RuntimeError, match="expected a first-order gradient, got a double"):
-        torch.autograd.grad(grads[0].sum(), tensors)
+    double_backward_raises(name)
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -170,13 +146,7 @@ def test_reference_differentiates_twice(name):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_one_input_alone_gets_its_gradient(backend, name):
-    function, make = CALLS[name]
-    _, *expected = outputs(name, torch.float64)
-    for index, gradient in enumerate(expected):
-        tensors = make()
-        tensors[index].requires_grad_()
-        (alone,) = torch.autograd.grad(function(*tensors).sum(), tensors[index])
-        assert_close(alone, gradient, gradient, f"gradient {index}")
+    one_input_alone_gets_its_gradient(name)
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -187,18 +157,6 @@ def test_no_gradient_is_recorded_without_need(backend, name):
         assert function(*(t.requires_grad_() for t in make())).grad_fn is None
 
 
-def far_apart(x):
-    """A view whose entries lie 2^31 elements apart; the memory between them is never touched."""
-    memory = torch.empty(2**31 * (len(x) - 1) + x.numel(), dtype=x.dtype)
-    return memory.as_strided(x.shape, (2**31, *x[0].contiguous().stride())).copy_(x)
-
-
 @pytest.mark.parametrize("name", CALLS)
 def test_offsets_beyond_32_bits(native, name):
-    function, make = CALLS[name]
-    near = [t.float() for t in make()]
-    expected = function(*near)
-    batched = [i for i, t in enumerate(near) if t.dim() >= 3 and len(t) == len(near[0])]
-    for index in batched:
-        inputs = [far_apart(t) if i == index else t for i, t in enumerate(near)]
-        assert torch.equal(function(*inputs), expected)
+    offsets_beyond_32_bits(name)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from support.grids import cover
 from support.util import DTYPES, LAYOUTS, compare, memory_format, rand, sliced
 from torch.library import opcheck
 
@@ -30,17 +31,17 @@ def check(upscale_factor, tensors, *args, **kwargs):
     )
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("channels", [3, 16, 48, 64, 65])
+@cover(dtype=DTYPES, layout=LAYOUTS, channels=[3, 16, 48, 64, 65])
 def test_channels_layouts_dtypes(backend, dtype, layout, channels):
     check(2, inputs(2, channels, channels, 2, 5, 7), dtype, layout)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("upscale_factor", [1, 2, 3, 4])
-@pytest.mark.parametrize("size", [(1, 1), (1, 6), (9, 1), (17, 14)], ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@cover(
+    upscale_factor=[1, 2, 3, 4],
+    size=[(1, 1), (1, 6), (9, 1), (17, 14)],
+    layout=LAYOUTS,
+    dtype=DTYPES,
+)
 def test_factors_and_sizes(backend, upscale_factor, size, layout, dtype):
     check(upscale_factor, inputs(2, 16, 6, upscale_factor, *size), dtype, layout)
 
@@ -50,8 +51,7 @@ def test_without_bias(backend, dtype):
     check(3, inputs(2, 8, 4, 3, 4, 5, bias=False), dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@cover(layout=LAYOUTS, dtype=DTYPES)
 def test_expanded_gradient(backend, layout, dtype):
     check(2, inputs(2, 8, 8, 2, 6, 5), dtype, layout, expanded_grad=True)
 
@@ -77,7 +77,7 @@ def test_gradcheck(backend):
     assert torch.autograd.gradcheck(lambda *t: pixel_shuffle_upsample(*t, 2), tensors)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@cover(quick=1, layout=LAYOUTS)
 def test_opcheck(layout):
     tensors = [layout(t.float()).detach() for t in inputs(2, 5, 3, 2, 3, 4)]
     opcheck(torch.ops.clsd_fast.pixel_shuffle_upsample, (*[t.requires_grad_() for t in tensors], 2))

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from support.grids import cover
 from support.util import DTYPES, LAYOUTS, compare, memory_format, rand, sliced
 from torch.library import opcheck
 
@@ -23,29 +24,23 @@ def inputs(batch, channels, height, width, hidden=None, bias=True):
     ]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("channels", [3, 16, 48, 64, 65])
+@cover(dtype=DTYPES, layout=LAYOUTS, channels=[3, 16, 48, 64, 65])
 def test_channels_layouts_dtypes(backend, dtype, layout, channels):
     compare(residual_block, plain, inputs(2, channels, 5, 7), dtype, layout)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("size", [(1, 1), (1, 6), (9, 1), (17, 14)], ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@cover(size=[(1, 1), (1, 6), (9, 1), (17, 14)], layout=LAYOUTS, dtype=DTYPES)
 def test_sizes(backend, size, layout, dtype):
     compare(residual_block, plain, inputs(2, 16, *size), dtype, layout)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("bias", [False, True])
+@cover(dtype=DTYPES, bias=[False, True])
 def test_scale_bias_and_hidden_channels(backend, dtype, bias):
     tensors = inputs(2, 8, 4, 5, hidden=12, bias=bias)
     compare(lambda *t: residual_block(*t, 0.1), lambda *t: plain(*t, 0.1), tensors, dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@cover(layout=LAYOUTS, dtype=DTYPES)
 def test_expanded_gradient(backend, layout, dtype):
     compare(residual_block, plain, inputs(2, 16, 6, 5), dtype, layout, expanded_grad=True)
 
@@ -81,7 +76,7 @@ def test_gradcheck(backend):
     assert torch.autograd.gradcheck(lambda *t: residual_block(*t, 0.5), tensors)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@cover(quick=1, layout=LAYOUTS)
 def test_opcheck(layout):
     tensors = [layout(t.float()).detach() for t in inputs(2, 5, 3, 4, hidden=4)]
     op = torch.ops.clsd_fast.residual_block

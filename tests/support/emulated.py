@@ -1,6 +1,7 @@
 """The CUDA operators on CPU tensors: the library of their emulated kernels, built on demand."""
 
 import ctypes
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -17,6 +18,8 @@ EXTRA_SCHEMAS = {
     "wgmma_product": "(Tensor a, Tensor b, bool transposed, bool proxy_fence, bool fence, "
     "bool wait) -> Tensor",
 }
+#: Of the order of warps and lanes, and of which copies are late, that tests try.
+SEEDS = range(16)
 
 
 class Emulation:
@@ -85,3 +88,13 @@ def check(emulation: Emulation, op: str, *args: object) -> list[Tensor]:
         assert_close(*result, f"{op}, output {i}")
         assert formats(ours[i]) == formats(theirs[i]), f"{op}, output {i}: memory format"
     return ours
+
+
+def caught(emulation: Emulation, call: Callable[[], Tensor], expected: Tensor) -> Iterator[bool]:
+    """Of every seed, when it is asked for, whether the call raises or its result is wrong."""
+    for seed in SEEDS:
+        emulation.seed(seed)
+        try:
+            yield not torch.allclose(call(), expected, rtol=1e-5, atol=1e-5)
+        except RuntimeError:
+            yield True

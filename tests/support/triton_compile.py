@@ -1,11 +1,12 @@
 """Compiles every Triton kernel, as the operators launch it, for a GPU that need not be there.
 
 A process of its own, because Triton is imported either for its interpreter or for its compiler:
-``python triton_compile.py cuda 90 float16 bfloat16`` prints one JSON object a kernel and dtype.
+``python triton_compile.py "cuda 90" "hip gfx942"`` prints one JSON object a kernel.
 """
 
 import json
 import sys
+from collections import Counter
 
 import torch
 import triton
@@ -22,6 +23,8 @@ from clsd_fast.triton import (
 )
 from clsd_fast.triton.tail import compose
 
+TARGETS = ("cuda 80", "cuda 90", "cuda 100", "hip gfx942")
+DTYPES = ("float32", "float16", "bfloat16")
 TYPES = {
     torch.float64: "fp64",
     torch.float32: "fp32",
@@ -122,28 +125,49 @@ def source(kernel: triton.JITFunction, args: tuple, options: dict) -> ASTSource:
     return ASTSource(kernel, signature, constants, attributes)
 
 
-def main(backend: str, architecture: str, *dtypes: str) -> None:
-    target = {
-        "cuda": lambda: GPUTarget("cuda", int(architecture), 32),
-        "hip": lambda: GPUTarget("hip", architecture, 64),
-    }[backend]()
-    for dtype in dtypes:
-        compile_all(target, dtype)
+def target_of(name: str) -> GPUTarget:
+    backend, architecture = name.split()
+    if backend == "cuda":
+        return GPUTarget("cuda", int(architecture), 32)
+    return GPUTarget("hip", architecture, 64)
 
 
-def compile_all(target: GPUTarget, dtype: str) -> None:
-    for kernel, args, options in launches(getattr(torch, dtype)):
-        given = {name: options[name] for name in ("num_warps", "num_stages") if name in options}
-        compiled = triton.compile(source(kernel, args, options), target=target, options=given)
-        text = compiled.asm["ptx" if target.backend == "cuda" else "amdgcn"]
-        facts = {
-            "kernel": compiled.metadata.name,
-            "dtype": dtype,
-            "shared": compiled.metadata.shared,
-            "mma": any(word in text for word in ("mma.sync", "wgmma", "tcgen05.mma", "v_mfma")),
-            "tf32": "tf32" in text,
-        }
-        print(json.dumps(facts), flush=True)
+def variants() -> dict[tuple[str, int], dict[str, tuple]]:
+    """Every launch: by its kernel and its number among that kernel's, and by dtype."""
+    found = {}
+    for dtype in DTYPES:
+        counts = Counter()
+        for launch in launches(getattr(torch, dtype)):
+            name = launch[0].fn.__name__
+            found.setdefault((name, counts[name]), {})[dtype] = launch
+            counts[name] += 1
+    return found
+
+
+def compile_for(name: str, target: str, dtype: str, launch: tuple) -> dict:
+    """What is known of the compiled kernel."""
+    kernel, args, options = launch
+    gpu = target_of(target)
+    given = {name: options[name] for name in ("num_warps", "num_stages") if name in options}
+    compiled = triton.compile(source(kernel, args, options), target=gpu, options=given)
+    text = compiled.asm["ptx" if gpu.backend == "cuda" else "amdgcn"]
+    return {
+        "kernel": name,
+        "target": target,
+        "dtype": dtype,
+        "shared": compiled.metadata.shared,
+        "mma": any(word in text for word in ("mma.sync", "wgmma", "tcgen05.mma", "v_mfma")),
+        "tf32": "tf32" in text,
+    }
+
+
+def main(*targets: str) -> None:
+    """Each variant for each target, in one of its dtypes there, and in each of them somewhere."""
+    for number, ((name, _), by_dtype) in enumerate(variants().items()):
+        for target in targets:
+            dtypes = list(by_dtype)
+            dtype = dtypes[(number + TARGETS.index(target)) % len(dtypes)]
+            print(json.dumps(compile_for(name, target, dtype, by_dtype[dtype])), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from support.emulated import SEEDS, caught
 from support.util import channels_last, rand
 
-SEEDS = range(16)
 REPORTED = {
     "out of bounds": "load of 4 bytes at byte 1200 of a tensor of 1200",
     "shared out of bounds": "load_shared at byte 288 of 288 of shared memory",
@@ -21,16 +21,6 @@ REPORTED = {
 def filtered(x):
     weight = torch.tensor([[[1.0, 2.0, 4.0]]])
     return F.conv1d(x[None, None], weight, padding=1)[0, 0]
-
-
-def caught(emulation, call, expected):
-    """Of every seed, when it is asked for, whether the call raises or its result is wrong."""
-    for seed in SEEDS:
-        emulation.seed(seed)
-        try:
-            yield not torch.allclose(call(), expected, rtol=1e-5, atol=1e-5)
-        except RuntimeError:
-            yield True
 
 
 def planted(emulation, fault):
@@ -109,12 +99,14 @@ def convolution(emulation):
     return call, call()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("index", range(2 * 9 + 1))
 def test_every_barrier_of_the_convolution_is_needed(emulation, convolution, index):
     emulation.skip_barrier(index)
     assert any(caught(emulation, *convolution))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("index", range(2 * 9))
 def test_every_wait_of_the_convolution_is_needed(emulation, convolution, index):
     emulation.skip_wait(index)

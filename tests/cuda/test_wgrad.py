@@ -4,55 +4,47 @@ import itertools
 
 import pytest
 import torch
-from support.emulated import check
+from support.cuda_convolutions import DTYPES, PARAMETERS, check_parameters, operands
+from support.emulated import SEEDS, caught
+from support.grids import cover
 from support.util import LAYOUTS, channels_last, contiguous, rand
-from test_cuda_conv3x3 import operands
-from test_cuda_emulation import caught
-
-DTYPES = (torch.bfloat16, torch.float16)
-SIZES = [(1, 1), (1, 6), (9, 1), (5, 7), (4, 16), (9, 17), (17, 33)]
-PARAMETERS = (False, True, True)
 
 
-def check_parameters(emulation, x, weight, image, scale=1.0, needs=PARAMETERS):
-    return check(emulation, "conv3x3_backward", image, x, weight, scale, *needs)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("batch, channels", [(1, (16, 48)), (2, (3, 16)), (3, (16, 3))])
-def test_sizes(emulation, batch, channels, size, dtype):
-    x, weight, _, image = operands(batch, *channels, *size, dtype)
+@cover(
+    size=[(1, 1), (1, 6), (9, 1), (5, 7), (4, 16), (9, 17), (17, 33)],
+    batch_and_channels=[(1, 16, 48), (2, 3, 16), (3, 16, 3)],
+    dtype=DTYPES,
+)
+def test_sizes(emulation, size, batch_and_channels, dtype):
+    x, weight, _, image = operands(*batch_and_channels, *size, dtype)
     check_parameters(emulation, x, weight, image)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    "channels, out_channels",
-    [(64, 64), (16, 16), (32, 80), (80, 32), (48, 112), (144, 16), (256, 64), (64, 256)]
-    + [(3, 64), (64, 3), (1, 16), (16, 1), (2, 80), (144, 2), (256, 3), (3, 256)],
+@cover(
+    quick=6,
+    channels=[(64, 64), (80, 32), (3, 64), (64, 3), (144, 16), (2, 80), (144, 2), (1, 16), (16, 1)]
+    + [(16, 16), (32, 80), (48, 112), (256, 64), (64, 256), (256, 3), (3, 256)],
+    dtype=DTYPES,
 )
-def test_channels(emulation, dtype, channels, out_channels):
-    x, weight, _, image = operands(3, channels, out_channels, 5, 7, dtype)
+def test_channels(emulation, channels, dtype):
+    x, weight, _, image = operands(3, *channels, 5, 7, dtype)
     check_parameters(emulation, x, weight, image, 0.3)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("channels", [(64, 64), (3, 64), (64, 3)], ids=str)
+@cover(quick=1, channels=[(64, 64), (3, 64), (64, 3)], dtype=DTYPES)
 def test_a_whole_image(emulation, channels, dtype):
     x, weight, _, image = operands(1, *channels, 50, 49, dtype)
     check_parameters(emulation, x, weight, image)
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3])
+@cover(quick=1, batch=[1, 2, 3])
 def test_more_rows_than_blocks(emulation, batch):
     """Blocks sum more rows than the fewest, end within strips, and the last has fewer."""
     x, weight, _, image = operands(batch, 16, 16, 250, 37, torch.bfloat16)
     check_parameters(emulation, x, weight, image)
 
 
-@pytest.mark.parametrize("seed", range(16))
-@pytest.mark.parametrize("channels", [(64, 64), (80, 16), (3, 64), (64, 3)], ids=str)
+@cover(quick=4, seed=SEEDS, channels=[(64, 64), (80, 16), (3, 64), (64, 3)])
 def test_any_order_of_warps(emulation, seed, channels):
     x, weight, _, image = operands(1, *channels, 9, 5, torch.bfloat16)
     emulation.seed(seed)
@@ -80,16 +72,16 @@ def test_grouped_convolutions_are_those_alone(emulation):
     assert all(map(torch.equal, grads[3:], alone[1:]))
 
 
-@pytest.mark.parametrize("needs", list(itertools.product([False, True], repeat=3)), ids=str)
-@pytest.mark.parametrize("channels", [(80, 80), (3, 80), (80, 3)], ids=str)
+@cover(
+    needs=list(itertools.product([False, True], repeat=3)), channels=[(80, 80), (3, 80), (80, 3)]
+)
 def test_only_some_gradients_are_asked_for(emulation, channels, needs):
     x, weight, _, image = operands(1, *channels, 6, 5, torch.bfloat16)
     grads = check_parameters(emulation, x, weight, image, 0.5, needs)
     assert [bool(grad.numel()) for grad in grads] == list(needs)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("channels", [(16, 32), (3, 16), (16, 3)], ids=str)
+@cover(layout=LAYOUTS, channels=[(16, 32), (3, 16), (16, 3)])
 def test_layouts(emulation, channels, layout):
     x, weight, _, image = operands(2, *channels, 6, 5, torch.bfloat16, layout)
     check_parameters(emulation, x, weight, image)
@@ -139,6 +131,7 @@ def gradient(emulation, channels):
     return call, call()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("channels, index", indices(BARRIERS))
 def test_every_barrier_is_needed(emulation, channels, index):
     call, expected = gradient(emulation, channels)
@@ -146,6 +139,7 @@ def test_every_barrier_is_needed(emulation, channels, index):
     assert any(caught(emulation, call, expected))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("channels, index", indices(WAITS))
 def test_every_wait_is_needed(emulation, channels, index):
     call, expected = gradient(emulation, channels)

@@ -1,21 +1,17 @@
-"""The collapsed tail's Triton kernels in Triton's interpreter, against PyTorch and `_tail_axes`.
+"""The composed tail's Triton kernels in Triton's interpreter.
 
 The interpreter takes 10 ms a program, however large its blocks: most tests enlarge them.
 """
 
-import itertools
-
 import pytest
-import test_upsample_tail as tail
 import torch
+from support import upsample_tail as tail
 from support.calls import BACKWARDS, FORWARDS
+from support.every_operator import check_against_the_reference, operator_ids
 from support.util import channels_last, contiguous, result_names, run_all, sliced
-from test_library import operator_ids
-from tolerance import assert_close, assert_draws_close
+from tolerance import assert_draws_close
 
 import clsd_fast
-from clsd_fast import reference
-from clsd_fast._tail_axes import AXES, OUT_CONV, STAGES
 from clsd_fast.backend import native as native_backend
 
 pytestmark = pytest.mark.usefixtures("interpreted_triton")
@@ -67,22 +63,10 @@ def poisoned():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture
-def launches(monkeypatch, modules):
-    """The names of the kernels as they are launched; they do not run."""
-    names = []
-    for module in modules:
-        monkeypatch.setattr(
-            module, "launch", lambda kernel, *args, **options: names.append(kernel.fn.__name__)
-        )
-    return names
-
-
+@pytest.mark.thorough
 @pytest.mark.parametrize("op, values", CALLS, ids=operator_ids(CALLS))
 def test_operators_equal_the_reference(large_blocks, poisoned, op, values):
-    ours = getattr(torch.ops.clsd_fast, op)(*values)
-    for a, b in zip(ours, getattr(reference, op)(*values), strict=True):
-        assert_close(a, b, b, op)
+    check_against_the_reference(op, values)
 
 
 @pytest.mark.parametrize("scale, size, bias", [(2, (1, 1), True), (3, (2, 2), False)])
@@ -92,6 +76,7 @@ def test_exact_everywhere(large_blocks, poisoned, scale, size, bias):
     assert max(tail.differences(scale, tensors)) <= tail.EXACT_SHARE
 
 
+@pytest.mark.thorough
 def test_several_blocks_of_channels_and_outputs(long_sums, poisoned):
     """In blocks of 16, as in float64."""
     tensors = tail.inputs(2, 1, 17, 1, 1, middle=16, outputs=5)
@@ -107,7 +92,7 @@ def test_dtypes(large_blocks, monkeypatch, modules, size, dtype, layout):
     """Also several blocks and chunks of pixels."""
     monkeypatch.setattr(modules[0], "PROGRAMS", 50)
     tensors = tail.inputs(2, 1, 8, *size)
-    functions = [lambda *t, f=f: f(*t, scale=2) for f in (tail.collapsed, tail.plain)]
+    functions = [lambda *t, f=f: f(*t, scale=2) for f in (tail.composed, tail.plain)]
     results = run_all(*functions, tensors, dtype, layout)
     for *result, name in zip(*results, result_names(tensors), strict=True):
         assert_draws_close([result], name)
@@ -172,112 +157,13 @@ def test_too_many_pixels(launches):
 
 
 def test_empty_batch(large_blocks):
-    tail.test_empty_batch("triton", 2)
+    tail.empty_batch(2)
 
 
 def test_offsets_beyond_32_bits(large_blocks):
     """Images whose channels are dense are read where they are."""
     x, *parameters = (t.float() for t in tail.inputs(2, 2, 2, 1, 1))
-    expected = tail.collapsed(x, *parameters, scale=2)
+    expected = tail.composed(x, *parameters, scale=2)
     memory = torch.empty(2**31 + 2)
     apart = memory.as_strided(x.shape, (2**31, 1, 2, 2)).copy_(x)
-    assert torch.equal(tail.collapsed(apart, *parameters, scale=2), expected)
-
-
-@pytest.mark.parametrize("ends", [1, 2])
-def test_every_pixel_is_in_one_block_of_its_kind(ends):
-    from support.tail_geometry import regions_kernel
-
-    batch, size = 2, 4
-    for height, width in itertools.product(range(1, 10), repeat=2):
-        rows, columns = (
-            [
-                *range(min(n, ends)),
-                *([ends] if n > 2 * ends else []),
-                *range(max(n - ends, ends), n),
-            ]
-            for n in (height, width)
-        )
-        lengths = [
-            [n - 2 * ends if first == ends and n > 2 * ends else 1 for first in parts]
-            for n, parts in ((height, rows), (width, columns))
-        ]
-        blocks = sum(-(-batch * a * b // size) for a, b in itertools.product(*lengths))
-        pixels = torch.zeros(64, size, 3, dtype=torch.int32)
-        kinds = torch.zeros(64, 2, dtype=torch.int32)
-        regions_kernel[(1,)](pixels, kinds, batch, height, width, ends, 64, size)
-        found = pixels[:blocks].flatten(0, 1)
-        found = [tuple(p) for p in found.tolist() if p[0] >= 0]
-        every = itertools.product(range(batch), range(height), range(width))
-        assert sorted(found) == sorted(every), (height, width)
-        for block, pair in zip(pixels[:blocks].tolist(), kinds.tolist(), strict=False):
-            for b, *place in block:
-                for position, kind, n in zip(place, pair, (height, width), strict=True):
-                    expected = 0 if position == 0 else (2 if position == n - 1 else 1)
-                    assert b < 0 or ends == 2 or kind == expected
-
-
-def plain_taps(axis, y, size):
-    """By (s, i), the taps from pixel y + s - 2 to output pixel upscale * y + i."""
-    taps = {}
-    for segment in (s for s in axis.segments if s.exists(size)):
-        for pixel in range(size)[segment.pixels(size)]:
-            start = axis.upscale * pixel - axis.padding
-            if segment.edge is not None:
-                start = segment.target(axis.upscale * size).start or 0
-            for tap in range(segment.length):
-                i = start + tap - axis.upscale * y
-                if 0 <= i < axis.upscale:
-                    taps.setdefault((pixel - y + 2, i), []).append(segment.begin + tap)
-    return taps
-
-
-@pytest.mark.parametrize("scale", tail.SCALES)
-def test_taps_are_those_of_the_axis(scale):
-    from support.tail_geometry import taps_kernel
-
-    axis = AXES[scale][0]
-    for size in range(1, 10):
-        for y in range(size):
-            kind = 0 if y == 0 else (2 if y == size - 1 else 1)
-            between = torch.full((5, scale, 3), -1, dtype=torch.int32)
-            places = torch.full((axis.size, 2), -1, dtype=torch.int32)
-            taps_kernel[(1,)](between, places, kind, size, axis.size, scale)
-            expected = plain_taps(axis, y, size)
-            for s, i in itertools.product(range(5), range(scale)):
-                found = sorted(t for t in between[s, i].tolist() if t >= 0)
-                if 0 <= y + s - 2 < size:
-                    assert found == sorted(expected.get((s, i), []))
-            for tap, (s, i) in enumerate(places.tolist()):
-                if 0 <= y + s - 2 < size:
-                    assert (tap in expected.get((s, i), [])) == (i >= 0)
-            reached = {tap for taps in expected.values() for tap in taps}
-            assert all(places[tap, 1] >= 0 for tap in reached)
-
-
-@pytest.mark.parametrize("scale", tail.SCALES)
-def test_paths_are_those_of_the_axis(scale):
-    from support.tail_geometry import paths_kernel
-
-    axis, after = AXES[scale][0], (*AXES[scale], OUT_CONV)[1]
-    rows = 3 * STAGES[scale][0]
-    forward = torch.zeros(rows, axis.size, 2, dtype=torch.int32)
-    backward = torch.zeros(rows, after.size, 4, dtype=torch.int32)
-    for row in range(rows):
-        paths_kernel[(1,)](forward, backward, row, axis.size, after.size, scale)
-    expected = sorted(axis.paths)
-    found = [
-        (row, then, tap, sign)
-        for row, taps in enumerate(forward.tolist())
-        for tap, (then, sign) in enumerate(taps)
-        if sign
-    ]
-    assert sorted(found) == expected
-    found = [
-        (row, then, tap, sign)
-        for row, afters in enumerate(backward.tolist())
-        for then, (main, inside, edge, edge_sign) in enumerate(afters)
-        for tap, sign in ((main, inside), (edge, edge_sign))
-        if sign
-    ]
-    assert sorted(found) == expected
+    assert torch.equal(tail.composed(apart, *parameters, scale=2), expected)

@@ -1,85 +1,68 @@
 """conv3x3's CUDA kernels, emulated."""
 
-import itertools
-
 import pytest
 import torch
-from support.emulated import check
-from support.util import LAYOUTS, channels_last, contiguous, memory_format, rand
-
-DTYPES = (torch.bfloat16, torch.float16)
-SIZES = [(1, 1), (1, 6), (9, 1), (5, 7), (8, 16), (9, 17), (17, 33)]
-INPUT_GRADIENT = (True, False, False)
+from support.cuda_convolutions import DTYPES, INPUT, check_conv3x3, operands
+from support.emulated import SEEDS, check
+from support.grids import cover
+from support.util import LAYOUTS, channels_last, contiguous, memory_format
 
 
-def operands(batch, channels, out_channels, height, width, dtype, layout=channels_last):
-    """x, weight, bias and an image of the output's shape."""
-    tensors = [
-        rand(batch, channels, height, width),
-        rand(out_channels, channels, 3, 3) / (3 * channels**0.5),
-        rand(out_channels),
-        rand(batch, out_channels, height, width, seed=1),
-    ]
-    return [layout(t.to(dtype)) for t in tensors]
-
-
-def check_both(emulation, x, weight, bias, image):
-    check(emulation, "conv3x3", x, weight, bias, None, 1.0, False)
-    check(emulation, "conv3x3_backward", image, x, weight, 1.0, *INPUT_GRADIENT)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("batch, channels", [(1, (16, 48)), (2, (3, 16)), (3, (16, 3))])
-def test_sizes(emulation, batch, channels, size, dtype):
-    check_both(emulation, *operands(batch, *channels, *size, dtype))
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    "channels, out_channels",
-    [(64, 64), (16, 16), (32, 80), (80, 32), (48, 112), (128, 64), (144, 16), (256, 64), (64, 256)]
-    + [(3, 64), (64, 3), (1, 16), (16, 1), (2, 80), (144, 2)],
+@cover(
+    size=[(1, 1), (1, 6), (9, 1), (5, 7), (8, 16), (9, 17), (17, 33)],
+    batch_and_channels=[(1, 16, 48), (2, 3, 16), (3, 16, 3)],
+    dtype=DTYPES,
 )
-def test_channels(emulation, dtype, channels, out_channels):
-    check_both(emulation, *operands(1, channels, out_channels, 5, 7, dtype))
+def test_sizes(emulation, size, batch_and_channels, dtype):
+    check_conv3x3(emulation, *operands(*batch_and_channels, *size, dtype))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    "channels, size",
-    [((64, 64), (50, 49)), ((64, 64), (48, 48)), ((3, 64), (50, 49)), ((64, 3), (50, 49))],
+@cover(
+    quick=6,
+    channels=[(64, 64), (80, 32), (3, 64), (64, 3), (144, 16), (2, 80), (144, 2), (1, 16), (16, 1)]
+    + [(16, 16), (32, 80), (48, 112), (128, 64), (256, 64), (64, 256)],
+    dtype=DTYPES,
 )
-def test_a_whole_image(emulation, channels, size, dtype):
-    check_both(emulation, *operands(1, *channels, *size, dtype))
+def test_channels(emulation, channels, dtype):
+    check_conv3x3(emulation, *operands(1, *channels, 5, 7, dtype))
 
 
-@pytest.mark.parametrize("seed", range(16))
-@pytest.mark.parametrize("channels", [(64, 64), (80, 80), (3, 64), (64, 3)], ids=str)
+@cover(
+    quick=1,
+    image=[(64, 64, 50, 49), (3, 64, 50, 49), (64, 3, 50, 49), (64, 64, 48, 48)],
+    dtype=DTYPES,
+)
+def test_a_whole_image(emulation, image, dtype):
+    check_conv3x3(emulation, *operands(1, *image, dtype))
+
+
+@cover(quick=4, seed=SEEDS, channels=[(64, 64), (80, 80), (3, 64), (64, 3)])
 def test_any_order_of_warps(emulation, seed, channels):
     x, weight, bias, image = operands(2, *channels, 9, 5, torch.bfloat16)
     emulation.seed(seed)
-    check_both(emulation, x, weight, bias, image)
+    check_conv3x3(emulation, x, weight, bias, image)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    "bias, residual, relu, res_scale",
-    list(itertools.product([False, True], [False, True], [False, True], [1.0, 0.1])),
+@cover(
+    channels=[(64, 48), (3, 16), (16, 3)],
+    dtype=DTYPES,
+    bias=[True, False],
+    residual=[True, False],
+    relu=[True, False],
+    res_scale=[0.1, 1.0],
 )
-@pytest.mark.parametrize("channels", [(64, 48), (3, 16), (16, 3)], ids=str)
 def test_epilogues(emulation, channels, dtype, bias, residual, relu, res_scale):
     x, weight, offsets, image = operands(2, *channels, 9, 5, dtype)
     offsets, skip = offsets if bias else None, image if residual else None
     check(emulation, "conv3x3", x, weight, offsets, skip, res_scale, relu)
-    check(emulation, "conv3x3_backward", image, x, weight, res_scale, *INPUT_GRADIENT)
+    check(emulation, "conv3x3_backward", image, x, weight, res_scale, *INPUT)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(emulation, layout):
     x, weight, bias, image = operands(2, 16, 32, 6, 5, torch.bfloat16, layout)
     (output,) = check(emulation, "conv3x3", x, weight, bias, image, 1.0, True)
-    grad_x = check(emulation, "conv3x3_backward", image, x, weight, 1.0, *INPUT_GRADIENT)[0]
+    grad_x = check(emulation, "conv3x3_backward", image, x, weight, 1.0, *INPUT)[0]
     expected = "channels_last" if layout is channels_last else "contiguous"
     assert memory_format(output) == memory_format(grad_x) == expected
 
@@ -88,7 +71,7 @@ def test_every_input_has_its_own_layout(emulation):
     x, weight, bias, image = operands(2, 16, 32, 6, 5, torch.bfloat16, contiguous)
     expanded = image[:1, :1, :1, :1].expand(image.shape)
     check(emulation, "conv3x3", channels_last(x), weight, bias[:1].expand(32), expanded, 1.0, True)
-    check(emulation, "conv3x3_backward", expanded, x, weight, 1.0, *INPUT_GRADIENT)
+    check(emulation, "conv3x3_backward", expanded, x, weight, 1.0, *INPUT)
 
 
 def test_memory_not_aligned_to_16_bytes(emulation):
@@ -100,11 +83,11 @@ def test_memory_not_aligned_to_16_bytes(emulation):
 
     check(emulation, "conv3x3", *map(moved, (x, weight, bias, image)), 1.0, False)
     grads = (moved(image), moved(x), moved(weight))
-    check(emulation, "conv3x3_backward", *grads, 1.0, *INPUT_GRADIENT)
+    check(emulation, "conv3x3_backward", *grads, 1.0, *INPUT)
 
 
 def test_empty_batch(emulation):
-    check_both(emulation, *operands(0, 16, 16, 4, 4, torch.bfloat16))
+    check_conv3x3(emulation, *operands(0, 16, 16, 4, 4, torch.bfloat16))
 
 
 def test_nothing_is_asked_for(emulation):

@@ -1,0 +1,64 @@
+"""What holds for every operator, of those on rows with Triton kernels, in Triton's interpreter."""
+
+import pytest
+import torch
+from support import distance_ratio_loss
+from support.calls import BACKWARDS, FORWARDS, ROWS
+from support.every_operator import (
+    check_against_the_reference,
+    compiles_as_one_graph,
+    double_backward_raises,
+    no_uninitialised_memory_is_read,
+    offsets_beyond_32_bits,
+    one_input_alone_gets_its_gradient,
+    operator_ids,
+)
+from support.grids import cases
+from support.util import rand
+
+import clsd_fast
+from clsd_fast.backend import triton as triton_backend
+
+pytestmark = pytest.mark.usefixtures("interpreted_triton")
+PROPERTIES = [
+    *cases(no_uninitialised_memory_is_read, name=ROWS, dtype=[torch.float32]),
+    *cases(one_input_alone_gets_its_gradient, name=ROWS),
+    *cases(double_backward_raises, name=ROWS),
+    *cases(offsets_beyond_32_bits, name=ROWS),
+    *cases(compiles_as_one_graph, name=ROWS, compiler=["aot_eager"]),
+]
+CALLS = [
+    (op, values)
+    for op, values in FORWARDS + BACKWARDS
+    if op.removesuffix("_backward") in set(triton_backend.OPERATORS) - {"upsample_tail"}
+    and values[-1] is not True  # save_gradients, which the CPU's kernel alone has
+]
+
+
+@pytest.mark.parametrize("holds", PROPERTIES)
+def test_properties(holds):
+    holds()
+
+
+@pytest.mark.parametrize("op, values", CALLS, ids=operator_ids(CALLS))
+def test_operators_equal_the_reference(op, values):
+    check_against_the_reference(op, values)
+
+
+def test_launches(launches):
+    query, key = (t.float().requires_grad_() for t in (rand(3, 17, 8), rand(3, 9, 8)))
+    for metric, kernel in (("cosine", "similarity"), ("dot", "similarity"), ("l1", "l1")):
+        clsd_fast.pairwise_similarity(query, key, metric).sum().backward()
+        assert launches == [f"pairwise_{kernel}_{k}_kernel" for k in ("forward", "grad", "grad")]
+        launches.clear()
+    for negatives in (None, 4):
+        tensors = [
+            t.float().requires_grad_()
+            for t in distance_ratio_loss.rows((3,), 5, 2000, negatives)
+            if t is not None
+        ]
+        loss = clsd_fast.distance_ratio_loss(*tensors)
+        assert [name.split("_")[3] for name in launches] == ["forward", "finish"]
+        loss.backward()
+        assert [name.split("_")[3] for name in launches[2:]] == ["anchor", "others"]
+        launches.clear()
