@@ -121,7 +121,10 @@ def test_nan_passes_the_relu(emulation):
         ),
         (lambda x, w, b, i: (x, w, b[:5], i), "bias of shape [32], got [5]"),
         (lambda x, w, b, i: (x, w, b, i[:1]), "residual of shape [2, 32, 6, 5], got "),
-        (lambda x, w, b, i: (x, w.float(), b, i), "weight of dtype bfloat16, got float32"),
+        (
+            lambda x, w, b, i: (x, w.double(), b, i),
+            "weight of dtype bfloat16 or float32, got float64",
+        ),
         (
             lambda x, w, b, i: (x.float(), w.float(), b.float(), i.float()),
             "x of dtype bfloat16 or float16 for its CUDA kernel, got float32",

@@ -91,23 +91,27 @@ def test_warpgroup_product_without_a_wait(emulation):
     assert sum(caught(emulation, call, expected)) > len(SEEDS) / 2
 
 
+#: Of 16 input channels each.
+SLICES = 8
+
+
 @pytest.fixture
 def convolution(emulation):
-    """A call of two groups of input channels, and its result."""
+    """A call of that many slices, and its result."""
     x, weight = (channels_last(t.bfloat16()) for t in (rand(1, 128, 3, 9), rand(16, 128, 3, 3)))
     call = partial(emulation.ops.conv3x3, x, weight, None, None, 1.0, False)
     return call, call()
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("index", range(2 * 9 + 1))
+@pytest.mark.parametrize("index", range(SLICES + 1))
 def test_every_barrier_of_the_convolution_is_needed(emulation, convolution, index):
     emulation.skip_barrier(index)
     assert any(caught(emulation, *convolution))
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("index", range(2 * 9))
+@pytest.mark.parametrize("index", range(SLICES))
 def test_every_wait_of_the_convolution_is_needed(emulation, convolution, index):
     emulation.skip_wait(index)
     assert any(caught(emulation, *convolution))

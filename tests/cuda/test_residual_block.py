@@ -62,7 +62,7 @@ def test_two_kernels(emulation, change):
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     "skip, index",
-    [("skip_barrier", i) for i in range(2 * 9 + 1)] + [("skip_wait", i) for i in range(2 * 9)],
+    [("skip_barrier", i) for i in range(2 * 4 + 1)] + [("skip_wait", i) for i in range(2 * 4)],
 )
 def test_every_synchronization_of_one_kernel_is_needed(emulation, skip, index):
     _, *arguments = block_operands(1, 64, 64, 8, 9, torch.bfloat16)

@@ -18,8 +18,8 @@ from support.emulated import SEEDS, caught, check
 from support.grids import cover
 from support.util import LAYOUTS
 
-#: Of a convolution of 128 input channels, in 8 slices.
-SLICES = 8
+#: Of a convolution of 128 input channels, and as many as there are buffers for.
+SLICES, BUFFERS = 8, 4
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def sm90(emulation):
 
 @pytest.mark.parametrize(
     "channels, out_channels, namespace",
-    [(64, 64, "sm90"), (128, 256, "sm90"), (64, 80, "sm80"), (48, 64, "sm80"), (3, 64, "few")],
+    [(64, 64, "sm90"), (128, 256, "sm90"), (64, 80, "sm90"), (48, 16, "sm90"), (3, 64, "few")],
 )
 def test_which_kernel_convolves(sm90, channels, out_channels, namespace):
     x, weight, bias, image = operands(1, channels, out_channels, 3, 4, torch.bfloat16)
@@ -54,7 +54,11 @@ def test_sizes(sm90, size, batch, dtype):
 
 @cover(
     quick=2,
-    channels=[(64, 128), (192, 128), (128, 64), (64, 256), (256, 64), (256, 256)],
+    channels=[
+        *[(64, 128), (192, 128), (128, 64), (64, 256), (256, 64), (256, 256)],
+        # Slices fewer than the buffers, and groups that are not whole.
+        *[(16, 16), (32, 80), (48, 64), (80, 48), (144, 112)],
+    ],
     dtype=DTYPES,
 )
 def test_channels(sm90, channels, dtype):
@@ -119,23 +123,38 @@ def test_residual_block(sm90, dtype, size, hidden_channels, res_scale):
     check_residual_block(sm90, *tensors, res_scale, needs=(True, False))
 
 
-FAULTS = [
-    *(("skip_barrier", i) for i in range(SLICES + 2)),
-    *(("skip_wait", i) for i in range(SLICES)),
-    *(("skip_proxy_fence", i) for i in range(SLICES)),
-    # The third is the first before a load into a buffer that has been read; none follows the last.
-    *(("skip_product_wait", i) for i in [*range(2, SLICES - 1), SLICES]),
-]
+def faults(slices, residual):
+    """What can be left out of a launch: of each slice's, of what is added, and of the results'."""
+    waits = slices + residual
+    # Of more slices, barriers of later ones have followed what is added.
+    barriers = [i for i in range(waits + 1) if slices <= BUFFERS or not residual or i != slices]
+    # Products are waited for before a slice is loaded where they read another; none follows the
+    # last two.
+    products = [*range(2, slices - 2), slices] if slices > BUFFERS else [0]
+    return [
+        *(("skip_barrier", i) for i in barriers),
+        *(("skip_wait", i) for i in range(waits)),
+        *(("skip_proxy_fence", i) for i in range(slices)),
+        *(("skip_product_wait", i) for i in products),
+    ]
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("skip, index", FAULTS)
-def test_every_synchronization_is_needed(sm90, skip, index):
+@pytest.mark.parametrize(
+    "slices, residual, skip, index",
+    [
+        (slices, residual, *fault)
+        for slices in (BUFFERS, SLICES)
+        for residual in (False, True)
+        for fault in faults(slices, residual)
+    ],
+)
+def test_every_synchronization_is_needed(sm90, slices, residual, skip, index):
     # Rows of both warpgroups.
-    x, weight, bias, _ = operands(1, 2 * 64, 64, 9, 9, torch.bfloat16)
+    x, weight, bias, image = operands(1, 16 * slices, 64, 9, 9, torch.bfloat16)
 
     def call():
-        return sm90.ops.conv3x3(x, weight, bias, None, 1.0, False)
+        return sm90.ops.conv3x3(x, weight, bias, image if residual else None, 1.0, False)
 
     expected = call()
     getattr(sm90, skip)(index)
