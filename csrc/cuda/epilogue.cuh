@@ -49,7 +49,7 @@ __device__ __forceinline__ void finish_pair(uint32_t& pair, float first, float s
     const float2 residual = unpack<T>(pair);
     sum.x += residual.x, sum.y += residual.y;
   }
-  pair = kHasRelu<kFinish> ? pack_relu<T>(sum.x, sum.y) : pack<T>(sum.x, sum.y);
+  pair = pack<T, kHasRelu<kFinish>>(sum.x, sum.y);
 }
 
 template <class T, Finish kFinish>

@@ -8,7 +8,7 @@
 namespace clsd::cuda {
 
 constexpr int kPackingThreads = 256;
-constexpr int kMaxPackings = 32;  // of a launch
+constexpr int kMaxPackings = 16;  // of a launch, whose parameters may be 4 KiB
 
 template <class T>
 struct PackingTask : Packing<T> {

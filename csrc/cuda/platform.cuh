@@ -8,7 +8,7 @@
 //   store_pair(Global<float>, float2)                       8 aligned bytes
 //   load_shared<V>(offset), store_shared<V>(offset, V)      sizeof(V) aligned bytes
 //   to_float(T), from_float<T>(float), unpack<T>(uint32_t) -> float2, pack<T>(float, float)
-//   pack_relu<T>(float, float), positive_mask<T>(uint32_t)  0 for negative ones; all bits for > 0
+//   pack<T, true>(float, float), positive_mask<T>(uint32_t)  0 for negative ones; all bits for > 0
 //   cp_async<kElements>(offset, Global<const T>, valid)     16 bytes from that many elements on, or
 //                                                           zeros where not valid
 //   cp_async_commit(), cp_async_wait<kPending>()

@@ -70,26 +70,18 @@ __device__ __forceinline__ float2 unpack(uint32_t pair) {
   return {to_float(T{static_cast<uint16_t>(pair)}), to_float(T{static_cast<uint16_t>(pair >> 16)})};
 }
 
-template <class T>
+// kRelu: with 0 for negative numbers; NaN stays NaN.
+template <class T, bool kRelu = false>
 __device__ __forceinline__ uint32_t pack(float low, float high) {
   uint32_t pair;
+#define CLSD_PACK(conversion) \
+  asm("cvt.rn." conversion "x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low))
   if constexpr (std::is_same_v<T, Bf16>) {
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    if constexpr (kRelu) CLSD_PACK("relu.bf16"); else CLSD_PACK("bf16");
   } else {
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    if constexpr (kRelu) CLSD_PACK("relu.f16"); else CLSD_PACK("f16");
   }
-  return pair;
-}
-
-// The same of what is not negative, and 0 for what is. NaN stays NaN.
-template <class T>
-__device__ __forceinline__ uint32_t pack_relu(float low, float high) {
-  uint32_t pair;
-  if constexpr (std::is_same_v<T, Bf16>) {
-    asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  } else {
-    asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  }
+#undef CLSD_PACK
   return pair;
 }
 

@@ -109,14 +109,10 @@ float2 unpack(uint32_t pair) {
   return {to_float(T{static_cast<uint16_t>(pair)}), to_float(T{static_cast<uint16_t>(pair >> 16)})};
 }
 
-template <class T>
+template <class T, bool kRelu = false>
 uint32_t pack(float low, float high) {
+  if (kRelu) low = low < 0 ? 0 : low, high = high < 0 ? 0 : high;
   return from_float<T>(low).bits | static_cast<uint32_t>(from_float<T>(high).bits) << 16;
-}
-
-template <class T>
-uint32_t pack_relu(float low, float high) {
-  return pack<T>(low < 0 ? 0 : low, high < 0 ? 0 : high);
 }
 
 template <class T>
