@@ -20,14 +20,20 @@ help: ## print these lines
 	    awk -F '\t' '{ n = split($$1, names, " "); \
 	        for (i = 1; i <= n; ++i) printf "%-14s%s\n", names[i], $$2 }'
 
-.PHONY: demo test lint bench bench-all sanitize cuda gpu-build gpu-test gpu-bench gpu-memcheck gpu-racecheck
+.PHONY: demo test test-all lint bench bench-all sanitize cuda gpu-build gpu-test gpu-bench gpu-memcheck gpu-racecheck
 
 demo: .venv/installed ## train a small CLSD student on photographs, into demo-output
 	rm -rf demo-output
 	$(BIN)/clsd demo --output demo-output
 
-test: .venv/installed ## the test suite
-	$(BIN)/pytest
+# Two processes, each with one thread. Here alone: pytest-benchmark measures nothing beside others.
+WORKERS := -n 2 --dist worksteal
+
+test: .venv/installed ## the tests of every kernel and error, in under 5 minutes
+	$(BIN)/pytest $(WORKERS) -m "not thorough"
+
+test-all: .venv/installed ## every test
+	$(BIN)/pytest $(WORKERS)
 
 lint: .venv/installed ## rules and format of Python and C++, and the types of Python
 	$(BIN)/ruff check
@@ -52,7 +58,7 @@ bench-all: .venv/installed ## the programs behind the figures of docs/, an hour
 
 # Needs nvcc, no GPU. Installs nothing.
 cuda: .venv/installed ## compile the CUDA kernels for all architectures
-	$(BIN)/pytest tests/cuda/test_cuda_build.py tests/cuda/test_cuda_sass.py
+	$(BIN)/pytest tests/cuda/test_build.py tests/cuda/test_sass.py
 
 # On a machine with a GPU, in a Python that has a PyTorch for it: nothing is installed. The kernels
 # are built into clsd_fast/, or LIBRARY= names a _C_cuda.so that was built elsewhere.
@@ -86,7 +92,7 @@ sanitize: .venv/installed ## the operators' tests under AddressSanitizer and UBS
 	    --target build/sanitized .
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized \
-	    $(BIN)/pytest -k "native and not 1000 and not gradient_of_the_temperature" \
+	    $(BIN)/pytest $(WORKERS) -k "native and not 1000 and not gradient_of_the_temperature" \
 	    $(addprefix tests/ops/test_,$(addsuffix .py,$(OPERATORS)))
 
 .venv/installed: pyproject.toml setup.py CMakeLists.txt $(SOURCES)

@@ -1,5 +1,6 @@
 """CMake targets that tests and tools build for themselves, under ``build/``."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -39,8 +40,11 @@ def build(folder: str, target: str, **environment: str) -> Path:
     }
     cmake, path = tool("cmake"), ROOT / "build" / folder
     definitions = [f"-D{name}={value}" for name, value in settings.items()]
-    _run([cmake, "-S", ROOT, "-B", path, "-G", "Ninja", *definitions], environment)
-    _run([cmake, "--build", path, "--target", target], environment)
+    path.mkdir(parents=True, exist_ok=True)
+    with (path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # processes that share the tests build once
+        _run([cmake, "-S", ROOT, "-B", path, "-G", "Ninja", *definitions], environment)
+        _run([cmake, "--build", path, "--target", target], environment)
     return path / f"{target}.so"
 
 

@@ -37,14 +37,22 @@ def run(isa, *arguments):
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=TESTS,  # not the checkout, whose sources would hide the installation
-        env={**os.environ, "CLSD_FAST_ISA": isa, "CLSD_FAST_BACKEND": "native"},
+        env={
+            **os.environ,
+            "CLSD_FAST_ISA": isa,
+            "CLSD_FAST_BACKEND": "native",
+            "PYTHONPATH": os.pathsep.join(sys.path),  # of helpers
+        },
         capture_output=True,
         text=True,
     )
 
 
+@pytest.mark.parametrize(
+    "marked", ["not thorough", pytest.param("thorough", marks=pytest.mark.thorough)]
+)
 @pytest.mark.parametrize("isa", ["avx2", "portable"])
-def test_narrower_instruction_sets(native, isa):
+def test_narrower_instruction_sets(native, isa, marked):
     if "expected one of" in run(isa, "-c", PROBE).stderr:
         pytest.skip(f"needs a processor with {isa}")
     files = ("residual_block", "upsample_tail", "pairwise_similarity", "info_nce")
@@ -52,7 +60,8 @@ def test_narrower_instruction_sets(native, isa):
     # info_nce's grid up to 64 rows: the larger ones take minutes on the portable kernels.
     selection = "native and (layouts or gradcheck or sizes) and not 1000 and not reduced"
     suite = [f"ops/test_{name}.py" for name in files]
-    result = run(isa, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", selection, *suite)
+    options = ["-q", "-p", "no:cacheprovider", "-m", marked, "-k", selection]
+    result = run(isa, "-m", "pytest", *options, *suite)
     assert result.returncode == 0, result.stdout
     assert " passed" in result.stdout and "skipped" not in result.stdout
 

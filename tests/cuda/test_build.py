@@ -10,6 +10,7 @@ import torch
 
 from clsd_fast.backend import native as native_backend
 
+pytestmark = pytest.mark.thorough  # minutes of nvcc
 TOOLS = Path(__file__).parents[2] / "tools"
 
 

@@ -30,6 +30,7 @@ def multiplies(kernel):
     return not any(word in kernel.name for word in WITHOUT_PRODUCTS)
 
 
+@pytest.mark.thorough
 def test_every_architecture_has_every_kernel(sass_report, kernels):
     names = {kernel.name for kernel in kernels}
     assert any("conv3x3_kernel<Bf16" in name for name in names)
@@ -37,10 +38,12 @@ def test_every_architecture_has_every_kernel(sass_report, kernels):
     assert all(found == names for found in of.values())
 
 
+@pytest.mark.thorough
 def test_nothing_is_spilled(kernels):
     assert [k for k in kernels if k.stack or k.spills] == []
 
 
+@pytest.mark.thorough
 def test_products_are_on_tensor_cores(kernels):
     """Kernels in namespace sm90 are code for that architecture alone, by wgmma."""
     for kernel in filter(multiplies, kernels):
@@ -50,6 +53,7 @@ def test_products_are_on_tensor_cores(kernels):
             assert kernel.hgmma > 0, kernel
 
 
+@pytest.mark.thorough
 def test_images_are_loaded_by_16_bytes_or_more(kernels):
     for kernel in filter(multiplies, kernels):
         if not kernel.name.startswith("sm90::") or kernel.architecture == "sm_90a":
