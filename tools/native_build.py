@@ -59,6 +59,11 @@ def build_cuda() -> Path:
     return build("cuda", "_C_cuda", TORCH_CUDA_ARCH_LIST=ARCHITECTURES)
 
 
+def build_emulation() -> Path:
+    """The CUDA operators on CPU tensors."""
+    return build("cuda_emulation", "_emulated")
+
+
 def _run(command: list, environment: dict[str, str]) -> None:
     environment = {**os.environ, **environment}
     result = subprocess.run(command, env=environment, capture_output=True, text=True)

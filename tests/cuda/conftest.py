@@ -10,7 +10,7 @@ def emulated_library():
     lacking = native_build.missing()
     if lacking:
         pytest.skip(f"needs {lacking} to build the emulation of CUDA kernels")
-    return emulated.Emulation(native_build.build("cuda_emulation", "_emulated"))
+    return emulated.Emulation(native_build.build_emulation())
 
 
 @pytest.fixture

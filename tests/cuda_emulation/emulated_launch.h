@@ -14,7 +14,9 @@ void launch(dim3 grid, dim3 block, size_t shared_bytes, Stream /*stream*/,
   // The compiler's name of this function ends with that of the kernel.
   std::string name = __PRETTY_FUNCTION__;
   name = name.substr(name.find("kKernel = ") + 10);
-  emulation::run(name.substr(0, name.find(';')).c_str(), grid, block, shared_bytes,
+  emulation::Parameters parameters;
+  (parameters.add(&arguments, sizeof(Arguments), alignof(Arguments)), ...);
+  emulation::run(name.substr(0, name.find(';')).c_str(), grid, block, shared_bytes, parameters,
                  [&] { kKernel(arguments...); });
 }
 

@@ -45,16 +45,16 @@ namespace clsd::cuda {
 
 template <class V, class T>
 V load_checked(Global<T> source, const char* operation) {
-  emulation::check_global(source.pointer, sizeof(V), source.begin, source.end, operation);
+  emulation::check_global(source.pointer(), sizeof(V), source.tensor(), operation);
   V value;
-  std::memcpy(&value, source.pointer, sizeof(V));
+  std::memcpy(&value, source.pointer(), sizeof(V));
   return value;
 }
 
 template <class V, class T>
 void store_checked(Global<T> target, V value, const char* operation) {
-  emulation::check_global(target.pointer, sizeof(V), target.begin, target.end, operation);
-  std::memcpy(target.pointer, &value, sizeof(V));
+  emulation::check_global(target.pointer(), sizeof(V), target.tensor(), operation);
+  std::memcpy(target.pointer(), &value, sizeof(V));
 }
 
 template <class T>
@@ -69,11 +69,13 @@ void store(Global<T> target, T value) {
 
 template <class T>
 uint4 load_vector(Global<T> source) {
+  ++emulation::counts.loads16;
   return load_checked<uint4>(source, "load_vector");
 }
 
 template <class T>
 void store_vector(Global<T> target, uint4 value) {
+  ++emulation::counts.stores16;
   store_checked(target, value, "store_vector");
 }
 
@@ -124,8 +126,9 @@ uint32_t positive_mask(uint32_t pair) {
 template <int kElements = 0, class T>
 void cp_async(uint32_t offset, Global<const T> source, bool valid) {
   source = source + kElements;
-  if (valid) emulation::check_global(source.pointer, 16, source.begin, source.end, "cp.async");
-  emulation::copy_async(offset, valid ? source.pointer : nullptr);
+  ++emulation::counts.loads16;
+  if (valid) emulation::check_global(source.pointer(), 16, source.tensor(), "cp.async");
+  emulation::copy_async(offset, valid ? source.pointer() : nullptr);
 }
 
 inline void cp_async_commit() { emulation::commit_copies(); }

@@ -154,7 +154,10 @@ void stmatrix_transposed(uint32_t offset, const uint32_t (&registers)[4]) {
 template <class T>
 void mma(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   Product product{sums, a, b};
-  collective("mma", kWarpLanes, &product, multiply<T>);
+  collective("mma", kWarpLanes, &product, [](void* const* arguments) {
+    ++emulation::counts.mma;
+    multiply<T>(arguments);
+  });
 }
 
 template void mma<Bf16>(float (&)[4], const uint32_t (&)[4], const uint32_t (&)[2]);

@@ -18,6 +18,7 @@ Position position;
 unsigned char* shared = nullptr;
 size_t shared_bytes = 0;
 bool sm90a = false;
+Counts counts;
 
 namespace {
 
@@ -234,6 +235,24 @@ void perform(const Copy& copy) {
   mark_written(copy.offset, kPieceBytes);
 }
 
+// All blocks of a grid, in an order drawn from the seed.
+void run_blocks(dim3 grid, dim3 block, size_t bytes) {
+  failure.clear();
+  random_state = seed;
+  while (pool.size() < static_cast<size_t>(threads)) pool.push_back(std::make_unique<Thread>());
+  alignas(kSharedAlignment) static unsigned char memory[kMaxSharedBytes];
+  shared = memory;
+  shared_bytes = bytes;
+  position.grid_size = grid, position.block_size = block;
+  const auto blocks = grid.x * grid.y * grid.z;
+  const unsigned start = draw(blocks), step = draw(2) ? 1 : blocks - 1;
+  for (unsigned i = 0, number = start; i < blocks; ++i, number = (number + step) % blocks) {
+    position.block = index_of(number, grid);
+    reset_block();
+    run_block();
+  }
+}
+
 }  // namespace
 
 void fail(const std::string& message) {
@@ -248,7 +267,7 @@ bool skips_product_wait() { return current->product_waits++ == skipped_product_w
 
 int thread_number() { return current->number; }
 
-void run(const char* name, dim3 grid, dim3 block, size_t bytes,
+void run(const char* name, dim3 grid, dim3 block, size_t bytes, const Parameters& parameters,
          const std::function<void()>& thread) {
   const std::lock_guard<std::mutex> lock(launching);
   const uint64_t size = uint64_t{1} * block.x * block.y * block.z;
@@ -261,20 +280,9 @@ void run(const char* name, dim3 grid, dim3 block, size_t bytes,
                              " bytes of shared memory");
   }
   kernel = name, body = &thread, threads = static_cast<int>(size);
-  failure.clear();
-  random_state = seed;
-  while (pool.size() < size) pool.push_back(std::make_unique<Thread>());
-  alignas(kSharedAlignment) static unsigned char memory[kMaxSharedBytes];
-  shared = memory;
-  shared_bytes = bytes;
-  position.grid_size = grid, position.block_size = block;
-  const auto blocks = static_cast<unsigned>(grid_size);
-  const unsigned start = draw(blocks), step = draw(2) ? 1 : blocks - 1;
-  for (unsigned i = 0, number = start; i < blocks; ++i, number = (number + step) % blocks) {
-    position.block = index_of(number, grid);
-    reset_block();
-    run_block();
-  }
+  counts = {};
+  if (launches_run()) run_blocks(grid, block, bytes);
+  record({kernel, grid, block, bytes, parameters, counts});
 }
 
 void barrier(int id, int count, bool waits) {
@@ -384,10 +392,10 @@ void check_fenced(uint32_t offset, size_t bytes) {
   }
 }
 
-void check_global(const void* address, size_t bytes, const void* begin, const void* end,
-                  const char* operation) {
+void check_global(const void* address, size_t bytes, Range tensor, const char* operation) {
   const auto at = reinterpret_cast<uintptr_t>(address);
-  const auto first = reinterpret_cast<uintptr_t>(begin), last = reinterpret_cast<uintptr_t>(end);
+  const auto first = reinterpret_cast<uintptr_t>(tensor.begin);
+  const auto last = reinterpret_cast<uintptr_t>(tensor.end);
   if (at < first || at + bytes > last) {
     fail(std::string(operation) + " of " + std::to_string(bytes) + " bytes at byte " +
          std::to_string(static_cast<int64_t>(at - first)) + " of a tensor of " +

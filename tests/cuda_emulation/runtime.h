@@ -12,6 +12,9 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <vector>
+
+#include "global.h"
 
 struct dim3 {
   unsigned x, y, z;
@@ -38,9 +41,35 @@ extern size_t shared_bytes;
 // Whether the device is one that runs code for sm_90a.
 extern bool sm90a;
 
+// What a launch did: products of a warp (mma) and of a warpgroup (wgmma), and 16-byte accesses of
+// global memory, of which each thread's counts, and a copy of zeros as one that reads.
+struct Counts {
+  uint64_t mma, wgmma, loads16, stores16;
+};
+// Of the launch that runs.
+extern Counts counts;
+
+// The bytes of a launch's arguments, where the GPU's constant bank has them.
+struct Parameters {
+  std::vector<unsigned char> bytes;
+
+  void add(const void* argument, size_t size, size_t alignment);
+};
+
+// Of launches.cpp: whether launches run their threads, and what it keeps of each.
+struct Launch {
+  std::string kernel;
+  dim3 grid, block;
+  size_t shared_bytes;
+  Parameters parameters;
+  Counts counts;
+};
+bool launches_run();
+void record(const Launch& launch);
+
 // Run `body` once for each thread of the grid.
 void run(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes,
-         const std::function<void()>& body);
+         const Parameters& parameters, const std::function<void()>& body);
 
 // End the launch: it throws a std::runtime_error.
 [[noreturn]] void fail(const std::string& message);
@@ -78,9 +107,8 @@ bool skips_product_wait();
 bool has_products();
 void discard_products();
 
-// Fail unless [address, address + bytes) lies in [begin, end) and is aligned to its size.
-void check_global(const void* address, size_t bytes, const void* begin, const void* end,
-                  const char* operation);
+// Fail unless [address, address + bytes) lies in the tensor and is aligned to its size.
+void check_global(const void* address, size_t bytes, Range tensor, const char* operation);
 
 }  // namespace clsd::emulation
 
@@ -93,6 +121,21 @@ CLSD_EXPORT void clsd_emulation_seed(uint64_t seed);
 CLSD_EXPORT void clsd_emulation_sm90a(int runs);
 // Name of the kernel that was launched last.
 CLSD_EXPORT const char* clsd_emulation_kernel();
+// Launches are recorded since clsd_emulation_record: with `runs` 0 they do nothing else, so that
+// results are undefined.
+CLSD_EXPORT void clsd_emulation_record(int runs);
+CLSD_EXPORT void clsd_emulation_stop_recording();
+struct ClsdLaunch {
+  const char* kernel;
+  unsigned grid[3], block[3];
+  uint64_t shared_bytes;
+  uint64_t mma, wgmma, loads16, stores16;  // as clsd::emulation::Counts
+  const unsigned char* parameters;
+  uint64_t parameter_bytes;
+};
+CLSD_EXPORT int clsd_emulation_launches();
+// The index-th of them, whose memory lasts until clsd_emulation_record.
+CLSD_EXPORT struct ClsdLaunch clsd_emulation_launch(int index);
 // Plant a fault: every thread skips its index-th barrier, wait for copies, fence_proxy_async or
 // wait for products (from 0) of a launch's block. Index -1 removes the fault.
 CLSD_EXPORT void clsd_emulation_skip_barrier(int index);

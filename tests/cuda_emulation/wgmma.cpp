@@ -110,6 +110,7 @@ struct Argument {
 void issue(void* const* arguments) {
   Queue& at = queue();
   if (!at.fenced) fail("wgmma without wgmma_fence before it");
+  ++emulation::counts.wgmma;
   const auto& first = *static_cast<const Argument*>(arguments[0]);
   Issued issued{*first.product, {}};
   for (int thread = 0; thread < kWarpgroupThreads; ++thread) {

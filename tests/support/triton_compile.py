@@ -7,12 +7,12 @@ A process of its own, because Triton is imported either for its interpreter or f
 import json
 import sys
 from collections import Counter
+from pathlib import Path
 
 import torch
 import triton
 from torch.utils._pytree import tree_leaves
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from clsd_fast.triton import (
     _rows,
@@ -23,16 +23,11 @@ from clsd_fast.triton import (
 )
 from clsd_fast.triton.tail import compose
 
+sys.path.append(str(Path(__file__).parents[2] / "tools"))
+from triton_code import compile_options, source  # noqa: E402 - found there
+
 TARGETS = ("cuda 80", "cuda 90", "cuda 100", "hip gfx942")
 DTYPES = ("float32", "float16", "bfloat16")
-TYPES = {
-    torch.float64: "fp64",
-    torch.float32: "fp32",
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-    torch.int64: "i64",
-    torch.bool: "i1",
-}
 MODULES = (
     _rows,
     compose,
@@ -101,30 +96,6 @@ def tail(dtype: torch.dtype) -> None:
     )
 
 
-def source(kernel: triton.JITFunction, args: tuple, options: dict) -> ASTSource:
-    """The kernel specialized as at a launch: None, strides of 1 and options are constants."""
-    signature, constants, attributes = {}, {}, {}
-
-    def type_of(value, path):
-        if isinstance(value, tuple):
-            return tuple(type_of(item, (*path, k)) for k, item in enumerate(value))
-        if value is None or (isinstance(value, int) and value == 1):
-            constants[path] = value
-            return "constexpr"
-        if isinstance(value, torch.Tensor) or value % 16 == 0:
-            attributes[path] = [["tt.divisibility", 16]]
-        if isinstance(value, torch.Tensor):
-            return f"*{TYPES[value.dtype]}"
-        return "fp64" if isinstance(value, float) else "i32"
-
-    for index, name in enumerate(kernel.arg_names):
-        if name in options:
-            signature[name], constants[(index,)] = "constexpr", options[name]
-        else:
-            signature[name] = type_of(args[index], (index,))
-    return ASTSource(kernel, signature, constants, attributes)
-
-
 def target_of(name: str) -> GPUTarget:
     backend, architecture = name.split()
     if backend == "cuda":
@@ -148,8 +119,8 @@ def compile_for(name: str, target: str, dtype: str, launch: tuple) -> dict:
     """What is known of the compiled kernel."""
     kernel, args, options = launch
     gpu = target_of(target)
-    given = {name: options[name] for name in ("num_warps", "num_stages") if name in options}
-    compiled = triton.compile(source(kernel, args, options), target=gpu, options=given)
+    specialized, given = source(kernel, args, options), compile_options(options)
+    compiled = triton.compile(specialized, target=gpu, options=given)
     text = compiled.asm["ptx" if gpu.backend == "cuda" else "amdgcn"]
     return {
         "kernel": name,

@@ -1,0 +1,187 @@
+"""Budgets of the CUDA kernels in the model of `sass_time`, and its reports."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache, partial
+
+import native_build
+import pytest
+import sass_code
+import sass_report
+import torch
+from sass_clock import CARDS, Prediction, predict
+
+#: Issue slots and predicted microseconds of today's kernels, which no change may exceed, by card
+#: and call; the launches of a call in turn.
+BUDGETS = {
+    ("h100", "conv3x3"): [(8_010, 11.2)],
+    ("h100", "residual"): [(8_010, 13.6)],
+    ("h100", "backward"): [(8_100, 13.5), (8_100, 13.5), (13_950, 22.2), (5_850, 10.1)],
+    ("h100", "from few"): [(12_850, 12.3)],
+    ("h100", "few backward"): [(8_500, 9.9), (10_750, 12.0), (500, 6.3)],
+    ("a100", "conv3x3"): [(16_200, 22.8)],
+    ("a100", "residual"): [(16_200, 26.3)],
+    ("a100", "backward"): [(16_150, 26.0), (16_150, 26.2), (27_950, 60.8), (7_000, 12.8)],
+}
+
+
+def images(*shape):
+    return torch.empty(shape, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+
+
+def calls(ops):
+    """Layers of a training step of batch 16, patch 48."""
+    x, narrow, bias = images(16, 64, 48, 48), images(16, 3, 48, 48), torch.empty(64).bfloat16()
+    weight, first = images(64, 64, 3, 3), images(64, 3, 3, 3)
+    block = ops.residual_block_backward
+    return {
+        "conv3x3": partial(ops.conv3x3, x, weight, bias, None, 1.0, True),
+        "residual": partial(ops.conv3x3, x, weight, bias, x, 1.0, False),
+        "backward": partial(block, x, x, x, weight, weight, 1.0, True, True),
+        "from few": partial(ops.conv3x3, narrow, first, bias, None, 1.0, False),
+        "few backward": partial(ops.conv3x3_backward, x, narrow, first, 1.0, True, True, True),
+    }
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    lacking = list(filter(None, (native_build.missing_for_cuda(), sass_report.missing())))
+    if lacking:
+        pytest.skip(f"needs {', '.join(lacking)} to read the CUDA kernels' code")
+    return cache(partial(sass_code.Binary, native_build.build_cuda()))
+
+
+@pytest.mark.parametrize("card, call", BUDGETS)
+def test_budgets(kernels, emulation, card, call):
+    emulation.sm90a(card == "h100")
+    with emulation.recorded(runs=False) as launches:
+        calls(emulation.ops)[call]()
+    binary = kernels(CARDS[card].architecture)
+    found = [predict(binary[launch.kernel], launch, CARDS[card]) for launch, _ in launches]
+    for prediction, (slots, us) in zip(found, BUDGETS[card, call], strict=True):
+        assert prediction.issue_slots <= slots, found
+        assert prediction.us <= us, found
+
+
+@pytest.fixture(scope="module")
+def sass_time():
+    """The program, which imports Triton."""
+    return pytest.importorskip("sass_time")
+
+
+STEP = """
+import json, sys
+import emulation, native_build, sass_step
+loaded = emulation.Emulation(native_build.build_emulation())
+step = sass_step.record(loaded, (9, 0), int(sys.argv[1]), batch=2, patch_size=8)
+casts = sum(call.name == "_to_copy" for call in step.aten)
+operators = sass_step.operators(loaded, (8, 0)).items()
+print(json.dumps([
+    [step.launches, len(step.native), len(step.triton), casts],
+    {title: [launch.kernel for launch in launches] for title, launches in operators},
+]))
+"""
+
+
+@pytest.mark.parametrize(
+    "head_blocks, launches, native, triton, casts", [(5, 763, 205, 55, 387), (1, 595, 133, 55, 291)]
+)
+def test_launches_of_a_step(emulated_library, head_blocks, launches, native, triton, casts):
+    """At full depth, on tiny images, in a process of its own: a budget, too. And those of single
+    operators."""
+    pytest.importorskip("triton")
+    folders = [str(native_build.ROOT / "tools"), *filter(None, sys.path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+    environment.pop("TRITON_INTERPRET", None)
+    found = subprocess.run(
+        [sys.executable, "-c", STEP, str(head_blocks)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stderr[-2000:]
+    counts, operators = json.loads(found.stdout.splitlines()[-1])
+    assert all(map(int.__le__, counts, (launches, native, triton, casts))), counts
+    conv, whole = "sm80::conv3x3_kernel<Bf16, false, true>", "[16, 64, 48, 48]"
+    assert operators[f"conv3x3 64 to 64, {whole}, forward"] == [conv]
+    assert operators[f"residual_block 64 to 64, {whole}, forward"] == [conv, conv]
+    assert operators["small residual_block 64 to 64, [1, 64, 24, 48], forward"] == [
+        "residual::residual_block_kernel<Bf16>"
+    ]
+
+
+def row(sass_time, kernel, calls, us):
+    return sass_time.Row(kernel, 128, calls, Prediction(1, 0.5, 8000, None, 0.25, us))
+
+
+def test_the_slowest_launch_of_a_kernel_counts(sass_time):
+    """Of those in the step, if there is one."""
+    of = partial(row, sass_time)
+    kernels = sass_time.slowest(
+        [of("a", 2, 13.0), of("a", 3, 11.0), of("a", 0, 30.0), of("b", 0, 5.0)]
+    )
+    assert kernels["a"]["predicted_us"] == 13.0
+    assert kernels["a"]["calls"] == 5
+    assert kernels["b"]["issue_slots"] == 8000
+    assert kernels["b"]["tensor_share"] == 0.25
+
+
+def test_table(sass_time):
+    text = sass_time.table(
+        CARDS["h100"], [row(sass_time, "sm90::conv3x3_kernel<Bf16, false>", 35, 13.46)]
+    )
+    assert "model, not measurement" in text
+    assert text.splitlines()[2].split()[-7:] == ["128", "1", "0.50", "8000", "-", "25%", "13.46"]
+
+
+def measurement(problem, mode, implementation, us):
+    return {"problem": problem, "mode": mode, "implementation": implementation, "us": us}
+
+
+def test_measured_times_stand_beside(sass_time, tmp_path):
+    """Those of that card, from a CUDA graph where there is one."""
+    conv = "conv3x3 64 to 64, [16, 64, 48, 48]"
+    rows = [
+        measurement("step 5", "step", "ours_graph", 2500.0),
+        measurement("step 5", "step", "ours", 9500.0),
+        measurement("step 5", "step", "eager", 12000.0),
+        measurement(conv, "forward", "ours", 8.5),
+        {"problem": conv, "mode": "dgrad", "error": "failed"},
+    ]
+    (tmp_path / "gpu.json").write_text(
+        json.dumps({"environment": {"device": "NVIDIA H100 80GB HBM3"}, "rows": rows})
+    )
+    (tmp_path / "other.json").write_text(json.dumps([{"rows": None}]))
+    result = {
+        "step_ms": {"h100_n5": 4.8, "h100_n1": 3.5, "a100_n5": 9.0, "a100_n1": 7.0},
+        "launches": {"n5": 763, "n1": 595},
+        "operators_us": {key: {f"{conv}, forward": 11.1} for key in ("h100", "a100")},
+    }
+    lines = [line.split() for line in sass_time.comparison(result, tmp_path).splitlines()]
+    assert ["step", "5,", "step", "4800.0", "2500.0"] in lines
+    assert ["step", "1,", "step", "3500.0", "-"] in lines
+    assert [*f"{conv}, forward".split(), "11.1", "8.5"] in lines
+    assert [*f"{conv}, forward".split(), "11.1", "-"] in lines
+    assert lines[-1] == ["launches", "of", "a", "step:", "n5", "763,", "n1", "595"]
+
+
+def test_launches_that_differ_in_addresses_are_alike(sass_time, emulation):
+    """And those that differ in what is given, or in a number, are not."""
+    x, weight = images(1, 16, 3, 4), images(16, 16, 3, 3)
+
+    def launch(residual, scale):
+        with emulation.recorded(runs=False) as launches:
+            emulation.ops.conv3x3(x.clone(), weight, None, residual, scale, False)
+        return sass_time.alike(launches[0][0])
+
+    assert launch(None, 1.0) == launch(None, 1.0)
+    assert launch(x, 1.0) == launch(x.clone(), 1.0)
+    assert len({launch(None, 1.0), launch(x, 1.0), launch(None, 0.5)}) == 3
+
+
+def test_unknown_cards(sass_time, capsys):
+    with pytest.raises(SystemExit):
+        sass_time.main(["--cards", "h100,k80"])
+    assert "expected --cards of h100, a100, rtx4090, rtx3090, got k80" in capsys.readouterr().err

@@ -1,0 +1,114 @@
+"""The CUDA operators on CPU tensors: the library of their emulated kernels, built on demand."""
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from sass_code import Launch
+from sass_report import short_name
+
+from clsd_fast._library import SCHEMAS
+from clsd_fast._torch import has_kernel_for_key
+
+NAMESPACE = "clsd_fast_emulated"
+#: Operators of the emulation's own tests.
+EXTRA_SCHEMAS = {
+    "planted": "(Tensor x, str fault) -> Tensor",
+    "wgmma_product": "(Tensor a, Tensor b, bool transposed, bool proxy_fence, bool fence, "
+    "bool wait) -> Tensor",
+}
+
+
+class Counts(NamedTuple):
+    """What a launch did: products of a warp and of a warpgroup, and a thread's accesses of 16 bytes
+    of global memory, copies of zeros included."""
+
+    mma: int
+    wgmma: int
+    loads16: int
+    stores16: int
+
+
+class _Launch(ctypes.Structure):
+    """ClsdLaunch of tests/cuda_emulation/runtime.h."""
+
+    _fields_ = (
+        ("kernel", ctypes.c_char_p),
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared_bytes", ctypes.c_uint64),
+        *((name, ctypes.c_uint64) for name in Counts._fields),
+        ("parameters", ctypes.c_void_p),
+        ("parameter_bytes", ctypes.c_uint64),
+    )
+
+
+def _has_kernel(op: str) -> bool:
+    return has_kernel_for_key(f"{NAMESPACE}::{op}", "CPU")
+
+
+class Emulation:
+    """The loaded library: ``ops`` has its operators, the methods steer the launches."""
+
+    def __init__(self, path: Path) -> None:
+        self._library = torch.library.Library(NAMESPACE, "DEF")
+        for name, schema in (SCHEMAS | EXTRA_SCHEMAS).items():
+            self._library.define(name + schema)
+        torch.ops.load_library(path)
+        self.ops = getattr(torch.ops, NAMESPACE)
+        #: Operators of clsd_fast that have CUDA kernels, backwards left out.
+        self.operators = tuple(
+            op for op in SCHEMAS if _has_kernel(op) and f"{op}_backward" in SCHEMAS
+        )
+        self._functions = functions = ctypes.CDLL(str(path))
+        functions.clsd_emulation_seed.argtypes = [ctypes.c_uint64]
+        #: Seed of the order of warps and lanes, and of which copies are late.
+        self.seed = functions.clsd_emulation_seed
+        #: Whether the device is one that runs the kernels for sm_90a.
+        self.sm90a = functions.clsd_emulation_sm90a
+        functions.clsd_emulation_kernel.restype = ctypes.c_char_p
+        functions.clsd_emulation_launch.restype = _Launch
+        #: Let every thread skip its i-th barrier of a block, wait for copies, proxy fence or wait
+        #: for products; -1: none.
+        self.skip_barrier = functions.clsd_emulation_skip_barrier
+        self.skip_wait = functions.clsd_emulation_skip_wait
+        self.skip_proxy_fence = functions.clsd_emulation_skip_proxy_fence
+        self.skip_product_wait = functions.clsd_emulation_skip_product_wait
+
+    def kernel(self) -> str:
+        """The one that was launched last."""
+        return self._functions.clsd_emulation_kernel().decode()
+
+    def reset(self) -> None:
+        self.seed(0)
+        self.sm90a(False)
+        for skip in (
+            self.skip_barrier,
+            self.skip_wait,
+            self.skip_proxy_fence,
+            self.skip_product_wait,
+        ):
+            skip(-1)
+
+    @contextmanager
+    def recorded(self, runs: bool = True) -> Iterator[list[tuple[Launch, Counts]]]:
+        """The launches of the block, when it has ended. Without ``runs`` nothing is computed, all
+        that kernels would write is undefined, and the counts are 0."""
+        launches: list[tuple[Launch, Counts]] = []
+        self._functions.clsd_emulation_record(runs)
+        try:
+            yield launches
+            number = self._functions.clsd_emulation_launches()
+            launches += map(_recorded, map(self._functions.clsd_emulation_launch, range(number)))
+        finally:
+            self._functions.clsd_emulation_stop_recording()
+
+
+def _recorded(found: _Launch) -> tuple[Launch, Counts]:
+    kernel = short_name(found.kernel.decode())
+    parameters = ctypes.string_at(found.parameters, found.parameter_bytes)
+    launch = Launch(kernel, tuple(found.grid), tuple(found.block), found.shared_bytes, parameters)
+    return launch, Counts(*(getattr(found, name) for name in Counts._fields))
