@@ -17,8 +17,7 @@ namespace clsd {
 using torch::stable::Tensor;
 using Shape = std::vector<int64_t>;
 
-[[noreturn]] inline void fail(const char* op, const std::string& expected,
-                              const std::string& got) {
+[[noreturn]] inline void fail(const char* op, const std::string& expected, const std::string& got) {
   throw std::runtime_error(std::string(op) + ": expected " + expected + ", got " + got);
 }
 

@@ -81,8 +81,8 @@ inline Tensor empty(const Tensor& like, const Shape& shape,
                     MemoryFormat format = MemoryFormat::Contiguous) {
   // The latter names the operator, which is looked up: for a small result, longer than the work.
   if (format == MemoryFormat::Contiguous) return torch::stable::new_empty(like, shape);
-  return torch::stable::empty(shape, like.scalar_type(), std::nullopt, like.device(),
-                              std::nullopt, format);
+  return torch::stable::empty(shape, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                              format);
 }
 
 // The same shape for an absent gradient everywhere.

@@ -27,9 +27,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> residual_block_backward(
 
 Tensor pixel_shuffle_upsample(Tensor x, Tensor weight, std::optional<Tensor> bias,
                               int64_t upscale_factor);
-std::tuple<Tensor, Tensor, Tensor> pixel_shuffle_upsample_backward(
-    Tensor grad_output, Tensor x, Tensor weight, int64_t upscale_factor, bool needs_x,
-    bool needs_weight, bool needs_bias);
+std::tuple<Tensor, Tensor, Tensor> pixel_shuffle_upsample_backward(Tensor grad_output, Tensor x,
+                                                                   Tensor weight,
+                                                                   int64_t upscale_factor,
+                                                                   bool needs_x, bool needs_weight,
+                                                                   bool needs_bias);
 
 std::tuple<Tensor, Tensor> upsample_tail(Tensor x, Tensor up_weight1,
                                          std::optional<Tensor> up_bias1,
@@ -46,19 +48,21 @@ Tensor pairwise_similarity(Tensor query, Tensor key, std::string metric);
 std::tuple<Tensor, Tensor> pairwise_similarity_backward(Tensor grad_output, Tensor query,
                                                         Tensor key, std::string metric);
 
-std::tuple<Tensor, std::vector<Tensor>> info_nce(
-    Tensor query, Tensor positive_key, std::optional<Tensor> negative_keys,
-    std::optional<Tensor> mask, std::optional<Tensor> labels,
-    std::optional<Tensor> learned_temperature, double temperature, std::string reduction,
-    bool save_gradients);
-std::vector<Tensor> info_nce_backward(
-    Tensor grad_loss, Tensor statistics, Tensor query, Tensor positive_key,
-    std::optional<Tensor> negative_keys, std::optional<Tensor> mask, std::optional<Tensor> labels,
-    std::optional<Tensor> learned_temperature, double temperature, std::string reduction);
+std::tuple<Tensor, std::vector<Tensor>> info_nce(Tensor query, Tensor positive_key,
+                                                 std::optional<Tensor> negative_keys,
+                                                 std::optional<Tensor> mask,
+                                                 std::optional<Tensor> labels,
+                                                 std::optional<Tensor> learned_temperature,
+                                                 double temperature, std::string reduction,
+                                                 bool save_gradients);
+std::vector<Tensor> info_nce_backward(Tensor grad_loss, Tensor statistics, Tensor query,
+                                      Tensor positive_key, std::optional<Tensor> negative_keys,
+                                      std::optional<Tensor> mask, std::optional<Tensor> labels,
+                                      std::optional<Tensor> learned_temperature, double temperature,
+                                      std::string reduction);
 
 std::tuple<Tensor, Tensor, Tensor> distance_ratio_loss(Tensor anchor, Tensor positive,
-                                                       std::optional<Tensor> negatives,
-                                                       double eps);
+                                                       std::optional<Tensor> negatives, double eps);
 std::tuple<Tensor, Tensor, Tensor> distance_ratio_loss_backward(
     Tensor grad_loss, Tensor positive_distance, Tensor negative_distance, Tensor anchor,
     Tensor positive, std::optional<Tensor> negatives, double eps);

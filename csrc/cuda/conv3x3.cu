@@ -44,8 +44,8 @@ void convolve_as(const Convolution<T>& conv, Stream stream) {
     launch_tiles<few::conv3x3_from_few_kernel<T, kFinish>, kTileH, kTileW>(
         conv, few::kThreads, few::kFromFewBytes, stream);
   } else if (conv.outputs <= kFewChannels) {
-    launch_tiles<few::conv3x3_to_few_kernel<T, kFinish>, kTileH, kTileW>(
-        conv, few::kThreads, few::kToFewBytes, stream);
+    launch_tiles<few::conv3x3_to_few_kernel<T, kFinish>, kTileH, kTileW>(conv, few::kThreads,
+                                                                         few::kToFewBytes, stream);
   } else if (runs_sm90a()) {
     convolve_sm90<kFinish>(conv, stream);
   } else {

@@ -78,7 +78,8 @@ __device__ __forceinline__ void gather_patch(int target, Global<const T> image, 
 
 template <class T, Finish kFinish>
 __global__ void __launch_bounds__(kThreads, 4)
-    conv3x3_from_few_kernel(const __grid_constant__ Convolution<T> conv, const __grid_constant__ Grid grid) {
+    conv3x3_from_few_kernel(const __grid_constant__ Convolution<T> conv,
+                            const __grid_constant__ Grid grid) {
   const Place place = place_of_block<kTileH, kTileW>(grid);
   const int thread = threadIdx.x;
   DepthWeights<T>(conv, 1, place.output_group).load(kDepthWeights);
@@ -93,8 +94,8 @@ __global__ void __launch_bounds__(kThreads, 4)
   __syncthreads();
   mma_tiles::Sums sums{};
   constexpr uint32_t kPitch = Patches::kPitch;
-  const uint32_t patches = mma_tiles::fragment_offset<kPitch>() +
-                           mma_tiles::warp_row() * kTileW * kPieceBytes;
+  const uint32_t patches =
+      mma_tiles::fragment_offset<kPitch>() + mma_tiles::warp_row() * kTileW * kPieceBytes;
   const uint32_t weights = kDepthWeights + mma_tiles::weight_offset(mma_tiles::warp_channel());
 #pragma unroll
   for (int half = 0; half < kFewDepth / 16; ++half) {
@@ -155,15 +156,15 @@ __device__ __forceinline__ void write_columns(const Convolution<T>& conv, const 
       float skip = 0;
       if constexpr (kHasSkip<kFinish>) skip = to_float(load(skip_of<T, kFinish>(conv) + at));
       const float bias = load(conv.bias + channel) * conv.scale;
-      store(conv.output + at,
-            from_float<T>(finish<kFinish>(sums[row][i], conv.scale, bias, skip)));
+      store(conv.output + at, from_float<T>(finish<kFinish>(sums[row][i], conv.scale, bias, skip)));
     }
   }
 }
 
 template <class T, Finish kFinish>
 __global__ void __launch_bounds__(kThreads, 4)
-    conv3x3_to_few_kernel(const __grid_constant__ Convolution<T> conv, const __grid_constant__ Grid grid) {
+    conv3x3_to_few_kernel(const __grid_constant__ Convolution<T> conv,
+                          const __grid_constant__ Grid grid) {
   const Place place = place_of_block<kTileH, kTileW>(grid);
   Input<T> input(conv, grid, place);
   ColumnWeights<T> weights(conv, grid.slices, 0);

@@ -65,8 +65,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   const auto multiply_slice = [&](int slice) {
     const uint32_t stage = stage_of(slice);
     if (!has_channels) return;
-    mma_tiles::multiply_slice<T, Input<T>::kWidth, Halo::kPitch>(sums, stage,
-                                                                 stage + Halo::kBytes);
+    mma_tiles::multiply_slice<T, Input<T>::kWidth, Halo::kPitch>(sums, stage, stage + Halo::kBytes);
   };
   const int last = grid.slices - 1;
 #pragma unroll 1

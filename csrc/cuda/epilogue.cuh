@@ -40,8 +40,8 @@ template <class T, Finish kFinish>
 __device__ __forceinline__ void finish_pair(uint32_t& pair, float first, float second, float scale,
                                             float first_bias, float second_bias) {
   if constexpr (kFinish == Finish::kMask) {
-    pair = positive_mask<T>(pair) &
-           pack<T>(first * scale + first_bias, second * scale + second_bias);
+    pair =
+        positive_mask<T>(pair) & pack<T>(first * scale + first_bias, second * scale + second_bias);
     return;
   }
   float2 sum = {first * scale + first_bias, second * scale + second_bias};
@@ -76,8 +76,8 @@ class ResultPixels {
     const int channel = first_output(grid, place) + piece_ * kPiece;
     const int y = place.y + first_row + row_, x = place.x + column_;
     rows_ = static_cast<int>(conv.height) - y;
-    columns_ = channel < static_cast<int>(steps.phase_column) ? static_cast<int>(conv.width) - x
-                                                              : 0;
+    columns_ =
+        channel < static_cast<int>(steps.phase_column) ? static_cast<int>(conv.width) - x : 0;
     offset_ = (static_cast<int64_t>(place.n) * conv.height + y) * steps.row +
               static_cast<uint64_t>(x) * steps.column +
               static_cast<uint64_t>(phase_y) * steps.phase_row +

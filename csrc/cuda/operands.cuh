@@ -110,7 +110,8 @@ class WeightLoader {
   __device__ __forceinline__ WeightLoader(const Convolution<T>& conv, int matrices,
                                           int output_group)
       : source_(conv.weight + ((static_cast<int64_t>(output_group) * matrices * kCount +
-                                static_cast<int>(threadIdx.x)) * kPiece)) {}
+                                static_cast<int>(threadIdx.x)) *
+                               kPiece)) {}
 
   // Copy the matrix that follows that of the last call.
   __device__ __forceinline__ void load(uint32_t target) {

@@ -26,8 +26,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> residual_block_backward(
 
 Tensor pixel_shuffle_upsample(Tensor x, Tensor weight, std::optional<Tensor> bias,
                               int64_t upscale_factor);
-std::tuple<Tensor, Tensor, Tensor> pixel_shuffle_upsample_backward(
-    Tensor grad_output, Tensor x, Tensor weight, int64_t upscale_factor, bool needs_x,
-    bool needs_weight, bool needs_bias);
+std::tuple<Tensor, Tensor, Tensor> pixel_shuffle_upsample_backward(Tensor grad_output, Tensor x,
+                                                                   Tensor weight,
+                                                                   int64_t upscale_factor,
+                                                                   bool needs_x, bool needs_weight,
+                                                                   bool needs_bias);
 
 }  // namespace clsd::cuda

@@ -60,8 +60,8 @@ __device__ __forceinline__ uint4 packed_piece(const Packing<T>& packing, int64_t
   const int rows = packing.rows(), row = static_cast<int>(index % rows);
   const int64_t rest = index / rows;
   if (packing.kind() == PackingKind::kFewInputs) {
-    const int64_t output = packed_channel(
-        packing.outputs, static_cast<int>(rest / kFewDepthPieces), rows, row);
+    const int64_t output =
+        packed_channel(packing.outputs, static_cast<int>(rest / kFewDepthPieces), rows, row);
     const int first = static_cast<int>(rest % kFewDepthPieces) * kPiece;
     const int channels = packing.inputs.channels;
     return piece_of<T>([&](int i) {

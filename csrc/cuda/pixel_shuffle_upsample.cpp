@@ -16,8 +16,8 @@ Tensor pixel_shuffle_upsample(Tensor x, Tensor weight, std::optional<Tensor> bia
   Output output(x, shape, memory_format(x));
   dispatch_16_bit(op, x.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    auto conv = forward_convolution<T>(input, weight, output.written(),
-                                       static_cast<int>(upscale_factor));
+    auto conv =
+        forward_convolution<T>(input, weight, output.written(), static_cast<int>(upscale_factor));
     PackedParameters<T> packed;
     packed.add(conv, weight, bias);
     packed.pack(x, device.stream());
@@ -26,9 +26,11 @@ Tensor pixel_shuffle_upsample(Tensor x, Tensor weight, std::optional<Tensor> bia
   return output.finish();
 }
 
-std::tuple<Tensor, Tensor, Tensor> pixel_shuffle_upsample_backward(
-    Tensor grad_output, Tensor x, Tensor weight, int64_t upscale_factor, bool needs_x,
-    bool needs_weight, bool needs_bias) {
+std::tuple<Tensor, Tensor, Tensor> pixel_shuffle_upsample_backward(Tensor grad_output, Tensor x,
+                                                                   Tensor weight,
+                                                                   int64_t upscale_factor,
+                                                                   bool needs_x, bool needs_weight,
+                                                                   bool needs_bias) {
   const char* op = "pixel_shuffle_upsample_backward";
   const Shape shape = check_pixel_shuffle_upsample(op, x, weight, std::nullopt, upscale_factor);
   check_backward(op, "grad_output", x, grad_output, shape);

@@ -77,9 +77,15 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
 #define CLSD_PACK(conversion) \
   asm("cvt.rn." conversion "x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low))
   if constexpr (std::is_same_v<T, Bf16>) {
-    if constexpr (kRelu) CLSD_PACK("relu.bf16"); else CLSD_PACK("bf16");
+    if constexpr (kRelu)
+      CLSD_PACK("relu.bf16");
+    else
+      CLSD_PACK("bf16");
   } else {
-    if constexpr (kRelu) CLSD_PACK("relu.f16"); else CLSD_PACK("f16");
+    if constexpr (kRelu)
+      CLSD_PACK("relu.f16");
+    else
+      CLSD_PACK("f16");
   }
 #undef CLSD_PACK
   return pair;
@@ -92,9 +98,9 @@ __device__ __forceinline__ uint32_t positive_mask(uint32_t pair) {
     return __hgt2_mask(__half2_raw{static_cast<uint16_t>(pair), static_cast<uint16_t>(pair >> 16)},
                        __half2_raw{0, 0});
   } else {
-    return __hgt2_mask(__nv_bfloat162_raw{static_cast<uint16_t>(pair),
-                                          static_cast<uint16_t>(pair >> 16)},
-                       __nv_bfloat162_raw{0, 0});
+    return __hgt2_mask(
+        __nv_bfloat162_raw{static_cast<uint16_t>(pair), static_cast<uint16_t>(pair >> 16)},
+        __nv_bfloat162_raw{0, 0});
   }
 }
 
@@ -150,10 +156,10 @@ __device__ __forceinline__ void stmatrix_transposed(uint32_t offset,
 template <class T>
 __device__ __forceinline__ void mma(float (&sums)[4], const uint32_t (&a)[4],
                                     const uint32_t (&b)[2]) {
-#define CLSD_MMA(type)                                                                           \
-  asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                                     \
-      ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                     \
-      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                               \
+#define CLSD_MMA(type)                                                       \
+  asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                 \
+      ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])           \
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
   if constexpr (std::is_same_v<T, Bf16>) {
     CLSD_MMA("bf16");

@@ -18,8 +18,8 @@ std::tuple<Tensor, Tensor> residual_block(Tensor x, Tensor weight1, std::optiona
   const bool fused = !save_hidden && fuses_residual_block(x.size(0), x.size(2), x.size(3),
                                                           x.size(1), hidden_shape[1]);
   // Fused, it is neither written nor read: an image of the same shape stands for it.
-  const Tensor hidden = fused ? output.written()
-                              : empty(x, hidden_shape, MemoryFormat::ChannelsLast);
+  const Tensor hidden =
+      fused ? output.written() : empty(x, hidden_shape, MemoryFormat::ChannelsLast);
   dispatch_16_bit(op, x.scalar_type(), [&](auto type) {
     using T = decltype(type);
     auto first = forward_convolution<T>(input, weight1, hidden);

@@ -11,9 +11,8 @@ constexpr int kTileH = residual::kTileH, kTileW = residual::kTileW;
 template <class T>
 void run(const Convolution<T>& first, const Convolution<T>& second, Stream stream) {
   const Grid grid = grid_of<kTileH, kTileW>(second);
-  launch<residual::residual_block_kernel<T>>(static_cast<unsigned>(grid.blocks),
-                                             residual::kThreads, residual::kSharedBytes, stream,
-                                             first, second, grid);
+  launch<residual::residual_block_kernel<T>>(static_cast<unsigned>(grid.blocks), residual::kThreads,
+                                             residual::kSharedBytes, stream, first, second, grid);
 }
 
 }  // namespace

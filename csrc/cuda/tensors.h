@@ -23,8 +23,8 @@ using emulation::Device;
 class Device {
  public:
   explicit Device(const Tensor& x) : guard_(static_cast<int32_t>(x.get_device())) {
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(
-        static_cast<int32_t>(x.get_device()), &stream_));
+    TORCH_ERROR_CODE_CHECK(
+        aoti_torch_get_current_cuda_stream(static_cast<int32_t>(x.get_device()), &stream_));
   }
   Stream stream() const { return stream_; }
 
@@ -40,8 +40,7 @@ auto dispatch_16_bit(const char* op, ScalarType dtype, F&& function) {
   switch (dtype) {
     case ScalarType::BFloat16: return function(Bf16{});
     case ScalarType::Half: return function(Fp16{});
-    default:
-      fail(op, "x of dtype bfloat16 or float16 for its CUDA kernel", dtype_name(dtype));
+    default: fail(op, "x of dtype bfloat16 or float16 for its CUDA kernel", dtype_name(dtype));
   }
 }
 

@@ -15,10 +15,10 @@ namespace clsd::cuda {
 
 #ifdef CLSD_SM90A
 
-#define CLSD_SUMS16(i)                                                                           \
-  "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]),     \
-      "+f"(sums[i + 5]), "+f"(sums[i + 6]), "+f"(sums[i + 7]), "+f"(sums[i + 8]),                \
-      "+f"(sums[i + 9]), "+f"(sums[i + 10]), "+f"(sums[i + 11]), "+f"(sums[i + 12]),             \
+#define CLSD_SUMS16(i)                                                                       \
+  "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]), \
+      "+f"(sums[i + 5]), "+f"(sums[i + 6]), "+f"(sums[i + 7]), "+f"(sums[i + 8]),            \
+      "+f"(sums[i + 9]), "+f"(sums[i + 10]), "+f"(sums[i + 11]), "+f"(sums[i + 12]),         \
       "+f"(sums[i + 13]), "+f"(sums[i + 14]), "+f"(sums[i + 15])
 
 // Before the first wgmma, and whenever other instructions have used its registers since: the
@@ -55,16 +55,16 @@ __device__ __forceinline__ void fence_proxy_async() {
 // sums [64, kN] += a [64, 16] b [16, kN], asynchronously, by 4 warps. Thread t of them has in
 // sums[i] row 16 (t / 32) + t % 32 / 4 + 8 (i / 2 % 2), column 8 (i / 4) + 2 (t % 4) + i % 2.
 // There is an instruction for every multiple of 8 columns; kernels use one.
-#define CLSD_WGMMA(type)                                                                         \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n160k16.f32." type "." type                      \
-               " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                        \
-               "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"                \
-               "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"                \
-               "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,"                \
-               "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79},"               \
-               " %80, %81, 1, 1, 1, %82, %83;"                                                   \
-               : CLSD_SUMS16(0), CLSD_SUMS16(16), CLSD_SUMS16(32), CLSD_SUMS16(48),              \
-                 CLSD_SUMS16(64)                                                                 \
+#define CLSD_WGMMA(type)                                                            \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n160k16.f32." type "." type         \
+               " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"           \
+               "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"   \
+               "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"   \
+               "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,"   \
+               "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79},"  \
+               " %80, %81, 1, 1, 1, %82, %83;"                                      \
+               : CLSD_SUMS16(0), CLSD_SUMS16(16), CLSD_SUMS16(32), CLSD_SUMS16(48), \
+                 CLSD_SUMS16(64)                                                    \
                : "l"(a), "l"(b), "n"(kTransposedA ? 1 : 0), "n"(kTransposedB ? 1 : 0))
 
 template <class T, int kN, bool kTransposedA = false, bool kTransposedB = false>

@@ -12,7 +12,7 @@ namespace clsd::cuda {
 // Of output = scale * (convolution(input, weight) + bias).
 template <class T>
 struct WeightGradient {
-  Global<const T> grad_output;   // shuffled by `upscale`
+  Global<const T> grad_output;  // shuffled by `upscale`
   Global<const T> input;
   Parameter<T> grad_weight;      // or null, if it is not asked for
   Parameter<T> grad_bias;        // likewise

@@ -51,7 +51,8 @@ __device__ void load_step(const Task<T>& task, const Sides<T>& sides, const Chan
     const int piece = i % kPieces;
     const bool valid = pixel < pixels && 8 * piece < channels.count;
     const int64_t offset = pixel * sides.wide_channels + channels.first + 8 * piece;
-    cp_async(Patches::kBytes + swizzled(i / kPieces, piece), sides.wide + (valid ? offset : 0), valid);
+    cp_async(Patches::kBytes + swizzled(i / kPieces, piece), sides.wide + (valid ? offset : 0),
+             valid);
   }
   cp_async_commit();
   const int64_t pixel = first + threadIdx.x, at = pixel % image;
@@ -73,11 +74,10 @@ __device__ __forceinline__ void multiply_step(Sums& sums, const Task<T>& task, b
   for (int step = 0; step < kPixels / 16; ++step) {
     uint32_t wide[4], depths[kDepth / 16][4];
     ldmatrix_transposed(wide, Patches::kBytes + swizzled(16 * step + lane % 8 + lane / 16 * 8,
-                                                     2 * warp + lane / 8 % 2));
+                                                         2 * warp + lane / 8 % 2));
 #pragma unroll
     for (int i = 0; i < kDepth / 16; ++i) {
-      ldmatrix_transposed(depths[i],
-                          Patches::offset(16 * step + lane % 16, 2 * i + lane / 16));
+      ldmatrix_transposed(depths[i], Patches::offset(16 * step + lane % 16, 2 * i + lane / 16));
     }
 #pragma unroll
     for (int j = 0; j < kDepth / 8; ++j) {
@@ -97,7 +97,7 @@ __device__ __forceinline__ void multiply_step(Sums& sums, const Task<T>& task, b
 
 template <class T>
 __device__ void write_weight_partial(const Task<T>& task, const Sides<T>& sides, int split,
-                                  const ChannelGroup& channels, const Sums& sums) {
+                                     const ChannelGroup& channels, const Sums& sums) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const Global<float> target = task.weight_partials + split * task.weights();
 #pragma unroll
@@ -117,7 +117,7 @@ __device__ void write_weight_partial(const Task<T>& task, const Sides<T>& sides,
 
 template <class T>
 __device__ void write_bias_partial(const Task<T>& task, const Sides<T>& sides, int split,
-                                const ChannelGroup& channels, const Sums& sums) {
+                                   const ChannelGroup& channels, const Sums& sums) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const Global<float> target = task.bias_partials + split * static_cast<int64_t>(task.outputs);
   if (sides.few_outputs) {  // rows are all the same; a pixel itself is at the patch's center

@@ -67,8 +67,12 @@ class Loader {
  public:
   __device__ Loader(const Task<T>& task, const Walk& walk, const ChannelGroup& inputs,
                     const ChannelGroup& outputs, int swaths)
-      : task_(task), walk_(walk), swaths_(swaths), height_(static_cast<int>(task.height)),
-        is_input_(threadIdx.x < kThreads / 2), pixel_(threadIdx.x % (kThreads / 2) / kPieces),
+      : task_(task),
+        walk_(walk),
+        swaths_(swaths),
+        height_(static_cast<int>(task.height)),
+        is_input_(threadIdx.x < kThreads / 2),
+        pixel_(threadIdx.x % (kThreads / 2) / kPieces),
         channels_(is_input_ ? inputs : outputs) {
     const int piece = threadIdx.x % kPieces, upscale = is_input_ ? 1 : task.upscale;
     const int channels = is_input_ ? task.inputs : task.outputs;
@@ -106,8 +110,8 @@ class Loader {
     const int x = walk_.swath * kSwathW + pixel_ - (is_input_ ? 1 : 0);
     const int row = walk_.row + (is_input_ ? 0 : 1);
     offset_ = pixel_offset(walk_.n, row, x, task_.height, task_.width,
-                           is_input_ ? task_.inputs : task_.outputs,
-                           is_input_ ? 1 : task_.upscale, channels_);
+                           is_input_ ? task_.inputs : task_.outputs, is_input_ ? 1 : task_.upscale,
+                           channels_);
     is_inside_ = is_wanted_ && x >= 0 && x < task_.width;
     is_border_inside_ = is_wanted_ && x + kSwathW < task_.width;
   }
@@ -134,8 +138,8 @@ __device__ __forceinline__ void load_row_below(Rows& rows, int stage, int first_
   for (int m = 0; m < kWarpFragmentsM; ++m) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) rows[2][m][i] = rows[1][m][i], rows[1][m][i] = rows[0][m][i];
-    ldmatrix_transposed(rows[0][m], stage * kStageBytes + kInputRowBytes +
-                                        swizzled(pixel, piece + 2 * m));
+    ldmatrix_transposed(rows[0][m],
+                        stage * kStageBytes + kInputRowBytes + swizzled(pixel, piece + 2 * m));
   }
 }
 
@@ -223,8 +227,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int height = static_cast<int>(task.height);
   const int warp = threadIdx.x / 32, warp_n = warp % kWarpsN;
   const int first_output = warp / kWarpsN * kWarpM, first_input = warp_n * kWarpN;
-  const bool has_weights = task.grad_weight && first_input < inputs.count &&
-                           first_output < outputs.count;
+  const bool has_weights =
+      task.grad_weight && first_input < inputs.count && first_output < outputs.count;
   // Of the warps that have the same rows of grad_output, two add them up, one fragment each.
   const bool has_bias = task.grad_bias && place.inputs == 0 && warp_n < kWarpFragmentsM;
 

@@ -55,8 +55,7 @@ void copy_patch(const Image& image, int64_t top, int64_t left, int64_t size, int
       int64_t column = transform & 4 ? i : j;
       if (transform & 1) column = size - 1 - column;
       if (transform & 2) row = size - 1 - row;
-      const uint8_t* source =
-          image.pixels + ((top + row) * image.width + left + column) * kColours;
+      const uint8_t* source = image.pixels + ((top + row) * image.width + left + column) * kColours;
       std::memcpy(target, source, kColours);
       target += kColours;
     }
@@ -129,10 +128,10 @@ class BatchSampler {
 PYBIND11_MODULE(_host, module) {
   module.doc() = "Batch sampler over uint8 images.";
   py::class_<BatchSampler>(module, "BatchSampler")
-      .def(py::init<std::vector<Pixels>, std::vector<Pixels>, int64_t, int64_t, int64_t,
-                    uint64_t>(),
-           py::arg("lr"), py::arg("hr"), py::arg("scale"), py::arg("patch_size"),
-           py::arg("batch_size"), py::arg("seed"))
+      .def(
+          py::init<std::vector<Pixels>, std::vector<Pixels>, int64_t, int64_t, int64_t, uint64_t>(),
+          py::arg("lr"), py::arg("hr"), py::arg("scale"), py::arg("patch_size"),
+          py::arg("batch_size"), py::arg("seed"))
       .def("sample", &BatchSampler::sample, py::arg("iteration"),
            "uint8 batches [B, p, p, 3] and [B, scale p, scale p, 3].");
 }

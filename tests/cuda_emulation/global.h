@@ -50,8 +50,8 @@ template <class T>
 Global<T> global(T* data, int64_t elements) {
   Global<T> made;
   if (data == nullptr) return made;
-  made.bits = reinterpret_cast<uint64_t>(data) |
-              (kRanges | number_of_range(data, data + elements)) << Global<T>::kAddressBits;
+  made.bits = reinterpret_cast<uint64_t>(data) | (kRanges | number_of_range(data, data + elements))
+                                                     << Global<T>::kAddressBits;
   return made;
 }
 

@@ -30,9 +30,9 @@ enum class Fault {
 };
 
 constexpr const char* kFaults[] = {
-    "none",      "missing barrier", "missing wait",         "early overwrite", "wrong tap",
-    "out of bounds", "shared out of bounds", "misaligned", "diverged", "barrier not reached",
-    "order of blocks",
+    "none",      "missing barrier",     "missing wait",         "early overwrite",
+    "wrong tap", "out of bounds",       "shared out of bounds", "misaligned",
+    "diverged",  "barrier not reached", "order of blocks",
 };
 
 constexpr int kThreads = 64, kTile = kThreads, kRounds = 3;

@@ -23,7 +23,7 @@ Counts counts;
 namespace {
 
 constexpr size_t kStackBytes = 64 * 1024;
-constexpr size_t kPieceBytes = 16;       // granularity of the marks of unfenced writes
+constexpr size_t kPieceBytes = 16;        // granularity of the marks of unfenced writes
 constexpr unsigned kPreemptionOdds = 16;  // a warp is preempted at one in so many of its meetings
 constexpr int kMaxThreads = 1024;
 constexpr const char* kBarrier = "a barrier";
@@ -170,8 +170,7 @@ std::string describe(const Thread& thread) {
 }
 
 [[noreturn]] void report_deadlock() {
-  std::string message = kernel + ", block " + text(position.block) +
-                        ": no thread can go on:";
+  std::string message = kernel + ", block " + text(position.block) + ": no thread can go on:";
   std::string last;
   for (int number = 0; number < threads; ++number) {
     const std::string state = describe(*pool[number]);
@@ -256,8 +255,8 @@ void run_blocks(dim3 grid, dim3 block, size_t bytes) {
 }  // namespace
 
 void fail(const std::string& message) {
-  failure = kernel + ", block " + text(position.block) + ", thread " +
-            text(position.thread) + ": " + message;
+  failure = kernel + ", block " + text(position.block) + ", thread " + text(position.thread) +
+            ": " + message;
   _longjmp(scheduler, 1);
 }
 
@@ -275,8 +274,8 @@ void run(const char* name, dim3 grid, dim3 block, size_t bytes, const Parameters
   const bool fits = size >= 1 && size <= kMaxThreads && bytes <= kMaxSharedBytes &&
                     grid.y <= 65535 && grid.z <= 65535 && grid_size >= 1 && grid_size <= 0x7FFFFFFF;
   if (!fits) {
-    throw std::runtime_error(std::string(name) + ": cannot launch grid " + text(grid) +
-                             ", block " + text(block) + ", " + std::to_string(bytes) +
+    throw std::runtime_error(std::string(name) + ": cannot launch grid " + text(grid) + ", block " +
+                             text(block) + ", " + std::to_string(bytes) +
                              " bytes of shared memory");
   }
   kernel = name, body = &thread, threads = static_cast<int>(size);
@@ -340,9 +339,8 @@ void commit_copies() {
   // Copies that happen early find others still reading what they overwrite; late ones are missed by
   // a read that does not wait.
   auto& group = current->open_group;
-  const auto late = std::stable_partition(group.begin(), group.end(), [](const Copy&) {
-    return toss();
-  });
+  const auto late =
+      std::stable_partition(group.begin(), group.end(), [](const Copy&) { return toss(); });
   std::for_each(group.begin(), late, perform);
   current->groups.emplace_back(late, group.end());
   group.clear();

@@ -41,7 +41,8 @@ struct Matrix {
   uint32_t start, leading_bytes, stride_bytes;
 
   explicit Matrix(uint64_t descriptor)
-      : start(field(descriptor, 0)), leading_bytes(field(descriptor, 16)),
+      : start(field(descriptor, 0)),
+        leading_bytes(field(descriptor, 16)),
         stride_bytes(field(descriptor, 32)) {
     constexpr uint64_t kFields = 0x3FFF | uint64_t{0x3FFF} << 16 | uint64_t{0x3FFF} << 32;
     if (descriptor & ~kFields) fail("wgmma of a descriptor with more than addresses");

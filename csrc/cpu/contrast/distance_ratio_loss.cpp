@@ -1,5 +1,5 @@
-#include "distances.h"
 #include "../ops.h"
+#include "distances.h"
 
 namespace clsd::cpu {
 
@@ -16,8 +16,7 @@ void check_distances(const char* op, const Tensor& anchor, const Tensor& positiv
   }
   check_rows(op, "negatives", *negatives);
   check(negatives->size(1) > 0, op, "at least 1 row of negatives", "0");
-  check_shape(op, "negatives", *negatives,
-              {anchor.size(0), negatives->size(1), anchor.size(2)});
+  check_shape(op, "negatives", *negatives, {anchor.size(0), negatives->size(1), anchor.size(2)});
   check_like(op, "negatives", anchor, *negatives);
 }
 
@@ -50,8 +49,8 @@ void distances(const FeatureRows<const S>& anchor, const FeatureRows<const S>& p
     for (int64_t j = 0; j < keys.count; ++j) {
       if (negatives || i != j) sum += table[i * keys.count + j];
     }
-    const double own = negatives ? paired_distance(anchor, positive, b, i)
-                                 : table[i * keys.count + i];
+    const double own =
+        negatives ? paired_distance(anchor, positive, b, i) : table[i * keys.count + i];
     const auto features = static_cast<double>(anchor.features);
     to_positive[i] = static_cast<T>(own / features);
     to_negatives[i] = static_cast<T>(sum / static_cast<double>(others) / features);
@@ -124,11 +123,10 @@ std::tuple<Tensor, Tensor, Tensor> distance_ratio_loss_backward(
       std::vector<double> own(static_cast<size_t>(count));
       for (int64_t i = 0; i < count; ++i) {
         const S* grads = const_data<S>(grad_loss) + b * grad_loss.stride(0);
-        const RowWeights weights(
-            static_cast<double>(grads[i * grad_loss.stride(1)]),
-            const_data<T>(positive_distance)[b * count + i],
-            const_data<T>(negative_distance)[b * count + i], eps,
-            anchors.features, others);
+        const RowWeights weights(static_cast<double>(grads[i * grad_loss.stride(1)]),
+                                 const_data<T>(positive_distance)[b * count + i],
+                                 const_data<T>(negative_distance)[b * count + i], eps,
+                                 anchors.features, others);
         std::fill_n(table.begin() + i * keys.count, keys.count, weights.negative);
         own[i] = weights.positive;
         if (!negatives) table[i * keys.count + i] = own[i];

@@ -5,8 +5,8 @@
 #include <optional>
 #include <vector>
 
-#include "feature_rows.h"
 #include "../workspace.h"
+#include "feature_rows.h"
 
 namespace clsd::cpu {
 

@@ -1,8 +1,8 @@
 #include <numeric>
 
+#include "../ops.h"
 #include "info_nce_backward.h"
 #include "info_nce_forward.h"
-#include "../ops.h"
 
 namespace clsd::cpu {
 
@@ -68,11 +68,13 @@ struct Gradients {
 
 }  // namespace
 
-std::tuple<Tensor, std::vector<Tensor>> info_nce(
-    Tensor query, Tensor positive_key, std::optional<Tensor> negative_keys,
-    std::optional<Tensor> mask, std::optional<Tensor> labels,
-    std::optional<Tensor> learned_temperature, double temperature, std::string reduction,
-    bool save_gradients) {
+std::tuple<Tensor, std::vector<Tensor>> info_nce(Tensor query, Tensor positive_key,
+                                                 std::optional<Tensor> negative_keys,
+                                                 std::optional<Tensor> mask,
+                                                 std::optional<Tensor> labels,
+                                                 std::optional<Tensor> learned_temperature,
+                                                 double temperature, std::string reduction,
+                                                 bool save_gradients) {
   const char* op = "info_nce";
   const Inputs inputs{.query = query,
                       .positive_key = positive_key,
@@ -105,15 +107,15 @@ std::tuple<Tensor, std::vector<Tensor>> info_nce(
       const LossGradient<S> grad_loss(nullptr, reduction, count);
       grads->compute(contrast, grad_loss, {scratch.data(), count},
                      [&](const Round<S>& round, const InfoNceBackward<S>& backward) {
-                       Workspace workspace;
-                       const int64_t tasks = round.entries * contrast.plan.chunks;
-                       StoredTables<T> stored;
-                       stored.memory = workspace.take<T>(
-                           tasks * StoredTables<T>::size(contrast.plan, round.width));
-                       forward(round, stored);
-                       stored.filled = true;
-                       backward(round, stored);
-                     });
+        Workspace workspace;
+        const int64_t tasks = round.entries * contrast.plan.chunks;
+        StoredTables<T> stored;
+        stored.memory =
+            workspace.take<T>(tasks * StoredTables<T>::size(contrast.plan, round.width));
+        forward(round, stored);
+        stored.filled = true;
+        backward(round, stored);
+      });
     } else {
       for_rounds(contrast, [&](const Round<S>& round) { forward(round); });
     }
@@ -122,10 +124,11 @@ std::tuple<Tensor, std::vector<Tensor>> info_nce(
   return {loss, grads ? std::move(grads->all) : std::move(statistics)};
 }
 
-std::vector<Tensor> info_nce_backward(
-    Tensor grad_loss, Tensor statistics, Tensor query, Tensor positive_key,
-    std::optional<Tensor> negative_keys, std::optional<Tensor> mask, std::optional<Tensor> labels,
-    std::optional<Tensor> learned_temperature, double temperature, std::string reduction) {
+std::vector<Tensor> info_nce_backward(Tensor grad_loss, Tensor statistics, Tensor query,
+                                      Tensor positive_key, std::optional<Tensor> negative_keys,
+                                      std::optional<Tensor> mask, std::optional<Tensor> labels,
+                                      std::optional<Tensor> learned_temperature, double temperature,
+                                      std::string reduction) {
   const char* op = "info_nce_backward";
   const Inputs inputs{.query = query,
                       .positive_key = positive_key,

@@ -204,15 +204,13 @@ struct InfoNceBackward {
       sums[d] += query_coefficient * positive[d];
       grad[d] = coefficient * unit[d];
     }
-    contrast.positive.write_grad(grad_positive, b, n, grad, positive,
-                                 contrast.inverse_temperature);
+    contrast.positive.write_grad(grad_positive, b, n, grad, positive, contrast.inverse_temperature);
   }
 };
 
 // -sum(grad_loss * spread) / temperature
 template <class S, class T>
-T temperature_grad(const Contrast<S>& contrast, const LossGradient<S>& grad_loss,
-                   const T* spread) {
+T temperature_grad(const Contrast<S>& contrast, const LossGradient<S>& grad_loss, const T* spread) {
   double sum = 0;
   for (int64_t b = 0; b < contrast.query.batch; ++b) {
     for (int64_t i = 0; i < contrast.query.count; ++i) {

@@ -86,10 +86,9 @@ struct InfoNceForward {
       for (int64_t q = 0; q < round.width; q += kQueryBlock) {
         const auto table = tables.table(q);
         const auto& all = statistics.softmax;
-        contrast.kernels.softmax_scan({.maximum = all.maximum + q,
-                                       .sum_exp = all.sum_exp + q,
-                                       .weighted = all.weighted + q},
-                                      table);
+        contrast.kernels.softmax_scan(
+            {.maximum = all.maximum + q, .sum_exp = all.sum_exp + q, .weighted = all.weighted + q},
+            table);
         for (int64_t v = 0; v < std::min(table.queries, round.count - q); ++v) {
           const T* own = tables.positive(q, round.first + q + v);
           if (own) statistics.positive[q + v] = *own;

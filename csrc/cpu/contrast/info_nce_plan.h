@@ -66,8 +66,8 @@ struct Inputs {
   }
 
  private:
-  static void check_option(const char* op, const char* name, const Tensor& tensor,
-                           ScalarType dtype, const char* expected) {
+  static void check_option(const char* op, const char* name, const Tensor& tensor, ScalarType dtype,
+                           const char* expected) {
     check_dtype(op, name, tensor, dtype, expected);
     if (!tensor.is_cpu()) fail(op, std::string(name) + " on query's device", "another");
   }

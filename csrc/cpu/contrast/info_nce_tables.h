@@ -10,9 +10,9 @@
 #include <optional>
 #include <vector>
 
+#include "../workspace.h"
 #include "feature_rows.h"
 #include "info_nce_plan.h"
-#include "../workspace.h"
 
 namespace clsd::cpu {
 
@@ -221,8 +221,8 @@ struct TableScan {
     key_count = count;
     contrast.keys.pack(keys, round.b + entry, first, count, contrast.inverse_temperature);
     // Whole steps are read; what is beyond the last key is not used.
-    std::fill(keys + count * contrast.stride,
-              keys + round_up(count, kRowStep) * contrast.stride, T(0));
+    std::fill(keys + count * contrast.stride, keys + round_up(count, kRowStep) * contrast.stride,
+              T(0));
   }
 
   // The table of these keys and of the round's queries [q, q + kQueryBlock).

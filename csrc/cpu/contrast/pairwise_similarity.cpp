@@ -1,19 +1,17 @@
 #include <utility>
 
-#include "distances.h"
 #include "../ops.h"
+#include "distances.h"
 
 namespace clsd::cpu {
 
 namespace {
 
-void check_pair(const char* op, const Tensor& query, const Tensor& key,
-                const std::string& metric) {
+void check_pair(const char* op, const Tensor& query, const Tensor& key, const std::string& metric) {
   check(metric == "cosine" || metric == "dot" || metric == "l1", op, "metric cosine, dot or l1",
         metric);
   check_rows(op, "query", query);
-  check_shape(op, "key", key,
-              {query.size(0), key.dim() > 1 ? key.size(1) : 0, query.size(2)});
+  check_shape(op, "key", key, {query.size(0), key.dim() > 1 ? key.size(1) : 0, query.size(2)});
   check_like(op, "key", query, key);
 }
 
@@ -114,8 +112,8 @@ struct RowGradient {
   }
 
   // The block of grad for `count` rows and `steps` others, and its strides between them.
-  std::pair<int64_t, int64_t> load(T* coefficients, int64_t b, int64_t i, int64_t count,
-                                   int64_t j, int64_t steps) const {
+  std::pair<int64_t, int64_t> load(T* coefficients, int64_t b, int64_t i, int64_t count, int64_t j,
+                                   int64_t steps) const {
     std::fill_n(coefficients, kBlockRows * kSteps, T(0));  // whole steps of rows are read
     if (transposed) {
       copy_features(coefficients, kBlockRows, grad, b, j, steps, i, count);
@@ -143,8 +141,8 @@ Tensor pairwise_similarity(Tensor query, Tensor key, std::string metric) {
         });
       } else {
         const bool normalize = metric == "cosine";
-        write_products<S>(pack_matrix<S>(queries, b, normalize),
-                          pack_matrix<S>(keys, b, normalize), table);
+        write_products<S>(pack_matrix<S>(queries, b, normalize), pack_matrix<S>(keys, b, normalize),
+                          table);
       }
     }
   });

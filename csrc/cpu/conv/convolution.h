@@ -6,10 +6,10 @@
 #include <type_traits>
 #include <vector>
 
-#include "image_rows.h"
-#include "weight_view.h"
 #include "../kernels.h"
 #include "../workspace.h"
+#include "image_rows.h"
+#include "weight_view.h"
 
 namespace clsd::cpu {
 
@@ -72,8 +72,8 @@ class OutputBand {
     visit_runs(
         y, x, k, channels,
         [&](int64_t c, int64_t count, const PixelGrid<T>& output, const TileEpilogue<T>& epilogue) {
-          kernels_.finish(output, sums + c - k, sums_stride, pixels, count, epilogue);
-        });
+      kernels_.finish(output, sums + c - k, sums_stride, pixels, count, epilogue);
+    });
   }
 
   // Take the products of the Winograd tile whose first pixel is pixel x of row y.
@@ -82,9 +82,9 @@ class OutputBand {
     visit_runs(
         y, x, k, channels,
         [&](int64_t c, int64_t count, const PixelGrid<T>& output, const TileEpilogue<T>& epilogue) {
-          kernels_.winograd_output(output, rows, columns, products + c - k, product_stride, count,
-                                   epilogue);
-        });
+      kernels_.winograd_output(output, rows, columns, products + c - k, product_stride, count,
+                               epilogue);
+    });
   }
 
   int64_t rows() const { return rows_; }
@@ -202,8 +202,7 @@ void write_bias_gradient(const Images<const S>& grad, Accumulator<S> scale, cons
     for (int64_t k = 0; k < grad.channels; ++k) {
       double sum = 0;
       for (int64_t partial = 0; partial < partials; ++partial) sum += sums[partial * stride + k];
-      target[grad.order[k]] =
-          static_cast<decltype(zero)>(static_cast<Accumulator<S>>(sum) * scale);
+      target[grad.order[k]] = static_cast<decltype(zero)>(static_cast<Accumulator<S>>(sum) * scale);
     }
   });
 }

@@ -1,7 +1,7 @@
 #include <tuple>
 
-#include "conv3x3.h"
 #include "../ops.h"
+#include "conv3x3.h"
 
 namespace clsd::cpu {
 

@@ -134,8 +134,8 @@ struct WinogradMatrices {
                  WinogradTransform<T> transform) const {
     patches.visit(
         tile, [&](int64_t c, const T* source, int64_t stride_h, int64_t stride_w, int64_t count) {
-          transform(at(0, slot) + c, stride, source, stride_h, stride_w, count);
-        });
+      transform(at(0, slot) + c, stride, source, stride_h, stride_w, count);
+    });
   }
 };
 

@@ -34,8 +34,8 @@ Isa choose() {
 #ifdef CLSD_X86
       {"avx512", __builtin_cpu_supports("avx512f") != 0, avx512::kFloatKernels,
        avx512::kDoubleKernels},
-      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"),
-       avx2::kFloatKernels, avx2::kDoubleKernels},
+      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), avx2::kFloatKernels,
+       avx2::kDoubleKernels},
 #endif
       {"portable", true, portable::kFloatKernels, portable::kDoubleKernels},
   };

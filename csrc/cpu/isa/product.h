@@ -105,8 +105,8 @@ inline void accumulate(T* acc, const TileOperands<T>& operands) {
                                         operands.b + panel * operands.b_panel, operands);
   }
   if (panel < operands.panels) {
-    accumulate_panels<T, Step, 1>(acc + panel * kTileCols,
-                                  operands.b + panel * operands.b_panel, operands);
+    accumulate_panels<T, Step, 1>(acc + panel * kTileCols, operands.b + panel * operands.b_panel,
+                                  operands);
   }
 }
 

@@ -33,10 +33,12 @@ inline Vec<T> exponential(Vec<T> x) {
   const Vec<T> shifted = clamped * T(1.4426950408889634) + E::kRound;  // n in its low bits
   const Vec<T> n = shifted - E::kRound;
   const Vec<T> r = (clamped - n * E::kLn2High) - n * E::kLn2Low;
+  // clang-format off
   constexpr double kInverseFactorials[] = {1.,          1.,           1. / 2,        1. / 6,
                                            1. / 24,     1. / 120,     1. / 720,      1. / 5040,
                                            1. / 40320,  1. / 362880,  1. / 3628800,  1. / 39916800,
                                            1. / 479001600, 1. / 6227020800};
+  // clang-format on
   Vec<T> series = T(kInverseFactorials[E::kDegree]) - Vec<T>{};
 #pragma GCC unroll 13
   for (int k = E::kDegree - 1; k >= 0; --k) series = series * r + T(kInverseFactorials[k]);
@@ -79,9 +81,8 @@ void softmax_scan(const SoftmaxStatistics<T>& statistics, const LogitTable<T>& t
     const Vec<T> kept = exponential<T>(moved), old_sum = load(statistics.sum_exp + q);
     store(statistics.maximum + q, largest);
     store(statistics.sum_exp + q, old_sum * kept + ((sums[0] + sums[1]) + (sums[2] + sums[3])));
-    store(statistics.weighted + q,
-          (load(statistics.weighted + q) + old_sum * moved) * kept +
-              ((weighted[0] + weighted[1]) + (weighted[2] + weighted[3])));
+    store(statistics.weighted + q, (load(statistics.weighted + q) + old_sum * moved) * kept +
+                                       ((weighted[0] + weighted[1]) + (weighted[2] + weighted[3])));
   }
 }
 

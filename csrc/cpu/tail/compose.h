@@ -10,9 +10,9 @@
 #include <type_traits>
 
 #include "../../tensor_util.h"
-#include "axis.h"
 #include "../kernels.h"
 #include "../workspace.h"
+#include "axis.h"
 
 namespace clsd::cpu {
 
