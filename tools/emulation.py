@@ -1,11 +1,13 @@
 """The CUDA operators on CPU tensors: the library of their emulated kernels, built on demand."""
 
 import ctypes
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import native_build
 import torch
 from sass_code import Launch
 from sass_report import short_name
@@ -107,8 +109,22 @@ class Emulation:
             self._functions.clsd_emulation_stop_recording()
 
 
+def _enumerators() -> dict[str, str]:
+    """By their names, how demangled symbols write the values of the kernels' enums."""
+    values = {}
+    for source in (native_build.ROOT / "csrc" / "cuda").glob("*.cuh"):
+        for enum, names in re.findall(r"enum class (\w+) \{([^}]*)\}", source.read_text()):
+            for number, name in enumerate(names.split(",")):
+                values[f"{enum}::{name.strip()}"] = f"({enum}){number}"
+    return values
+
+
+ENUMERATORS = _enumerators()
+
+
 def _recorded(found: _Launch) -> tuple[Launch, Counts]:
     kernel = short_name(found.kernel.decode())
+    kernel = re.sub(r"\w+::\w+", lambda name: ENUMERATORS.get(name[0], name[0]), kernel)
     parameters = ctypes.string_at(found.parameters, found.parameter_bytes)
     launch = Launch(kernel, tuple(found.grid), tuple(found.block), found.shared_bytes, parameters)
     return launch, Counts(*(getattr(found, name) for name in Counts._fields))

@@ -114,11 +114,10 @@ __device__ __forceinline__ void write_results(const Convolution<T>& conv, const 
 // Wait until a slice has arrived. Committed before it and after: four slices and what is added to
 // results, and from the third turn on, before the next one, a further slice.
 __device__ __forceinline__ void wait_for_slice(int slice) {
-  switch (slice) {
-    case 0: return cp_async_wait<4>();
-    case 1: return cp_async_wait<3>();
-    case 2: return cp_async_wait<2>();
-    default: return cp_async_wait<1>();
+  if (slice < 2) {
+    slice < 1 ? cp_async_wait<4>() : cp_async_wait<3>();
+  } else {
+    slice < 3 ? cp_async_wait<2>() : cp_async_wait<1>();
   }
 }
 

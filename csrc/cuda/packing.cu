@@ -9,17 +9,31 @@ namespace clsd::cuda {
 
 namespace {
 
+// What the kernel would have to divide for.
+template <class T>
+void plan(PackingTask<T>& task) {
+  task.rows = task.Packing<T>::rows();
+  const int slices = task.inputs.groups(kSlice);
+  task.slices = Divisor(slices);
+  task.output_groups_of_phase = Divisor(task.outputs.groups(task.rows) / task.outputs.square);
+  task.input_groups_of_phase = Divisor(slices / task.inputs.square);
+  task.few_inputs = Divisor(task.inputs.channels);
+  task.outputs_of_phase = task.outputs.per_phase(), task.inputs_of_phase = task.inputs.per_phase();
+  task.input_step = task.inputs.square * task.input_stride;
+  task.pieces = static_cast<int>(task.weight_elements() / kPiece);
+  task.threads = task.pieces + static_cast<int>(task.bias_elements());
+}
+
 template <class T>
 void run(const std::vector<Packing<T>>& packings, Stream stream) {
   for (size_t first = 0; first < packings.size(); first += kMaxPackings) {
     const size_t count = std::min<size_t>(kMaxPackings, packings.size() - first);
     PackingTasks<T> tasks{};
-    int64_t threads = 0;
+    int threads = 0;
     for (size_t i = 0; i < count; ++i) {
       PackingTask<T>& task = tasks.at[i];
       static_cast<Packing<T>&>(task) = packings[first + i];
-      task.pieces = task.weight_elements() / kPiece;
-      task.threads = task.pieces + task.bias_elements();
+      plan(task);
       threads = std::max(threads, task.threads);
     }
     const dim3 grid(static_cast<unsigned>(ceil_div(threads, kPackingThreads)),

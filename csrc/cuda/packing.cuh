@@ -4,6 +4,7 @@
 #include "convolution.h"
 #include "packing.h"
 #include "platform.cuh"
+#include "tiles.cuh"
 
 namespace clsd::cuda {
 
@@ -12,8 +13,12 @@ constexpr int kMaxPackings = 16;  // of a launch, whose parameters may be 4 KiB
 
 template <class T>
 struct PackingTask : Packing<T> {
-  int64_t pieces;  // of the weight, one a thread; behind them come the biases
-  int64_t threads;
+  Divisor slices, output_groups_of_phase, input_groups_of_phase, few_inputs;
+  int64_t input_step;  // from an input channel to the next of its phase, in elements
+  int outputs_of_phase, inputs_of_phase;
+  int rows;    // of a group
+  int pieces;  // of the weight, one a thread; behind them come the biases
+  int threads;
 };
 
 template <class T>
@@ -26,23 +31,11 @@ __device__ __forceinline__ float load_parameter(const Parameter<const T>& from, 
   return from.wide ? load(from.wide + index) : to_float(load(from.narrow + index));
 }
 
-// The channel that stands at row `row` of a group of `size`, or a negative number if there is none.
-__device__ __forceinline__ int64_t packed_channel(const ChannelOrder& order, int group, int size,
-                                                  int row) {
-  const int per_phase = order.per_phase(), groups = (per_phase + size - 1) / size;
-  const int channel = group % groups * size + row;
-  return channel < per_phase ? static_cast<int64_t>(channel) * order.square + group / groups : -1;
-}
-
-// Where a weight is and whether it is: of an output channel, a tap and an input channel.
-template <class T>
-__device__ __forceinline__ float packed_weight(const Packing<T>& packing, int64_t output, int tap,
-                                               int64_t input) {
-  if (output < 0 || input < 0 || tap >= kTaps) return 0;
-  return load_parameter(packing.weight, packing.weight_start + output * packing.output_stride +
-                                            input * packing.input_stride +
-                                            tap / 3 * packing.y_stride +
-                                            tap % 3 * packing.x_stride);
+// The channel that stands at row `row` of a group of `size`, or -1 if there is none.
+__device__ __forceinline__ int packed_channel(const ChannelOrder& order, const Divisor& of_phase,
+                                              int per_phase, int group, int size, int row) {
+  const int phase = of_phase.quotient(group), channel = of_phase.rest(group, phase) * size + row;
+  return channel < per_phase ? channel * order.square + phase : -1;
 }
 
 // 8 numbers as a piece of 16 bytes.
@@ -54,43 +47,71 @@ __device__ __forceinline__ uint4 piece_of(const Number& number) {
   return {pairs[0], pairs[1], pairs[2], pairs[3]};
 }
 
+// Where the taps of an output channel begin.
+template <class T>
+__device__ __forceinline__ int64_t taps_of(const PackingTask<T>& task, int output) {
+  return task.weight_start + output * task.output_stride;
+}
+
+template <class T>
+__device__ __forceinline__ int64_t tap_offset(const PackingTask<T>& task, int tap) {
+  return tap / 3 * task.y_stride + tap % 3 * task.x_stride;
+}
+
+// 8 depths of a row, from `first` on: depth d is channel d % inputs at tap d / inputs.
+template <class T>
+__device__ __forceinline__ uint4 depths_piece(const PackingTask<T>& task, int output, int first) {
+  const int64_t taps = taps_of(task, output);
+  return piece_of<T>([&](int i) {
+    const int tap = task.few_inputs.quotient(first + i);
+    if (output < 0 || tap >= kTaps) return 0.0f;
+    const int input = task.few_inputs.rest(first + i, tap);
+    return load_parameter(task.weight, taps + tap_offset(task, tap) + input * task.input_stride);
+  });
+}
+
+// 8 input channels of a row, of slice `slice` from `first` on, at a tap. There are as many in every
+// slice.
+template <class T>
+__device__ __forceinline__ uint4 channels_piece(const PackingTask<T>& task, int output, int slice,
+                                                int tap, int first) {
+  const int input = packed_channel(task.inputs, task.input_groups_of_phase, task.inputs_of_phase,
+                                   slice, kSlice, first);
+  const int64_t at = taps_of(task, output) + tap_offset(task, tap) + input * task.input_stride;
+  return piece_of<T>([&](int i) {
+    return output < 0 ? 0.0f : load_parameter(task.weight, at + i * task.input_step);
+  });
+}
+
 // Piece `index` of the packed weight.
 template <class T>
-__device__ __forceinline__ uint4 packed_piece(const Packing<T>& packing, int64_t index) {
-  const int rows = packing.rows(), row = static_cast<int>(index % rows);
-  const int64_t rest = index / rows;
-  if (packing.kind() == PackingKind::kFewInputs) {
-    const int64_t output =
-        packed_channel(packing.outputs, static_cast<int>(rest / kFewDepthPieces), rows, row);
-    const int first = static_cast<int>(rest % kFewDepthPieces) * kPiece;
-    const int channels = packing.inputs.channels;
-    return piece_of<T>([&](int i) {
-      return packed_weight(packing, output, (first + i) / channels, (first + i) % channels);
-    });
+__device__ __forceinline__ uint4 packed_piece(const PackingTask<T>& task, int index) {
+  const int shift = task.rows == kGroup ? 6 : 3, row = index & (task.rows - 1);
+  const int rest = index >> shift;
+  const auto output_of = [&](int group) {
+    return packed_channel(task.outputs, task.output_groups_of_phase, task.outputs_of_phase, group,
+                          task.rows, row);
+  };
+  if (task.kind() == PackingKind::kFewInputs) {
+    return depths_piece(task, output_of(rest / kFewDepthPieces), rest % kFewDepthPieces * kPiece);
   }
-  const int slices = packing.inputs.groups(kSlice);
-  const int first = static_cast<int>(rest % kSlicePieces) * kPiece;
-  const int tap = static_cast<int>(rest / kSlicePieces % kTaps);
-  const auto matrix = static_cast<int>(rest / (kSlicePieces * kTaps));
-  const int64_t output = packed_channel(packing.outputs, matrix / slices, rows, row);
-  return piece_of<T>([&](int i) {
-    const int64_t input = packed_channel(packing.inputs, matrix % slices, kSlice, first + i);
-    return packed_weight(packing, output, tap, input);
-  });
+  const int matrix = rest / (kSlicePieces * kTaps), group = task.slices.quotient(matrix);
+  return channels_piece(task, output_of(group), task.slices.rest(matrix, group),
+                        rest / kSlicePieces % kTaps, rest % kSlicePieces * kPiece);
 }
 
 template <class T>
 __global__ void __launch_bounds__(kPackingThreads)
     pack_kernel(const __grid_constant__ PackingTasks<T> tasks) {
   const PackingTask<T>& task = tasks.at[blockIdx.y];
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kPackingThreads + threadIdx.x;
+  const int index = static_cast<int>(blockIdx.x * kPackingThreads + threadIdx.x);
   if (index < task.pieces) {
-    store_vector(task.packed_weight + index * kPiece, packed_piece(task, index));
+    store_vector(task.packed_weight + int64_t{index} * kPiece, packed_piece(task, index));
   } else if (index < task.threads) {
-    const int64_t at = index - task.pieces;
-    const int rows = task.rows();
-    const int64_t channel = packed_channel(task.outputs, static_cast<int>(at / rows), rows,
-                                           static_cast<int>(at % rows));
+    const int at = index - task.pieces, group = task.rows == kGroup ? at >> 6 : at >> 3;
+    const int channel =
+        packed_channel(task.outputs, task.output_groups_of_phase, task.outputs_of_phase, group,
+                       task.rows, at & (task.rows - 1));
     const bool given = task.bias && channel >= 0;
     store(task.packed_bias + at,
           given ? load_parameter(task.bias, channel * task.bias_stride) : 0.0f);

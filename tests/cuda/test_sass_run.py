@@ -1,6 +1,7 @@
 """The machine code that `sass_run` runs does what the emulated sources do."""
 
 import itertools
+import re
 from collections import Counter
 from functools import cache, partial
 
@@ -116,8 +117,12 @@ def all_bytes(addresses, size):
 
 def test_every_kernel_is_run(kernels, recorded):
     """On one architecture or the other."""
-    run = {launch.kernel for case in CASES for launch, _ in recorded(*case)}
-    assert run == {name for name in kernels("sm_90a").symbols if "Bf16" in name}
+
+    def kind(name):  # whatever is done with the sums
+        return re.sub(r"\(Finish\)\d", "finish", name)
+
+    run = {kind(launch.kernel) for case in CASES for launch, _ in recorded(*case)}
+    assert run == {kind(name) for name in kernels("sm_90a").symbols if "Bf16" in name}
 
 
 def run(code, parameters=b"", launch=None):
