@@ -154,3 +154,14 @@ def test_nan_passes_the_relu(backend):
     x, weight, bias, _ = inputs(1, 4, 4, 3, 3)
     x[0, 0, 1, 1] = float("nan")
     assert conv3x3(x, weight, bias, relu=True).isnan().all()
+
+
+@pytest.mark.parametrize("channels", [(16, 16), (3, 16), (16, 3), (5, 7)], ids=str)
+def test_an_empty_batch_after_another(native, channels):
+    """Its gradients are 0, whatever a call before has left in scratch memory."""
+    for batch in (2, 0):
+        tensors = inputs(batch, *channels, 17, 14)[:3]
+        x, weight, bias = (t.float().requires_grad_() for t in tensors)
+        output = conv3x3(x, weight, bias)
+        _, *grads = torch.autograd.grad(output, (x, weight, bias), torch.ones_like(output))
+    assert not any(grad.any() for grad in grads)
