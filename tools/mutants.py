@@ -59,7 +59,7 @@ MUTANTS = [
         "csrc/cpu/conv/winograd_bands.h",
         "rows_per_band(ceil_div(rows, bands)) {}",
         "rows_per_band(rows / bands) {}",
-        "tests/ops/test_library.py -k native",
+        CONV,
     ),
     Mutant(
         "winograd: an edge patch is not cleared on the right",
