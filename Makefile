@@ -92,7 +92,8 @@ sanitize: .venv/installed ## the operators' tests under AddressSanitizer and UBS
 	    --target build/sanitized .
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized \
-	    $(BIN)/pytest $(WORKERS) -k "native and not 1000 and not gradient_of_the_temperature" \
+	    $(BIN)/pytest $(WORKERS) \
+	    -k "(native or threads) and not 1000 and not gradient_of_the_temperature" \
 	    $(addprefix tests/ops/test_,$(addsuffix .py,$(OPERATORS)))
 
 .venv/installed: pyproject.toml setup.py CMakeLists.txt $(SOURCES)

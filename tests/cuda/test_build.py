@@ -1,47 +1,33 @@
 """The CUDA library builds without a GPU and without a PyTorch for GPUs."""
 
-import importlib
 import re
-from pathlib import Path
 
+import build_cuda
 import native_build
 import pytest
+import sass_report
 import torch
 
 from clsd_fast.backend import native as native_backend
 
-pytestmark = pytest.mark.thorough  # minutes of nvcc
-TOOLS = Path(__file__).parents[2] / "tools"
 
-
-@pytest.fixture(scope="module")
-def library():
-    if lacking := native_build.missing_for_cuda():
-        pytest.skip(f"needs {lacking} to build the CUDA kernels")
-    return native_build.build_cuda()
-
-
-def test_has_every_architecture(library):
-    contents = library.read_bytes()
+def test_has_every_architecture(cuda_library):
+    contents = cuda_library.read_bytes()
     names = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
     assert [name for name in names if name.encode() not in contents] == []
 
 
-def test_has_ptx_for_all_other_gpus(library, monkeypatch):
+def test_has_ptx_for_all_other_gpus(readable_library):
     """Machine code is for one major version, PTX for all that follow: sm_110 is one of those."""
-    monkeypatch.syspath_prepend(TOOLS)
-    sass_report = importlib.import_module("sass_report")
-    if lacking := sass_report.missing():
-        pytest.skip(f"needs {lacking} to read the library")
-    listing = sass_report.run(sass_report.cuobjdump(), "-lptx", library)
+    listing = sass_report.run(sass_report.cuobjdump(), "-lptx", readable_library)
     assert {"sm_100", "sm_120"} <= set(re.findall(r"\.(sm_\d+)\.ptx", listing))
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="needs a PyTorch without CUDA")
-def test_needs_pytorch_with_cuda(library):
+def test_needs_pytorch_with_cuda(cuda_library):
     """It asks for PyTorch's library by name, else it would not find it where there is one. It does
     not load into a PyTorch without, which has no streams, and the reason is remembered."""
-    assert "libtorch_cuda.so: cannot open shared object file" in native_backend._load(library)
+    assert "libtorch_cuda.so: cannot open shared object file" in native_backend._load(cuda_library)
 
 
 @pytest.mark.parametrize(
@@ -51,12 +37,12 @@ def test_needs_pytorch_with_cuda(library):
         ("7.0 7.5", "expected 8.0 or above"),
     ],
 )
-def test_unknown_architectures(library, architectures, message):
+def test_unknown_architectures(cuda_library, architectures, message):
     with pytest.raises(RuntimeError, match=message):
         native_build.build("cuda_unknown", "_C_cuda", TORCH_CUDA_ARCH_LIST=architectures)
 
 
-def test_a_list_for_all_of_pytorch(library):
+def test_a_list_for_all_of_pytorch(cuda_library):
     """Kernels of which 7.5 knows no instruction are not built for it, and those for 9.0a are."""
     contents = native_build.build(
         "cuda_of_pytorch", "_C_cuda", TORCH_CUDA_ARCH_LIST="7.5 9.0"
@@ -65,8 +51,6 @@ def test_a_list_for_all_of_pytorch(library):
 
 
 def test_a_library_from_elsewhere(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(TOOLS)
-    build_cuda = importlib.import_module("build_cuda")
     monkeypatch.setattr(build_cuda, "TARGET", tmp_path / "_C_cuda.so")
     (tmp_path / "other.so").write_bytes(b"kernels")
     build_cuda.main(["--library", str(tmp_path / "other.so")])

@@ -1,49 +1,32 @@
 """The machine code of the CUDA kernels, for every architecture: no spills, and tensor cores."""
 
-import importlib
-from pathlib import Path
-
-import native_build
 import pytest
+import sass_report
 
-TOOLS = Path(__file__).parents[2] / "tools"
 #: Kernels that add up or rearrange what others have multiplied.
 WITHOUT_PRODUCTS = ("_reduce_kernel", "pack_kernel")
 
 
 @pytest.fixture(scope="module")
-def sass_report():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(TOOLS)
-        yield importlib.import_module("sass_report")
-
-
-@pytest.fixture(scope="module")
-def kernels(sass_report):
-    lacking = list(filter(None, (native_build.missing_for_cuda(), sass_report.missing())))
-    if lacking:
-        pytest.skip(f"needs {', '.join(lacking)} to read the CUDA kernels' code")
-    return sass_report.report(sass_report.build())
+def kernels(readable_library):
+    return sass_report.report(readable_library)
 
 
 def multiplies(kernel):
     return not any(word in kernel.name for word in WITHOUT_PRODUCTS)
 
 
-@pytest.mark.thorough
-def test_every_architecture_has_every_kernel(sass_report, kernels):
+def test_every_architecture_has_every_kernel(kernels):
     names = {kernel.name for kernel in kernels}
     assert any("conv3x3_kernel<Bf16" in name for name in names)
     of = {a: {k.name for k in kernels if k.architecture == a} for a in sass_report.ARCHITECTURES}
     assert all(found == names for found in of.values())
 
 
-@pytest.mark.thorough
 def test_nothing_is_spilled(kernels):
     assert [k for k in kernels if k.stack or k.spills] == []
 
 
-@pytest.mark.thorough
 def test_products_are_on_tensor_cores(kernels):
     """Kernels in namespace sm90 are code for that architecture alone, by wgmma."""
     for kernel in filter(multiplies, kernels):
@@ -53,14 +36,13 @@ def test_products_are_on_tensor_cores(kernels):
             assert kernel.hgmma > 0, kernel
 
 
-@pytest.mark.thorough
 def test_images_are_loaded_by_16_bytes_or_more(kernels):
     for kernel in filter(multiplies, kernels):
         if not kernel.name.startswith("sm90::") or kernel.architecture == "sm_90a":
             assert kernel.loads16 + kernel.tma > 0, kernel
 
 
-def test_counts(sass_report):
+def test_counts():
     counts = sass_report.count(
         ["HMMA.16816.F32.BF16", "HGMMA.64x192x16.F32", "LDG.E.128.CONSTANT", "LDG.E.64", "STL.64"]
         + ["LDGSTS.E.BYPASS.128", "LDL", "STL.U8", "UTMALDG.4D", "FFMA", "LDS.128"]
@@ -69,7 +51,7 @@ def test_counts(sass_report):
     assert counts == found
 
 
-def test_listing(sass_report):
+def test_listing():
     listing = """
 arch = sm_80
 		Function : first
@@ -97,5 +79,5 @@ arch = sm_80
         ("void kernel<(clsd::cuda::Kind)2, 64>(int)", "kernel<(Kind)2, 64>"),
     ],
 )
-def test_short_names(sass_report, signature, name):
+def test_short_names(signature, name):
     assert sass_report.short_name(signature) == name

@@ -3,14 +3,12 @@
 import itertools
 import re
 from collections import Counter
-from functools import cache, partial
+from functools import partial
 
-import native_build
 import numpy as np
 import pytest
 import sass_code
 import sass_operations
-import sass_report
 import sass_run
 import torch
 from emulation import Counts
@@ -52,15 +50,6 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def kernels():
-    lacking = list(filter(None, (native_build.missing_for_cuda(), sass_report.missing())))
-    if lacking:
-        pytest.skip(f"needs {', '.join(lacking)} to read the CUDA kernels' code")
-    library = native_build.build_cuda()
-    return cache(partial(sass_code.Binary, library))
-
-
 @pytest.fixture
 def recorded(emulation):
     """The launches of a call on an architecture, each kernel once, with the emulation's counts."""
@@ -87,7 +76,7 @@ def counted(issues):
 
 
 @pytest.mark.parametrize("architecture, name", CASES)
-def test_counts_and_stores(kernels, recorded, architecture, name):
+def test_counts_and_stores(binaries, recorded, architecture, name):
     """Products, loads and stores of 16 bytes are those of the emulation. In each tensor, a launch
     writes one region, every byte once: addresses that go astray would leave gaps."""
     for launch, counts in recorded(architecture, name):
@@ -100,7 +89,7 @@ def test_counts_and_stores(kernels, recorded, architecture, name):
             if instruction.kind == "STG":
                 stores.append((addresses, sass_run.width(instruction)))
 
-        kernel, issues = kernels(architecture)[launch.kernel], []
+        kernel, issues = binaries(architecture)[launch.kernel], []
         for block in range(launch.blocks):
             for warp in sass_run.run(kernel, launch, block, visit):
                 issues += warp
@@ -115,14 +104,14 @@ def all_bytes(addresses, size):
     return np.add.outer(addresses, np.arange(size, dtype=np.uint64)).ravel()
 
 
-def test_every_kernel_is_run(kernels, recorded):
+def test_every_kernel_is_run(binaries, recorded):
     """On one architecture or the other."""
 
     def kind(name):  # whatever is done with the sums
         return re.sub(r"\(Finish\)\d", "finish", name)
 
     run = {kind(launch.kernel) for case in CASES for launch, _ in recorded(*case)}
-    assert run == {kind(name) for name in kernels("sm_90a").symbols if "Bf16" in name}
+    assert run == {kind(name) for name in binaries("sm_90a").symbols if "Bf16" in name}
 
 
 def run(code, parameters=b"", launch=None):

@@ -4,12 +4,10 @@ import json
 import os
 import subprocess
 import sys
-from functools import cache, partial
+from functools import partial
 
 import native_build
 import pytest
-import sass_code
-import sass_report
 import torch
 from sass_clock import CARDS, Prediction, predict
 
@@ -46,20 +44,12 @@ def calls(ops):
     }
 
 
-@pytest.fixture(scope="module")
-def kernels():
-    lacking = list(filter(None, (native_build.missing_for_cuda(), sass_report.missing())))
-    if lacking:
-        pytest.skip(f"needs {', '.join(lacking)} to read the CUDA kernels' code")
-    return cache(partial(sass_code.Binary, native_build.build_cuda()))
-
-
 @pytest.mark.parametrize("card, call", BUDGETS)
-def test_budgets(kernels, emulation, card, call):
+def test_budgets(binaries, emulation, card, call):
     emulation.sm90a(card == "h100")
     with emulation.recorded(runs=False) as launches:
         calls(emulation.ops)[call]()
-    binary = kernels(CARDS[card].architecture)
+    binary = binaries(CARDS[card].architecture)
     found = [predict(binary[launch.kernel], launch, CARDS[card]) for launch, _ in launches]
     for prediction, (slots, us) in zip(found, BUDGETS[card, call], strict=True):
         assert prediction.issue_slots <= slots, found

@@ -103,14 +103,17 @@ def target_of(name: str) -> GPUTarget:
     return GPUTarget("hip", architecture, 64)
 
 
-def variants() -> dict[tuple[str, int], dict[str, tuple]]:
-    """Every launch: by its kernel and its number among that kernel's, and by dtype."""
+def variants() -> dict[str, list[dict[str, tuple]]]:
+    """The launches of each kernel, each by dtype."""
     found = {}
     for dtype in DTYPES:
         counts = Counter()
         for launch in launches(getattr(torch, dtype)):
             name = launch[0].fn.__name__
-            found.setdefault((name, counts[name]), {})[dtype] = launch
+            of_kernel, number = found.setdefault(name, []), counts[name]
+            if number == len(of_kernel):
+                of_kernel.append({})
+            of_kernel[number][dtype] = launch
             counts[name] += 1
     return found
 
@@ -133,12 +136,13 @@ def compile_for(name: str, target: str, dtype: str, launch: tuple) -> dict:
 
 
 def main(*targets: str) -> None:
-    """Each variant for each target, in one of its dtypes there, and in each of them somewhere."""
-    for number, ((name, _), by_dtype) in enumerate(variants().items()):
-        for target in targets:
-            dtypes = list(by_dtype)
-            dtype = dtypes[(number + TARGETS.index(target)) % len(dtypes)]
-            print(json.dumps(compile_for(name, target, dtype, by_dtype[dtype])), flush=True)
+    """Each kernel for each target, in each of its dtypes and variants, but not in every triple."""
+    for number, (name, of_kernel) in enumerate(variants().items()):
+        for step in range(max(len(of_kernel), len(TARGETS))):
+            target, by_dtype = TARGETS[step % len(TARGETS)], of_kernel[step % len(of_kernel)]
+            dtype = list(by_dtype)[(number + step) % len(by_dtype)]
+            if target in targets:
+                print(json.dumps(compile_for(name, target, dtype, by_dtype[dtype])), flush=True)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ TAIL_COMPOSITION = {
 }
 #: Least shared memory of a block: of gfx942, and of the smallest GPUs of compute capability 8.x.
 SHARED_BYTES = {"cuda": 99 * 1024, "hip": 64 * 1024}
-#: Each in one process, which takes seconds to start.
+#: For each of which a kernel is compiled in another dtype and variant. One process takes them.
 TARGETS = [
     pytest.param(["cuda 90"], id="cuda 90"),
     pytest.param(["cuda 80", "cuda 100", "hip gfx942"], id="others", marks=pytest.mark.thorough),
@@ -71,7 +71,6 @@ def compile_for(targets, cache):
 
 @pytest.mark.parametrize("targets", TARGETS)
 def test_every_kernel_compiles(targets, tmp_path):
-    """In one dtype for each target, another one for the next."""
     compiled = compile_for(targets, tmp_path)
     products = PRODUCTS | TAIL_PRODUCTS
     for target in targets:
