@@ -33,7 +33,8 @@ struct Convolution {
   int input_upscale = 1;         // r of the input that is read through a pixel unshuffle
   int output_upscale = 1;        // r of the output that is written through a pixel shuffle
   float scale = 1.0f;
-  bool relu = false;
+  int relu =
+      0;  // a flag; of four bytes, so that nothing lies undefined between launches' arguments
 };
 
 // Kernels count the pixels of a side in an int.

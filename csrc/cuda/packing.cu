@@ -29,7 +29,7 @@ void run(const std::vector<Packing<T>>& packings, Stream stream) {
   for (size_t first = 0; first < packings.size(); first += kMaxPackings) {
     const size_t count = std::min<size_t>(kMaxPackings, packings.size() - first);
     PackingTasks<T> tasks{};
-    int threads = 0;
+    int64_t threads = 0;
     for (size_t i = 0; i < count; ++i) {
       PackingTask<T>& task = tasks.at[i];
       static_cast<Packing<T>&>(task) = packings[first + i];

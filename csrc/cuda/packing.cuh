@@ -18,7 +18,7 @@ struct PackingTask : Packing<T> {
   int outputs_of_phase, inputs_of_phase;
   int rows;    // of a group
   int pieces;  // of the weight, one a thread; behind them come the biases
-  int threads;
+  int64_t threads;
 };
 
 template <class T>
