@@ -261,8 +261,8 @@ MUTANTS = [
     Mutant(
         "cuda: dropped columns are written",
         "csrc/cuda/conv3x3_sm90.cuh",
-        "warpgroup * kColumns + row * kHaloW + column, piece);",
-        "warpgroup * kColumns + row * kTileW + column, piece);",
+        "ResultTile<kWarpgroups * kColumns, kHaloW>;",
+        "ResultTile<kWarpgroups * kColumns, kTileW>;",
         CUDA_SM90,
     ),
     Mutant(

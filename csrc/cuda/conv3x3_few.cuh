@@ -83,9 +83,10 @@ __global__ void __launch_bounds__(kThreads, 4)
   const Place place = place_of_block<kTileH, kTileW>(grid);
   const int thread = threadIdx.x;
   DepthWeights<T>(conv, 1, place.output_group).load(kDepthWeights);
-  cp_async_commit();
   const mma_tiles::Pixels<T> pixels(conv, grid, place, thread, 0);
-  mma_tiles::load_skip<T, kFinish>(conv, pixels, kResults);
+  const mma_tiles::Results results{kResults};
+  load_skip<T, kFinish>(conv, pixels, results);
+  cp_async_commit();
   mma_tiles::Bias bias;
   mma_tiles::load_bias(conv, place.output_group, bias);
   gather_patch(thread, conv.input, conv.inputs, conv.height, conv.width, place.n,
@@ -106,9 +107,9 @@ __global__ void __launch_bounds__(kThreads, 4)
     }
     mma_tiles::multiply<T>(sums, rows, weights + 2 * half * mma_tiles::kWeightPitch);
   }
-  mma_tiles::finish_sums<T, kFinish>(sums, bias, conv.scale, kResults);
+  mma_tiles::finish_sums<T, kFinish>(sums, bias, conv.scale, results);
   __syncthreads();
-  mma_tiles::write_results(conv, pixels, kResults);
+  write_results(conv, pixels, results);
 }
 
 // Of a warp: two rows of 16 pixels by 8 columns.
@@ -153,10 +154,11 @@ __device__ __forceinline__ void write_columns(const Convolution<T>& conv, const 
       const int channel = 2 * (lane % 4) + i % 2;
       if (channel >= conv.outputs || y >= conv.height || x >= conv.width) continue;
       const int64_t at = ((place.n * conv.height + y) * conv.width + x) * conv.outputs + channel;
-      float skip = 0;
-      if constexpr (kHasSkip<kFinish>) skip = to_float(load(skip_of<T, kFinish>(conv) + at));
+      uint32_t pair = 0;  // of which the second is no one's
+      if constexpr (kHasSkip<kFinish>) pair = load(skip_of<T, kFinish>(conv) + at).bits;
       const float bias = load(conv.bias + channel) * conv.scale;
-      store(conv.output + at, from_float<T>(finish<kFinish>(sums[row][i], conv.scale, bias, skip)));
+      finish_pair<T, kFinish>(pair, sums[row][i], 0, conv.scale, bias, 0);
+      store(conv.output + at, T{static_cast<uint16_t>(pair)});
     }
   }
 }

@@ -75,13 +75,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     multiply_slice(slice);
   }
   wait();
-  const uint32_t results = stage_of(grid.slices);
-  mma_tiles::load_skip<T, kFinish>(conv, pixels, results);
+  const Results results{stage_of(grid.slices)};
+  load_skip<T, kFinish>(conv, pixels, results);
+  if constexpr (kHasSkip<kFinish>) cp_async_commit();
   multiply_slice(last);
   if constexpr (kHasSkip<kFinish>) wait();
   mma_tiles::finish_sums<T, kFinish>(sums, bias, conv.scale, results);
   __syncthreads();
-  mma_tiles::write_results(conv, pixels, results);
+  write_results(conv, pixels, results);
 }
 
 }  // namespace clsd::cuda::sm80

@@ -41,7 +41,7 @@ static_assert(kRun * (kWarpgroups - 1) + kColumns + 2 * kHaloW + 2 <= Halo::kPit
 constexpr int kBuffers = 4;
 constexpr uint32_t kBufferBytes = Halo::kBytes + Weights<Bf16>::kBytes;
 // A row for every column of the products, dropped ones included.
-using Results = PieceLayout<kWarpgroups * kColumns, kGroup / kPiece>;
+using Results = ResultTile<kWarpgroups * kColumns, kHaloW>;
 constexpr uint32_t kResults = kBuffers * kBufferBytes;
 constexpr uint32_t kSharedBytes = kResults + Results::kBytes;
 
@@ -53,19 +53,8 @@ using Sums = float[kColumns / 2];
 
 __device__ __forceinline__ uint32_t buffer_of(int slice) { return slice % kBuffers * kBufferBytes; }
 
-__device__ __forceinline__ uint32_t result_of(int warpgroup, int row, int column, int piece) {
-  return kResults + Results::offset(warpgroup * kColumns + row * kHaloW + column, piece);
-}
-
-// Ask for the residual or mask of the warpgroup's pixels.
-template <class T, Finish kFinish>
-__device__ __forceinline__ void load_skip(const Convolution<T>& conv, const Pixels<T>& pixels,
-                                          int warpgroup) {
-  if constexpr (kHasSkip<kFinish>) {
-    pixels.for_each([&](int row, int column, int piece, int64_t offset) {
-      cp_async(result_of(warpgroup, row, column, piece), skip_of<T, kFinish>(conv) + offset, true);
-    });
-  }
+__device__ __forceinline__ Results results_of(int warpgroup) {
+  return {kResults + warpgroup * kColumns * kPieceBytes};
 }
 
 // Of a thread's channels, those of either half of its warp's 16.
@@ -84,10 +73,10 @@ __device__ __forceinline__ void load_bias(const Convolution<T>& conv, int output
 // Round the warp's results to where its residual or mask lies.
 template <class T, Finish kFinish>
 __device__ __forceinline__ void finish_sums(const Sums& sums, const Bias& bias, float scale,
-                                            int warpgroup) {
+                                            const Results& results) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x % kWarpgroupThreads / 32;
   // Matrix i of four is that of half i % 2 of the channels and of columns 8 (i / 2) on.
-  const uint32_t at = result_of(warpgroup, 0, lane % 8 + lane / 16 * 8, 2 * warp + lane / 8 % 2);
+  const uint32_t at = results.at(0, lane % 8 + lane / 16 * 8, 2 * warp + lane / 8 % 2);
 #pragma unroll
   for (int first = 0; first < kColumns; first += 16) {
     uint32_t pairs[4] = {};
@@ -99,16 +88,6 @@ __device__ __forceinline__ void finish_sums(const Sums& sums, const Bias& bias, 
     }
     stmatrix_transposed(at + first * kPieceBytes, pairs);
   }
-}
-
-// Write the warpgroup's results.
-template <class T>
-__device__ __forceinline__ void write_results(const Convolution<T>& conv, const Pixels<T>& pixels,
-                                              int warpgroup) {
-  pixels.for_each([&](int row, int column, int piece, int64_t offset) {
-    store_vector(conv.output + offset,
-                 load_shared<uint4>(result_of(warpgroup, row, column, piece)));
-  });
 }
 
 // Wait until a slice has arrived. Committed before it and after: four slices and what is added to
@@ -177,7 +156,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int slice = 0; slice < kBuffers; ++slice) load_slice(slice);
   }
   const Pixels<T> pixels(conv, grid, place, threadIdx.x % kWarpgroupThreads, warpgroup * kRunRows);
-  load_skip<T, kFinish>(conv, pixels, warpgroup);
+  const Results results = results_of(warpgroup);
+  load_skip<T, kFinish>(conv, pixels, results);
   cp_async_commit();
   Bias bias;
   load_bias(conv, place.output_group, bias);
@@ -206,9 +186,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   wgmma_wait<0>(sums);
   cp_async_wait<0>();
   if (kHasSkip<kFinish>) __syncthreads();  // all see what is added
-  finish_sums<T, kFinish>(sums, bias, conv.scale, warpgroup);
+  finish_sums<T, kFinish>(sums, bias, conv.scale, results);
   __syncthreads();
-  write_results(conv, pixels, warpgroup);
+  write_results(conv, pixels, results);
 #else
   __trap();  // convolve launches it where there is code for sm_90a alone
 #endif

@@ -25,17 +25,8 @@ Finish finish_of(const Convolution<T>& conv) {
   return conv.relu ? Finish::kRelu : Finish::kNone;
 }
 
-// A result from its sum, the scaled bias and its number of the residual or mask.
-template <Finish kFinish>
-__device__ __forceinline__ float finish(float sum, float scale, float bias, float skip) {
-  float value = sum * scale + bias;
-  if constexpr (kFinish == Finish::kResidual || kFinish == Finish::kResidualRelu) value += skip;
-  if constexpr (kHasRelu<kFinish>) value = value < 0 ? 0 : value;  // as torch's: NaN passes
-  if constexpr (kFinish == Finish::kMask) value = skip > 0 ? value : 0;
-  return value;
-}
-
-// Two results, rounded, in place of what a pair held of the residual or mask.
+// Two results from their sums and scaled biases, rounded, in place of what a pair held of the
+// residual or mask.
 template <class T, Finish kFinish>
 __device__ __forceinline__ void finish_pair(uint32_t& pair, float first, float second, float scale,
                                             float first_bias, float second_bias) {
@@ -104,5 +95,38 @@ class ResultPixels {
   int row_, column_, piece_, rows_, columns_;
   int64_t offset_, row_step_, column_step_;
 };
+
+// A block's or warpgroup's results in shared memory, rows of kWidth pixels from byte `base` on.
+template <int kPixels, int kWidth>
+struct ResultTile {
+  using Layout = PieceLayout<kPixels, kGroup / kPiece>;
+  static constexpr uint32_t kBytes = Layout::kBytes;
+
+  uint32_t base;
+
+  __device__ __forceinline__ uint32_t at(int row, int column, int piece) const {
+    return base + Layout::offset(row * kWidth + column, piece);
+  }
+};
+
+// Ask for the residual or mask of some pixels, where their results will lie. The caller commits.
+template <class T, Finish kFinish, class Pixels, class Tile>
+__device__ __forceinline__ void load_skip(const Convolution<T>& conv, const Pixels& pixels,
+                                          const Tile& results) {
+  if constexpr (kHasSkip<kFinish>) {
+    pixels.for_each([&](int row, int column, int piece, int64_t offset) {
+      cp_async(results.at(row, column, piece), skip_of<T, kFinish>(conv) + offset, true);
+    });
+  }
+}
+
+// Write the pixels' results, after a barrier.
+template <class T, class Pixels, class Tile>
+__device__ __forceinline__ void write_results(const Convolution<T>& conv, const Pixels& pixels,
+                                              const Tile& results) {
+  pixels.for_each([&](int row, int column, int piece, int64_t offset) {
+    store_vector(conv.output + offset, load_shared<uint4>(results.at(row, column, piece)));
+  });
+}
 
 }  // namespace clsd::cuda

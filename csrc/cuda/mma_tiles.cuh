@@ -75,24 +75,10 @@ __device__ __forceinline__ void multiply_slice(Sums& sums, uint32_t halo, uint32
   }
 }
 
-// A block's results: of its pixels, 8 pieces.
-using Results = PieceLayout<kTileH * kTileW, kGroup / kPiece>;
+using Results = ResultTile<kTileH * kTileW, kTileW>;
 template <class T>
 using Pixels = ResultPixels<T, kTileH, kTileW, kTileW>;
 static_assert(Pixels<Bf16>::kThreads == kThreads);
-
-// Ask for the residual or mask of a block's pixels.
-template <class T, Finish kFinish>
-__device__ __forceinline__ void load_skip(const Convolution<T>& conv, const Pixels<T>& pixels,
-                                          uint32_t results) {
-  if constexpr (kHasSkip<kFinish>) {
-    pixels.for_each([&](int row, int column, int piece, int64_t offset) {
-      cp_async(results + Results::offset(row * kTileW + column, piece),
-               skip_of<T, kFinish>(conv) + offset, true);
-    });
-    cp_async_commit();
-  }
-}
 
 // Of a thread's channels 8 j + 0 and 1.
 using Bias = float[kEights][2];
@@ -112,38 +98,26 @@ __device__ __forceinline__ void load_bias(const Convolution<T>& conv, int output
 // Round the warp's results to where its residual or mask lies.
 template <class T, Finish kFinish>
 __device__ __forceinline__ void finish_sums(const Sums& sums, const Bias& bias, float scale,
-                                            uint32_t results) {
+                                            const Results& results) {
   const int lane = threadIdx.x % 32, piece = warp_channel() / kPiece;
 #pragma unroll
-  for (int row = 0; row < kWarpRows; ++row) {
-    const int pixel = (warp_row() + row) * kTileW;
+  for (int i = 0; i < kWarpRows; ++i) {
+    const int row = warp_row() + i;
 #pragma unroll
     for (int j = 0; j < kEights; j += 2) {
       uint32_t pairs[4] = {};  // of pixels 0 and 8 on, for either eight
       if constexpr (kHasSkip<kFinish>) {
-        ldmatrix(pairs, results + Results::offset(pixel + lane % 16, piece + j + lane / 16));
+        ldmatrix(pairs, results.at(row, lane % 16, piece + j + lane / 16));
       }
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int eight = j + i / 2;
-        const float* sum = &sums[row][eight][i % 2 * 2];
-        finish_pair<T, kFinish>(pairs[i], sum[0], sum[1], scale, bias[eight][0], bias[eight][1]);
-        store_shared(results + Results::offset(pixel + lane / 4 + i % 2 * 8, piece + eight) +
-                         lane % 4 * 4,
-                     pairs[i]);
+      for (int k = 0; k < 4; ++k) {
+        const int eight = j + k / 2, column = lane / 4 + k % 2 * 8;
+        const float* sum = &sums[i][eight][k % 2 * 2];
+        finish_pair<T, kFinish>(pairs[k], sum[0], sum[1], scale, bias[eight][0], bias[eight][1]);
+        store_shared(results.at(row, column, piece + eight) + lane % 4 * 4, pairs[k]);
       }
     }
   }
-}
-
-// Write them, after a barrier.
-template <class T>
-__device__ __forceinline__ void write_results(const Convolution<T>& conv, const Pixels<T>& pixels,
-                                              uint32_t results) {
-  pixels.for_each([&](int row, int column, int piece, int64_t offset) {
-    store_vector(conv.output + offset,
-                 load_shared<uint4>(results + Results::offset(row * kTileW + column, piece)));
-  });
 }
 
 }  // namespace clsd::cuda::mma_tiles

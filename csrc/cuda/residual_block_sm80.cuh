@@ -14,7 +14,6 @@ using mma_tiles::kThreads;
 using mma_tiles::kTileH;
 using mma_tiles::kTileW;
 using mma_tiles::kWarps;
-using mma_tiles::Results;
 
 constexpr int kChannels = kGroup, kSlices = kChannels / kSlice;
 // All channels at once of the input's tile.
@@ -32,7 +31,7 @@ constexpr uint32_t kInput = 2 * Weights<Bf16>::kBytes, kHidden = kInput + InputT
 constexpr uint32_t kSharedBytes = kHidden + HiddenTile::kBytes;
 // The residual is asked for when nothing reads the input any more.
 constexpr uint32_t kResults = kInput;
-static_assert(Results::kBytes <= InputTile::kBytes);
+static_assert(mma_tiles::Results::kBytes <= InputTile::kBytes);
 
 using HiddenSums = float[kFragments][kChannels / 8][4];
 
@@ -86,10 +85,9 @@ __device__ __forceinline__ void store_hidden(const Convolution<T>& first, const 
       const int y = place.y + pixel / kHiddenW - 1, x = place.x + pixel % kHiddenW - 1;
       const bool inside = y >= 0 && y < first.height && x >= 0 && x < first.width;
       const float* sum = &sums[i / 2][j][i % 2 * 2];
-      const float low = finish<Finish::kRelu>(sum[0], first.scale, low_bias, 0);
-      const float high = finish<Finish::kRelu>(sum[1], first.scale, high_bias, 0);
-      store_shared(kHidden + HiddenTile::offset(pixel, j) + 4 * pair,
-                   inside ? pack<T>(low, high) : 0);
+      uint32_t hidden = 0;
+      finish_pair<T, Finish::kRelu>(hidden, sum[0], sum[1], first.scale, low_bias, high_bias);
+      store_shared(kHidden + HiddenTile::offset(pixel, j) + 4 * pair, inside ? hidden : 0);
     }
   }
 }
@@ -125,6 +123,7 @@ __global__ void __launch_bounds__(kThreads)
     multiply_hidden_slice<T>(hidden, step, stage_of(step));
   }
   store_hidden(first, place, hidden);
+  const mma_tiles::Results results{kResults};
   const mma_tiles::Pixels<T> pixels(second, grid, place, threadIdx.x, 0);
   mma_tiles::Bias bias;
   mma_tiles::load_bias(second, 0, bias);
@@ -132,14 +131,17 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll 1
   for (int step = 0; step < kSlices; ++step) {
     start(kSlices + step);
-    if (step == 0) mma_tiles::load_skip<T, Finish::kResidual>(second, pixels, kResults);
+    if (step == 0) {
+      load_skip<T, Finish::kResidual>(second, pixels, results);
+      cp_async_commit();
+    }
     const uint32_t halo = kHidden + kSlicePieces * step * HiddenTile::kPitch;
     mma_tiles::multiply_slice<T, kHiddenW, HiddenTile::kPitch>(sums, halo, stage_of(step));
   }
   // The residual is there: the next step's barrier has followed it.
-  mma_tiles::finish_sums<T, Finish::kResidual>(sums, bias, second.scale, kResults);
+  mma_tiles::finish_sums<T, Finish::kResidual>(sums, bias, second.scale, results);
   __syncthreads();
-  mma_tiles::write_results(second, pixels, kResults);
+  write_results(second, pixels, results);
 }
 
 }  // namespace clsd::cuda::residual
