@@ -12,13 +12,12 @@ namespace {
 // What the kernel would have to divide for.
 template <class T>
 void plan(PackingTask<T>& task) {
-  task.rows = task.Packing<T>::rows();
-  const int slices = task.inputs.groups(kSlice);
-  task.slices = Divisor(slices);
-  task.output_groups_of_phase = Divisor(task.outputs.groups(task.rows) / task.outputs.square);
-  task.input_groups_of_phase = Divisor(slices / task.inputs.square);
+  const int rows = task.Packing<T>::rows();
+  task.output_groups = PackedGroups(task.outputs, rows);
+  task.input_groups = PackedGroups(task.inputs, kSlice);
+  task.slices = Divisor(task.inputs.groups(kSlice));
   task.few_inputs = Divisor(task.inputs.channels);
-  task.outputs_of_phase = task.outputs.per_phase(), task.inputs_of_phase = task.inputs.per_phase();
+  task.rows = Divisor(rows);
   task.input_step = task.inputs.square * task.input_stride;
   task.pieces = static_cast<int>(task.weight_elements() / kPiece);
   task.threads = task.pieces + static_cast<int>(task.bias_elements());

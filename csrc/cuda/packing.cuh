@@ -11,13 +11,31 @@ namespace clsd::cuda {
 constexpr int kPackingThreads = 256;
 constexpr int kMaxPackings = 16;  // of a launch, whose parameters may be 4 KiB
 
+// The groups that an image's channels are packed in.
+struct PackedGroups {
+  Divisor of_phase;
+  int size, per_phase, square;
+
+  PackedGroups() = default;
+  PackedGroups(const ChannelOrder& order, int size)
+      : of_phase(order.groups(size) / order.square),
+        size(size),
+        per_phase(order.per_phase()),
+        square(order.square) {}
+
+  // The channel that stands at row `row` of group `group`, or -1 if there is none.
+  __device__ __forceinline__ int channel(int group, int row) const {
+    const int phase = of_phase.quotient(group), channel = of_phase.rest(group, phase) * size + row;
+    return channel < per_phase ? channel * square + phase : -1;
+  }
+};
+
 template <class T>
 struct PackingTask : Packing<T> {
-  Divisor slices, output_groups_of_phase, input_groups_of_phase, few_inputs;
+  PackedGroups output_groups, input_groups;
+  Divisor slices, few_inputs, rows;
+  int pieces;          // of the weight, one a thread; behind them come the biases
   int64_t input_step;  // from an input channel to the next of its phase, in elements
-  int outputs_of_phase, inputs_of_phase;
-  int rows;    // of a group
-  int pieces;  // of the weight, one a thread; behind them come the biases
   int64_t threads;
 };
 
@@ -29,13 +47,6 @@ struct PackingTasks {
 template <class T>
 __device__ __forceinline__ float load_parameter(const Parameter<const T>& from, int64_t index) {
   return from.wide ? load(from.wide + index) : to_float(load(from.narrow + index));
-}
-
-// The channel that stands at row `row` of a group of `size`, or -1 if there is none.
-__device__ __forceinline__ int packed_channel(const ChannelOrder& order, const Divisor& of_phase,
-                                              int per_phase, int group, int size, int row) {
-  const int phase = of_phase.quotient(group), channel = of_phase.rest(group, phase) * size + row;
-  return channel < per_phase ? channel * order.square + phase : -1;
 }
 
 // 8 numbers as a piece of 16 bytes.
@@ -75,8 +86,7 @@ __device__ __forceinline__ uint4 depths_piece(const PackingTask<T>& task, int ou
 template <class T>
 __device__ __forceinline__ uint4 channels_piece(const PackingTask<T>& task, int output, int slice,
                                                 int tap, int first) {
-  const int input = packed_channel(task.inputs, task.input_groups_of_phase, task.inputs_of_phase,
-                                   slice, kSlice, first);
+  const int input = task.input_groups.channel(slice, first);
   const int64_t at = taps_of(task, output) + tap_offset(task, tap) + input * task.input_stride;
   return piece_of<T>([&](int i) {
     return output < 0 ? 0.0f : load_parameter(task.weight, at + i * task.input_step);
@@ -86,18 +96,15 @@ __device__ __forceinline__ uint4 channels_piece(const PackingTask<T>& task, int 
 // Piece `index` of the packed weight.
 template <class T>
 __device__ __forceinline__ uint4 packed_piece(const PackingTask<T>& task, int index) {
-  const int shift = task.rows == kGroup ? 6 : 3, row = index & (task.rows - 1);
-  const int rest = index >> shift;
-  const auto output_of = [&](int group) {
-    return packed_channel(task.outputs, task.output_groups_of_phase, task.outputs_of_phase, group,
-                          task.rows, row);
-  };
-  if (task.kind() == PackingKind::kFewInputs) {
-    return depths_piece(task, output_of(rest / kFewDepthPieces), rest % kFewDepthPieces * kPiece);
+  const int rest = task.rows.quotient(index), row = task.rows.rest(index, rest);
+  if (task.has_few_inputs()) {
+    const int output = task.output_groups.channel(rest / kFewDepthPieces, row);
+    return depths_piece(task, output, rest % kFewDepthPieces * kPiece);
   }
   const int matrix = rest / (kSlicePieces * kTaps), group = task.slices.quotient(matrix);
-  return channels_piece(task, output_of(group), task.slices.rest(matrix, group),
-                        rest / kSlicePieces % kTaps, rest % kSlicePieces * kPiece);
+  return channels_piece(task, task.output_groups.channel(group, row),
+                        task.slices.rest(matrix, group), rest / kSlicePieces % kTaps,
+                        rest % kSlicePieces * kPiece);
 }
 
 template <class T>
@@ -108,10 +115,8 @@ __global__ void __launch_bounds__(kPackingThreads)
   if (index < task.pieces) {
     store_vector(task.packed_weight + int64_t{index} * kPiece, packed_piece(task, index));
   } else if (index < task.threads) {
-    const int at = index - task.pieces, group = task.rows == kGroup ? at >> 6 : at >> 3;
-    const int channel =
-        packed_channel(task.outputs, task.output_groups_of_phase, task.outputs_of_phase, group,
-                       task.rows, at & (task.rows - 1));
+    const int at = index - task.pieces, group = task.rows.quotient(at);
+    const int channel = task.output_groups.channel(group, task.rows.rest(at, group));
     const bool given = task.bias && channel >= 0;
     store(task.packed_bias + at,
           given ? load_parameter(task.bias, channel * task.bias_stride) : 0.0f);

@@ -42,8 +42,6 @@ struct ChannelOrder {
   CLSD_HOST_DEVICE int groups(int size) const { return square * ((per_phase() + size - 1) / size); }
 };
 
-enum class PackingKind { kMany, kFewOutputs, kFewInputs };
-
 // One of a tensor's data: of the images' type, or float beside 16-bit images. The other is null.
 template <class T>
 struct Parameter {
@@ -63,17 +61,14 @@ struct Packing {
   Global<T> packed_weight;
   Global<float> packed_bias;
 
-  CLSD_HOST_DEVICE PackingKind kind() const {
-    if (inputs.channels <= kFewChannels) return PackingKind::kFewInputs;
-    return outputs.channels <= kFewChannels ? PackingKind::kFewOutputs : PackingKind::kMany;
-  }
-  CLSD_HOST_DEVICE int rows() const {
-    return kind() == PackingKind::kFewOutputs ? kFewRows : kGroup;
+  CLSD_HOST_DEVICE bool has_few_inputs() const { return inputs.channels <= kFewChannels; }
+  int rows() const {
+    return outputs.channels <= kFewChannels && !has_few_inputs() ? kFewRows : kGroup;
   }
   int64_t bias_elements() const { return static_cast<int64_t>(outputs.groups(rows())) * rows(); }
   int64_t weight_elements() const {
-    const bool few_inputs = kind() == PackingKind::kFewInputs;
-    return bias_elements() * (few_inputs ? kFewDepth : inputs.groups(kSlice) * kTaps * kSlice);
+    const int depth = has_few_inputs() ? kFewDepth : inputs.groups(kSlice) * kTaps * kSlice;
+    return bias_elements() * depth;
   }
 };
 
