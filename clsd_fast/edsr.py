@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ._layout import memory_format
+from ._layout import in_format_of
 from ._tail_axes import FACTORS, STAGES
 from .backend import has_kernel
 from .nn import Conv3x3, MeanShift, ResidualBlock, UpsampleTail
@@ -108,5 +108,4 @@ class EDSR(nn.Module):
 
         It has the memory format of ``like``.
         """
-        image = self.add_mean((self.tail if tail is None else tail)(deep))
-        return image.contiguous(memory_format=memory_format(like))
+        return in_format_of(like, self.add_mean((self.tail if tail is None else tail)(deep)))

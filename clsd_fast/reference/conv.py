@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._layout import memory_format
+from .._layout import in_format_of, memory_format
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -25,7 +25,7 @@ def conv3x3(
         y = residual + y
     if relu:
         y = F.relu(y)
-    return y.contiguous(memory_format=memory_format(x))
+    return in_format_of(x, y)
 
 
 def residual_block(
@@ -53,7 +53,7 @@ def pixel_shuffle_upsample(
     # Not F.pixel_shuffle: its gradient has a wrong shape for an empty batch.
     factors = (weight.shape[0] // upscale_factor**2, upscale_factor, upscale_factor)
     y = y.unflatten(1, factors).permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
-    return y.contiguous(memory_format=memory_format(x))
+    return in_format_of(x, y)
 
 
 def conv3x3_backward(
@@ -107,7 +107,7 @@ def residual_block_backward(
         grad_hidden, x, weight1, 1.0, needs_x, needs_params, needs_params
     )
     if needs_x:
-        grad_x = (grad_x + grad_output).contiguous(memory_format=memory_format(x))
+        grad_x = in_format_of(x, grad_x + grad_output)
     return grad_x, grad_weight1, grad_bias1, grad_weight2, grad_bias2
 
 

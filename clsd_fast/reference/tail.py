@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._layout import memory_format
+from .._layout import in_format_of
 from .._tail_axes import AXES, Axis, Segment
 
 
@@ -126,7 +126,11 @@ class Summand(NamedTuple):
     rows: Segment
     columns: Segment
     places: tuple[Tensor, Tensor]
-    padding: list[int]
+
+    @property
+    def padding(self) -> list[int]:
+        """Of the input pixels, by rows and columns: an edge's single pixel has none."""
+        return [2 * (segment.edge is None) for segment in (self.rows, self.columns)]
 
     def piece(self, images: Tensor) -> Tensor:
         """The input pixels, [N, C, h, w]."""
@@ -169,9 +173,8 @@ def _summands(factor: int, height: int, width: int) -> list[Summand]:
     """Those for images of this size; the first is that of every pixel."""
     places = _PLACES[factor]
     return [
-        Summand(*pair, (places[rows], places[columns]), [2 * (s.edge is None) for s in pair])
-        for pair in product(places, places)
-        for rows, columns in [pair]
+        Summand(rows, columns, (places[rows], places[columns]))
+        for rows, columns in product(places, places)
         if rows.exists(height) and columns.exists(width)
     ]
 
@@ -262,8 +265,7 @@ def upsample_tail(
     output = output + bias_map(composed, upscale_factor, *x.shape[2:])
     if out_bias is not None:
         output = output + out_bias.view(-1, 1, 1)
-    output = output.to(x.dtype).contiguous(memory_format=memory_format(x))
-    return output, composed.contiguous()
+    return in_format_of(x, output.to(x.dtype)), composed.contiguous()
 
 
 def upsample_tail_backward(
@@ -282,22 +284,18 @@ def upsample_tail_backward(
     """Gradients of x and of the forward's parameters in their order; empty if not needed."""
     taps, needs = composed[:-1].to(x.dtype), (needs_x, needs_params)
     grad_x, grad_taps = apply_backward(grad_output, x, taps, upscale_factor, *needs)
-    grad_x = grad_x if needs_x else x.new_empty(0)
+    grad_x = in_format_of(x, grad_x) if needs_x else x.new_empty(0)
     none = [composed.new_empty(0) for _ in range(6)]
     if not needs_params:
-        return grad_x.contiguous(memory_format=memory_format(x)), *none
+        return grad_x, *none
     grad = grad_output.to(composed.dtype)
     grad_biases = bias_map_backward(grad.sum(0), composed, upscale_factor)
     grad_composed = torch.cat([grad_taps.to(composed.dtype), grad_biases])
     stages = stages_of(up_weight1, up_bias1, up_weight2, up_bias2)
     *ups, grad_out = compose_all_backward(grad_composed, stages, out_weight, upscale_factor)
-    grads = (grad_x, *(ups + none)[:4], grad_out, grad.sum((0, 2, 3)))
-    likes = (x, up_weight1, up_bias1, up_weight2, up_bias2, out_weight, None)
-    return tuple(
-        grad if like is None or grad.dim() != 4 else _in_format_of(like, grad)
-        for grad, like in zip(grads, likes, strict=True)
+    grads = (*(ups + none)[:4], grad_out, grad.sum((0, 2, 3)))
+    weights = (up_weight1, None, up_weight2, None, out_weight, None)
+    return grad_x, *(
+        grad if weight is None else in_format_of(weight, grad)
+        for grad, weight in zip(grads, weights, strict=True)
     )
-
-
-def _in_format_of(like: Tensor, grad: Tensor) -> Tensor:
-    return grad.contiguous(memory_format=memory_format(like))

@@ -125,23 +125,33 @@ def test_opcheck(layout, scale):
     )
     stages = [*ups, None, None][:4]
     opcheck(torch.ops.clsd_fast.upsample_tail, (x, *stages, out_weight, out_bias, scale))
-    kernel = torch.ops.clsd_fast.upsample_tail(x, *stages, out_weight, out_bias, scale)[1]
+    weight = torch.ops.clsd_fast.upsample_tail(x, *stages, out_weight, out_bias, scale)[1]
     taps = AXES[scale][0].size
-    assert kernel.shape == (6, taps, taps, 3)
+    assert weight.shape == (6, taps, taps, 3)
     grad = layout(rand(2, 3, 3 * scale, 4 * scale).float())
-    saved = [t if t is None else t.detach() for t in (x, kernel, *stages, out_weight)]
+    saved = [t if t is None else t.detach() for t in (x, weight, *stages, out_weight)]
     for needs in ((True, True), (False, True), (True, False)):
         opcheck(torch.ops.clsd_fast.upsample_tail_backward, (grad, *saved, scale, *needs))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("backward", [reference, torch.ops.clsd_fast])
+def test_gradients_that_no_one_needs_are_empty(backward, layout):
+    x, weight, bias, out_weight, _ = (layout(t) for t in inputs(2, 2, 5, 3, 4))
+    saved = (x, rand(6, 10, 10, 3), weight, bias, None, None, out_weight)
+    grad_output = layout(rand(2, 3, 6, 8))
+    grads = backward.upsample_tail_backward(grad_output, *saved, 2, False, False)
+    assert [grad.shape for grad in grads] == [(0,)] * 7
+
+
 @pytest.mark.parametrize("scale", SCALES)
-def test_native_kernel_is_that_of_the_reference(native, scale):
+def test_native_weight_is_that_of_the_reference(native, scale):
     x, *ups, out_weight, out_bias = inputs(scale, 1, 5, 3, 4)
     stages = [*ups, None, None][:4]
     operator = torch.ops.clsd_fast.upsample_tail
-    kernel = operator(x, *stages, out_weight, out_bias, scale)[1]
+    weight = operator(x, *stages, out_weight, out_bias, scale)[1]
     expected = reference.upsample_tail(x, *stages, out_weight, out_bias, scale)[1]
-    assert_close(kernel, expected, expected, "kernel")
+    assert_close(weight, expected, expected, "composed weight")
 
 
 def test_the_reference_is_the_same_map(native):
