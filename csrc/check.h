@@ -56,6 +56,13 @@ inline void check_shape(const char* op, const char* name, const Tensor& tensor,
   fail(op, std::string(name) + " of shape " + to_string(shape), to_string(shape_of(tensor)));
 }
 
+inline void check_contiguous(const char* op, const char* name, const Tensor& tensor) {
+  if (tensor.is_contiguous()) return;
+  Shape strides(tensor.dim());
+  for (size_t i = 0; i < strides.size(); ++i) strides[i] = tensor.stride(static_cast<int64_t>(i));
+  fail(op, std::string(name) + " contiguous", "strides " + to_string(strides));
+}
+
 inline const char* dtype_name(torch::headeronly::ScalarType dtype) {
   using torch::headeronly::ScalarType;
   switch (dtype) {
@@ -160,13 +167,15 @@ inline Shape check_pixel_shuffle_upsample(const char* op, const Tensor& x, const
                                           const std::optional<Tensor>& bias,
                                           int64_t upscale_factor) {
   check_images(op, "x", x);
-  check(upscale_factor >= 1, op, "upscale_factor >= 1", std::to_string(upscale_factor));
+  if (upscale_factor < 1) fail(op, "upscale_factor >= 1", std::to_string(upscale_factor));
   check_conv(op, x, weight, bias);
   const int64_t square = upscale_factor * upscale_factor;
-  check(weight.size(0) % square == 0, op,
-        "weight of shape [" + std::to_string(square) + " K, " + std::to_string(x.size(1)) +
-            ", 3, 3]",
-        to_string(shape_of(weight)));
+  if (weight.size(0) % square != 0) {
+    fail(op,
+         "weight of shape [" + std::to_string(square) + " K, " + std::to_string(x.size(1)) +
+             ", 3, 3]",
+         to_string(shape_of(weight)));
+  }
   return {x.size(0), weight.size(0) / square, x.size(2) * upscale_factor,
           x.size(3) * upscale_factor};
 }

@@ -102,9 +102,7 @@ inline void check_statistic(const char* op, const char* name, const Tensor& rows
   check_shape(op, name, statistic, shape);
   const auto dtype = accumulator_dtype(rows.scalar_type());
   check_dtype(op, name, statistic, dtype, dtype_name(dtype));
-  if (statistic.is_contiguous()) return;
-  for (size_t i = 0; i < shape.size(); ++i) shape[i] = statistic.stride(i);
-  fail(op, std::string(name) + " contiguous", "strides " + to_string(shape));
+  check_contiguous(op, name, statistic);
 }
 
 // Sort the channels by offset and find their runs.

@@ -255,13 +255,13 @@ BAD_OPERATOR_CALLS = [
         lambda: ops_native.upsample_tail_backward(
             rand(2, 3, 10, 12), X, rand(5, 8, 8, 3), *TAIL_WEIGHTS, 2, True, True
         ),
-        "upsample_tail_backward: expected kernel of shape [5, 10, 10, 3], got [5, 8, 8, 3]",
+        "upsample_tail_backward: expected composed of shape [5, 10, 10, 3], got [5, 8, 8, 3]",
     ),
     (
         lambda: ops_native.upsample_tail_backward(
             rand(2, 3, 10, 12), X, rand(5, 10, 10, 6)[..., ::2], *TAIL_WEIGHTS, 2, True, True
         ),
-        "upsample_tail_backward: expected kernel contiguous, got strides [600, 60, 6, 2]",
+        "upsample_tail_backward: expected composed contiguous, got strides [600, 60, 6, 2]",
     ),
     (
         lambda: ops_native.pairwise_similarity(Q, rand(2, 7, 8), "dot"),

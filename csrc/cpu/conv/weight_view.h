@@ -8,9 +8,10 @@
 
 namespace clsd::cpu {
 
-// Weights [K, C, 3, 3] of any strides, by output and input channels in the orders of two images. They
-// are of the images' type, or float and rounded to it. `transposed` swaps input and output channels and turns the taps by 180 degrees: the
-// convolution with it is the gradient of the convolution's input.
+// Weights [K, C, 3, 3] of any strides, by output and input channels in the orders of two images.
+// They are of the images' type, or float and rounded to it. `transposed` swaps input and output
+// channels and turns the taps by 180 degrees: the convolution with it is the gradient of the
+// convolution's input.
 template <class S>
 struct WeightView {
   int64_t outputs, inputs;

@@ -60,7 +60,7 @@ class Tail {
   void check_parameter(const char* name, const Tensor& parameter) const {
     const auto dtype = accumulator_dtype(x_.scalar_type());
     check_dtype(op_, name, parameter, dtype, dtype_name(dtype));
-    check(parameter.is_cpu(), op_, std::string(name) + " on x's device", "another");
+    check_device(op_, name, x_, parameter);
   }
 
   void check_bias(const char* name, const std::optional<Tensor>& bias, int64_t features) const {
@@ -184,13 +184,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> upsample_tail
   const char* op = "upsample_tail_backward";
   const Tail tail(op, x, up_weight1, up_bias1, up_weight2, up_bias2, out_weight, upscale_factor);
   check_backward(op, "grad_output", x, grad_output, tail.output_shape());
-  check_shape(op, "kernel", composed, tail.composed_shape());
-  tail.check_parameter("kernel", composed);
-  if (!composed.is_contiguous()) {
-    Shape strides(4);
-    for (size_t i = 0; i < 4; ++i) strides[i] = composed.stride(static_cast<int64_t>(i));
-    fail(op, "kernel contiguous", "strides " + to_string(strides));
-  }
+  check_shape(op, "composed", composed, tail.composed_shape());
+  tail.check_parameter("composed", composed);
+  check_contiguous(op, "composed", composed);
   const Tensor grad_x = needs_x ? empty(x, shape_of(x), memory_format(x)) : absent(x);
   const Tensor grad_bias = needs_params ? empty(out_weight, {tail.outputs()}) : absent(out_weight);
   std::vector<Tensor> grads;
