@@ -32,9 +32,3 @@ def fake_statistic(rows, *leading):
     """A number of each row in the accumulator's dtype."""
     dtype = torch.float32 if rows.element_size() == 2 else rows.dtype
     return rows.new_empty((*leading, *rows.shape[:2]), dtype=dtype)
-
-
-def fake_contrast_grads(anchor, positive, negatives):
-    """Outputs of a contrastive backward; empty without given negatives."""
-    grad_negatives = anchor.new_empty(0 if negatives is None else negatives.shape)
-    return anchor.new_empty(anchor.shape), positive.new_empty(positive.shape), grad_negatives

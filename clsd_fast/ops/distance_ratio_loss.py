@@ -8,7 +8,7 @@ from .._library import register
 from ..backend import uses_kernel
 from ..reference.contrast import reduce
 from . import _checks
-from ._contrast import check_contrast, fake_contrast_grads, fake_statistic
+from ._contrast import check_contrast, fake_statistic
 
 
 def distance_ratio_loss(
@@ -79,7 +79,8 @@ def _fake(anchor, positive, negatives, eps):
 def _fake_backward(
     grad_loss, positive_distance, negative_distance, anchor, positive, negatives, eps
 ):
-    return fake_contrast_grads(anchor, positive, negatives)
+    grad_negatives = anchor.new_empty(0 if negatives is None else negatives.shape)
+    return anchor.new_empty(anchor.shape), positive.new_empty(positive.shape), grad_negatives
 
 
 def _setup_context(ctx, inputs, output):
