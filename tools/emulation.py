@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 import native_build
 import torch
-from sass_code import Launch
-from sass_report import short_name
+from sass_code import Launch, short_name
 
 from clsd_fast._library import SCHEMAS
 from clsd_fast._torch import has_kernel_for_key

@@ -16,7 +16,7 @@ from functools import cache
 from typing import NamedTuple
 
 from sass_code import WARP_LANES, Control, Instruction, Kernel, Launch
-from sass_run import GLOBAL, SECTOR_BYTES, Issue, run, width
+from sass_run import GLOBAL, SECTOR_BYTES, Issue, run
 
 SCHEDULERS = 4
 
@@ -317,4 +317,4 @@ def predict(kernel: Kernel, launch: Launch, card: Card) -> Prediction:
 def loaded16(issue: Issue) -> int:
     """Lanes that load 16 bytes of global memory."""
     is_load = issue.instruction.kind in ("LDG", "LDGSTS")
-    return issue.lanes if is_load and width(issue.instruction) == 16 else 0
+    return issue.lanes if is_load and issue.instruction.width == 16 else 0

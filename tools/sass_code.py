@@ -1,11 +1,17 @@
-"""Machine code of kernels as cuobjdump lists it: instructions, with the control bits of each."""
+"""Machine code of kernels as cuobjdump lists it: instructions, with the control bits of each, and
+what a kernel uses of a multiprocessor."""
 
 import math
+import os
 import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-import sass_report
+NAMESPACE = "clsd::cuda::"
 
 #: An instruction: its address, predicate, operation, operands, and the encoding's lower half.
 LINE = re.compile(
@@ -17,6 +23,9 @@ UPPER_HALF = re.compile(r"^\s*/\* 0x([0-9a-f]{16}) \*/\s*$")
 #: Control bits start there in the upper half.
 CONTROL_SHIFT = 41
 WARP_LANES = 32
+#: Bytes that a lane moves, by modifier; without one, WORD_BYTES.
+WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
+WORD_BYTES = 4
 
 
 class Control(NamedTuple):
@@ -49,6 +58,13 @@ class Instruction(NamedTuple):
     @property
     def modifiers(self) -> tuple[str, ...]:
         return tuple(self.operation.split(".")[1:])
+
+    @property
+    def width(self) -> int:
+        """Bytes that a lane moves; LDSM's and STSM's are those that a lane addresses."""
+        if self.kind in ("LDSM", "STSM"):
+            return 16
+        return next((WIDTHS[m] for m in self.modifiers if m in WIDTHS), WORD_BYTES)
 
 
 class Kernel(NamedTuple):
@@ -95,17 +111,14 @@ class Binary:
     def __init__(self, path: Path, architecture: str) -> None:
         self.path = path
         self.architecture = architecture
-        found = sass_report.parse_resources(self.dump("-res-usage"))
+        found = resources(self.dump("-res-usage"))
         self.resources = {symbol: used for (_, symbol), used in found.items()}
         self.banks = constants(self.dump("-elf"))
-        self.symbols = dict(
-            zip(sass_report.demangled(list(self.resources)), self.resources, strict=True)
-        )
+        self.symbols = dict(zip(demangled(list(self.resources)), self.resources, strict=True))
         self.read: dict[str, Kernel] = {}
 
     def dump(self, *options: str) -> str:
-        tool = sass_report.cuobjdump()
-        return sass_report.run(tool, *options, "-arch", self.architecture, self.path)
+        return cuobjdump_of(self.path, *options, "-arch", self.architecture)
 
     def __getitem__(self, name: str) -> Kernel:
         if name not in self.read:
@@ -169,3 +182,63 @@ def control(upper_half: int) -> Control:
     return Control(
         bits & 15, None if write == none else write, None if read == none else read, wait
     )
+
+
+def cuobjdump() -> str | None:
+    """CUDA's own, which knows all that its nvcc writes, else the one in Triton's wheel."""
+    if nvcc := os.environ.get("CUDACXX") or shutil.which("nvcc"):
+        beside = Path(nvcc).resolve().with_name("cuobjdump")
+        if beside.exists():
+            return str(beside)
+    if found := shutil.which("cuobjdump"):
+        return found
+    triton = find_spec("triton")
+    if triton is None:
+        return None
+    wheel = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return str(wheel) if wheel.exists() else None
+
+
+def cuobjdump_of(path: Path, *options: object) -> str:
+    """What it writes about a library or cubin."""
+    return run(cuobjdump(), *options, path)
+
+
+def run(*command: object) -> str:
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if result.returncode:
+        raise SystemExit(f"{' '.join(map(str, command))}\n{result.stderr[-2000:]}")
+    return result.stdout
+
+
+def resources(text: str) -> dict[tuple[str, str], dict[str, int]]:
+    """Registers, stack and static shared memory by architecture and symbol."""
+    used, architecture, symbol = {}, None, None
+    for line in text.splitlines():
+        if found := re.match(r"arch = (\w+)", line):
+            architecture = found[1]
+        elif found := re.match(r"\s*Function (\w+):", line):
+            symbol = found[1]
+        elif found := re.match(r"\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", line):
+            registers, stack, shared, local = map(int, found.groups())
+            fields = {"registers": registers, "stack": stack + local, "shared": shared}
+            used[architecture, symbol] = fields
+    return used
+
+
+def demangled(symbols: Sequence[str]) -> list[str]:
+    """Names without namespaces and parameters: few::conv3x3_to_few_kernel<Bf16, false>."""
+    lines = run("c++filt", *symbols).splitlines()
+    return [short_name(line) for line in lines]
+
+
+def short_name(signature: str) -> str:
+    """``few::kernel<Bf16>`` of ``void clsd::cuda::few::kernel<clsd::cuda::Bf16>(...)``."""
+    signature = signature.replace("(anonymous namespace)::", "").replace(NAMESPACE, "")
+    depth = 0
+    for position, character in enumerate(signature):
+        depth += (character == "<") - (character == ">")
+        if character == "(" and depth == 0:
+            signature = signature[:position]
+            break
+    return signature.removeprefix("void ")

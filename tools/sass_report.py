@@ -19,27 +19,20 @@ prints one line a kernel and architecture:
 
 import argparse
 import json
-import os
-import re
 import shutil
-import subprocess
 from collections.abc import Iterable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import native_build
+import sass_code
+from sass_code import Instruction
 
 #: Machine code that native_build asks for, in the order of the report: sm_80, ..., sm_120.
 ARCHITECTURES = tuple(
     "sm_" + item.removesuffix("+PTX").replace(".", "")
     for item in native_build.ARCHITECTURES.split(";")
 )
-NAMESPACE = "clsd::cuda::"
-
-#: An instruction in cuobjdump's listing, with its predicate.
-INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
-WIDTH = re.compile(r"\.(64|128)\b")
 
 
 class Kernel(NamedTuple):
@@ -57,32 +50,13 @@ class Kernel(NamedTuple):
     loads16: int
     tma: int
 
-    @property
-    def tensor_core_instructions(self) -> int:
-        return self.hmma + self.hgmma + self.utchmma
-
 
 HEADINGS = {"hmma": "HMMA", "hgmma": "HGMMA", "utchmma": "UTCHMMA", "tma": "TMA"}
 
 
-def cuobjdump() -> str | None:
-    """CUDA's own, which knows all that its nvcc writes, else the one in Triton's wheel."""
-    if nvcc := os.environ.get("CUDACXX") or shutil.which("nvcc"):
-        beside = Path(nvcc).resolve().with_name("cuobjdump")
-        if beside.exists():
-            return str(beside)
-    if found := shutil.which("cuobjdump"):
-        return found
-    triton = find_spec("triton")
-    if triton is None:
-        return None
-    wheel = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    return str(wheel) if wheel.exists() else None
-
-
 def missing() -> str | None:
     """What this machine lacks to read a library, if anything."""
-    found = {"cuobjdump": cuobjdump(), "c++filt": shutil.which("c++filt")}
+    found = {"cuobjdump": sass_code.cuobjdump(), "c++filt": shutil.which("c++filt")}
     return ", ".join(name for name, path in found.items() if path is None) or None
 
 
@@ -95,92 +69,31 @@ def build() -> Path:
 
 def report(library: Path) -> list[Kernel]:
     """All kernels of a library."""
-    resources = parse_resources(run(cuobjdump(), "-res-usage", library))
-    instructions = parse_instructions(run(cuobjdump(), "-sass", library))
+    resources = sass_code.resources(sass_code.cuobjdump_of(library, "-res-usage"))
+    code = sass_code.functions(sass_code.cuobjdump_of(library, "-sass"))
     symbols = sorted({symbol for _, symbol in resources})
-    names = dict(zip(symbols, demangled(symbols), strict=True))
+    names = dict(zip(symbols, sass_code.demangled(symbols), strict=True))
     kernels = [
-        Kernel(names[symbol], architecture, **fields, **instructions[architecture, symbol])
+        Kernel(names[symbol], architecture, **fields, **count(code[architecture, symbol]))
         for (architecture, symbol), fields in resources.items()
     ]
     return sorted(kernels, key=lambda k: (k.name, ARCHITECTURES.index(k.architecture)))
 
 
-def run(*command: object) -> str:
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    if result.returncode:
-        raise SystemExit(f"{' '.join(map(str, command))}\n{result.stderr[-2000:]}")
-    return result.stdout
-
-
-def parse_resources(text: str) -> dict[tuple[str, str], dict[str, int]]:
-    """Registers, stack and static shared memory by architecture and symbol."""
-    resources, architecture, symbol = {}, None, None
-    for line in text.splitlines():
-        if found := re.match(r"arch = (\w+)", line):
-            architecture = found[1]
-        elif found := re.match(r"\s*Function (\w+):", line):
-            symbol = found[1]
-        elif found := re.match(r"\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", line):
-            registers, stack, shared, local = map(int, found.groups())
-            fields = {"registers": registers, "stack": stack + local, "shared": shared}
-            resources[architecture, symbol] = fields
-    return resources
-
-
-def parse_instructions(text: str) -> dict[tuple[str, str], dict[str, int]]:
-    """What `count` says of the code of every architecture and symbol."""
-    operations, architecture, current = {}, None, []
-    for line in text.splitlines():
-        if found := INSTRUCTION.match(line):
-            current.append(found[1])
-        elif found := re.match(r"arch = (\w+)", line):
-            architecture = found[1]
-        elif found := re.match(r"\s*Function : (\w+)", line):
-            current = operations[architecture, found[1]] = []
-    return {key: count(value) for key, value in operations.items()}
-
-
-def count(operations: Iterable[str]) -> dict[str, int]:
-    """The counted fields of a Kernel, from instructions like ``LDG.E.128.CONSTANT``."""
+def count(code: Iterable[Instruction]) -> dict[str, int]:
+    """The counted fields of a Kernel."""
     counts = dict.fromkeys(("spills", "hmma", "hgmma", "utchmma", "loads16", "tma"), 0)
-    for operation in operations:
-        kind = operation.split(".")[0]
+    for instruction in code:
+        kind = instruction.kind
         if kind.lower() in ("hmma", "hgmma", "utchmma"):
             counts[kind.lower()] += 1
         elif kind in ("UTMALDG", "UBLKCP"):
             counts["tma"] += 1
         elif kind in ("LDL", "STL"):
-            counts["spills"] += bytes_of(operation)
+            counts["spills"] += instruction.width
         elif kind in ("LDG", "LDGSTS"):
-            counts["loads16"] += bytes_of(operation) == 16
+            counts["loads16"] += instruction.width == 16
     return counts
-
-
-def bytes_of(operation: str) -> int:
-    """How many bytes of a thread a load or store moves."""
-    if found := WIDTH.search(operation):
-        return int(found[1]) // 8
-    narrow = {"U8": 1, "S8": 1, "U16": 2, "S16": 2}
-    return next((narrow[part] for part in operation.split(".") if part in narrow), 4)
-
-
-def demangled(symbols: Sequence[str]) -> list[str]:
-    """Names without namespaces and parameters: few::conv3x3_to_few_kernel<Bf16, false>."""
-    lines = run("c++filt", *symbols).splitlines()
-    return [short_name(line) for line in lines]
-
-
-def short_name(signature: str) -> str:
-    """``few::kernel<Bf16>`` of ``void clsd::cuda::few::kernel<clsd::cuda::Bf16>(...)``."""
-    signature = signature.replace("(anonymous namespace)::", "").replace(NAMESPACE, "")
-    depth = 0
-    for position, character in enumerate(signature):
-        depth += (character == "<") - (character == ">")
-        if character == "(" and depth == 0:
-            signature = signature[:position]
-            break
-    return signature.removeprefix("void ")
 
 
 def table(kernels: Sequence[Kernel]) -> str:

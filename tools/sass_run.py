@@ -153,16 +153,8 @@ FLOW = {
 
 # Memory.
 
-WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 SHARED = ("LDS", "STS", "LDSM", "STSM", "ATOMS")
 GLOBAL = ("LDG", "STG", "LDGSTS", "RED", "ATOMG")
-
-
-def width(instruction: Instruction) -> int:
-    """Bytes that a lane moves; LDSM's and STSM's are those that a lane addresses."""
-    if instruction.kind in ("LDSM", "STSM"):
-        return 16
-    return next((WIDTHS[m] for m in instruction.modifiers if m in WIDTHS), BANK_BYTES)
 
 
 class Memory:
@@ -184,7 +176,7 @@ class Memory:
                 if self.visit is not None:
                     self.visit(instruction, operand, addresses)
                 if is_global(instruction, operand):
-                    touched = sectors_of(addresses, width(instruction))
+                    touched = sectors_of(addresses, instruction.width)
                     lines = -(-len(touched) * SECTOR_BYTES // LINE_BYTES)
                     wavefronts = max(wavefronts, lines)
                     sectors = self.fetched(instruction, touched)
@@ -224,7 +216,7 @@ def is_global(instruction: Instruction, operand: str) -> bool:
 def shared_wavefronts(instruction: Instruction, addresses: ndarray) -> int:
     """How often the banks are used: lanes that together move 128 bytes go at once, and different
     words of a bank one after another."""
-    size = width(instruction)
+    size = instruction.width
     together, total = BANKS * BANK_BYTES // max(size, BANK_BYTES), 0
     if instruction.kind in ("LDSM", "STSM"):
         last = instruction.modifiers[-1]

@@ -35,7 +35,6 @@ TYPES = {
 }
 #: Where tensors are said to lie: nothing reads from there.
 ADDRESS = 0x7F0000000000
-WARP_THREADS = 32
 
 
 class Call(NamedTuple):
@@ -119,7 +118,7 @@ Compiled = tuple[sass_code.Kernel, sass_code.Launch]
 def compiler(architecture: str) -> Callable[[Call], Compiled]:
     """Compiles calls for an architecture, each kernel and kind of arguments once."""
     number = int("".join(filter(str.isdigit, architecture)))
-    target = GPUTarget("cuda", number, WARP_THREADS)
+    target = GPUTarget("cuda", number, sass_code.WARP_LANES)
     found: dict[tuple, tuple] = {}
 
     def compiled(call: Call) -> Compiled:
@@ -132,7 +131,7 @@ def compiler(architecture: str) -> Callable[[Call], Compiled]:
             kernel = code(result.asm["cubin"], architecture, result.metadata.name)
             found[key] = kernel, result.metadata
         kernel, metadata = found[key]
-        threads = WARP_THREADS * metadata.num_warps
+        threads = sass_code.WARP_LANES * metadata.num_warps
         grid, block = (call.programs, 1, 1), (threads, 1, 1)
         return kernel, sass_code.Launch(kernel.name, grid, block, metadata.shared, parameters(call))
 

@@ -5,7 +5,7 @@ import re
 import build_cuda
 import native_build
 import pytest
-import sass_report
+import sass_code
 import torch
 
 from clsd_fast.backend import native as native_backend
@@ -19,7 +19,7 @@ def test_has_every_architecture(cuda_library):
 
 def test_has_ptx_for_all_other_gpus(readable_library):
     """Machine code is for one major version, PTX for all that follow: sm_110 is one of those."""
-    listing = sass_report.run(sass_report.cuobjdump(), "-lptx", readable_library)
+    listing = sass_code.cuobjdump_of(readable_library, "-lptx")
     assert {"sm_100", "sm_120"} <= set(re.findall(r"\.(sm_\d+)\.ptx", listing))
 
 

@@ -1,6 +1,7 @@
 """The machine code of the CUDA kernels, for every architecture: no spills, and tensor cores."""
 
 import pytest
+import sass_code
 import sass_report
 
 #: Kernels that add up or rearrange what others have multiplied.
@@ -43,10 +44,14 @@ def test_images_are_loaded_by_16_bytes_or_more(kernels):
 
 
 def test_counts():
-    counts = sass_report.count(
-        ["HMMA.16816.F32.BF16", "HGMMA.64x192x16.F32", "LDG.E.128.CONSTANT", "LDG.E.64", "STL.64"]
-        + ["LDGSTS.E.BYPASS.128", "LDL", "STL.U8", "UTMALDG.4D", "FFMA", "LDS.128"]
-    )
+    operations = [
+        "HMMA.16816.F32.BF16",
+        "HGMMA.64x192x16.F32",
+        "LDG.E.128.CONSTANT",
+        "LDG.E.64",
+        "STL.64",
+    ] + ["LDGSTS.E.BYPASS.128", "LDL", "STL.U8", "UTMALDG.4D", "FFMA", "LDS.128"]
+    counts = sass_report.count(sass_code.Instruction(0, "", name, ()) for name in operations)
     found = {"hmma": 1, "hgmma": 1, "utchmma": 0, "loads16": 2, "spills": 8 + 4 + 1, "tma": 1}
     assert counts == found
 
@@ -61,8 +66,8 @@ arch = sm_80
 		Function : second
         /*0000*/              @UP1 STL [R1], R0 ;
 """
-    counts = sass_report.parse_instructions(listing)
-    first, second = counts["sm_80", "first"], counts["sm_80", "second"]
+    code = sass_code.functions(listing)
+    first, second = (sass_report.count(code["sm_80", name]) for name in ("first", "second"))
     assert (first["loads16"], first["hmma"], first["spills"]) == (1, 1, 0)
     assert second["spills"] == 4
 
@@ -80,4 +85,4 @@ arch = sm_80
     ],
 )
 def test_short_names(signature, name):
-    assert sass_report.short_name(signature) == name
+    assert sass_code.short_name(signature) == name

@@ -67,7 +67,7 @@ def counted(issues):
     """Counts of what warps have issued: each of a warpgroup's four issues its product."""
     counts = Counter()
     for issue in issues:
-        instruction, size = issue.instruction, sass_run.width(issue.instruction)
+        instruction, size = issue.instruction, issue.instruction.width
         counts["mma"] += instruction.kind == "HMMA" and issue.lanes > 0
         counts["wgmma"] += (instruction.kind == "HGMMA" and issue.lanes > 0) / 4
         counts["loads16"] += (instruction.kind in ("LDG", "LDGSTS") and size == 16) * issue.lanes
@@ -87,7 +87,7 @@ def test_counts_and_stores(binaries, recorded, architecture, name):
 
         def visit(instruction, operand, addresses, stores=stores):
             if instruction.kind == "STG":
-                stores.append((addresses, sass_run.width(instruction)))
+                stores.append((addresses, instruction.width))
 
         kernel, issues = binaries(architecture)[launch.kernel], []
         for block in range(launch.blocks):
