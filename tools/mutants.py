@@ -3,10 +3,11 @@
     python tools/mutants.py [--list] [--only PART_OF_A_NAME]
 
 A mutant is one piece of text that is replaced in one file. It is planted into a copy of this
-checkout, what it belongs to is built there, and the tests that should catch it run. The program
-ends with 1 if a mutant passes its tests, if its text does not occur exactly once, or if it does not
-compile: then it has to be brought up to date with the code. Needs what the tests need; on 2 cores
-it takes half an hour. Run it by hand, after a change of the kernels or where tests are left out.
+checkout, what it belongs to is built there, and the tests that should catch it run; without any
+mutant, they have to pass first. The program ends with 1 if a mutant passes its tests, if its text
+does not occur exactly once, or if it does not compile: then it has to be brought up to date with
+the code. Needs what the tests need; on 2 cores it takes half an hour. Run it by hand, after a
+change of the kernels or where tests are left out.
 """
 
 import argparse
@@ -295,6 +296,20 @@ MUTANTS = [
         TRITON_NCE,
     ),
     Mutant(
+        "triton: pixels that do not exist have biases",
+        "clsd_fast/triton/tail/apply.py",
+        "total += tl.where(exist[:, None], bias[None, :], 0)",
+        "total += bias[None, :]",
+        TRITON_TAIL,
+    ),
+    Mutant(
+        "triton: a gradient has the weights of its own kind of pixel",
+        "clsd_fast/triton/tail/apply.py",
+        "kind = kind_of(top + down, height) * 3 + kind_of(left + right, width)",
+        "kind = kind_of(top, height) * 3 + kind_of(left, width)",
+        TRITON_TAIL,
+    ),
+    Mutant(
         "python: a path's sign",
         "clsd_fast/_tail_axes.py",
         "paths += [Path(row, t, first + t, -1)",
@@ -324,12 +339,22 @@ def environment(checkout: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": paths, "CLSD_FAST_CUDA": "off"}
 
 
-def build(checkout: Path) -> str | None:
-    """Build the CPU's kernels; the compiler's last words if that fails. The emulation of the CUDA
-    kernels is built by its tests."""
-    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+def build(checkout: Path, file: str = "csrc/cpu") -> str | None:
+    """Build what a file belongs to; the compiler's last words if that fails."""
+    if file.startswith("csrc/cpu"):
+        command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    elif file.startswith(("csrc/cuda", "tests/cuda_emulation")):
+        program = "import native_build; native_build.build_emulation()"
+        command = [sys.executable, "-c", program]
+    else:
+        return None
+    paths = {"PYTHONPATH": f"{environment(checkout)['PYTHONPATH']}{os.pathsep}{checkout / 'tools'}"}
     result = subprocess.run(
-        command, cwd=checkout, env=environment(checkout), capture_output=True, text=True
+        command,
+        cwd=checkout,
+        env=environment(checkout) | paths,
+        capture_output=True,
+        text=True,
     )
     return (result.stdout + result.stderr)[-2000:] if result.returncode else None
 
@@ -366,7 +391,7 @@ def outcome(checkout: Path, mutant: Mutant) -> tuple[bool, str]:
     try:
         if wrong := plant(checkout, mutant):
             return False, wrong
-        if mutant.file.startswith("csrc/cpu") and (wrong := build(checkout)):
+        if wrong := build(checkout, mutant.file):
             return False, f"does not compile: {wrong}"
         passed, last = run_tests(checkout, mutant.tests)
         return not passed, f"NOT CAUGHT: {last}" if passed else last
@@ -388,6 +413,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         copy_of_checkout(checkout)
         if wrong := build(checkout):
             raise SystemExit(f"mutants: expected a checkout that builds, got\n{wrong}")
+        for tests in dict.fromkeys(mutant.tests for mutant in chosen):
+            passed, last = run_tests(checkout, tests)
+            if not passed:
+                raise SystemExit(f"mutants: expected {tests} to pass without a mutant, got: {last}")
         escaped = 0
         for mutant in chosen:
             start = time.monotonic()
