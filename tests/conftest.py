@@ -18,10 +18,13 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that name their backend: that decides which code runs, not what is built."""
+    """Mark the tests that name their backend: that decides which code runs, not what is built. And
+    let ``-k native`` find those that the fixture makes so, as it finds ``[native]``."""
     for item in items:
-        if {"backend", "native"} & set(item.fixturenames):
+        named = {"backend", "native"} & set(item.fixturenames)
+        if named:
             item.add_marker("names_backend")
+        item.extra_keyword_matches.update(named - {"backend"})
 
 
 @pytest.fixture(params=["native", "reference"])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.calls import EPILOGUES
 from support.cuda_convolutions import DTYPES, INPUT, check_conv3x3, operands
 from support.emulated import SEEDS, check
 from support.grids import cover
@@ -46,12 +47,10 @@ def test_any_order_of_warps(emulation, seed, channels):
 @cover(
     channels=[(64, 48), (3, 16), (16, 3)],
     dtype=DTYPES,
-    bias=[True, False],
-    residual=[True, False],
-    relu=[True, False],
-    res_scale=[0.1, 1.0],
+    epilogue=EPILOGUES,
 )
-def test_epilogues(emulation, channels, dtype, bias, residual, relu, res_scale):
+def test_epilogues(emulation, channels, dtype, epilogue):
+    bias, residual, relu, res_scale = epilogue
     x, weight, offsets, image = operands(2, *channels, 9, 5, dtype)
     offsets, skip = offsets if bias else None, image if residual else None
     check(emulation, "conv3x3", x, weight, offsets, skip, res_scale, relu)

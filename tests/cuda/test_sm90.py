@@ -5,6 +5,7 @@ Without the gradients of parameters, whose kernels are the same on every device.
 
 import pytest
 import torch
+from support.calls import EPILOGUES
 from support.cuda_convolutions import (
     DTYPES,
     INPUT,
@@ -86,14 +87,9 @@ def test_results_do_not_depend_on_the_order_of_warps(sm90):
     assert all(torch.equal(result, results[0]) for result in results)
 
 
-@cover(
-    dtype=DTYPES,
-    bias=[True, False],
-    residual=[True, False],
-    relu=[True, False],
-    res_scale=[0.1, 1.0],
-)
-def test_epilogues(sm90, dtype, bias, residual, relu, res_scale):
+@cover(dtype=DTYPES, epilogue=EPILOGUES)
+def test_epilogues(sm90, dtype, epilogue):
+    bias, residual, relu, res_scale = epilogue
     x, weight, offsets, image = operands(2, 64, 64, 9, 5, dtype)
     offsets, skip = offsets if bias else None, image if residual else None
     check(sm90, "conv3x3", x, weight, offsets, skip, res_scale, relu)

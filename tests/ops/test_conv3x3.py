@@ -3,6 +3,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from support.calls import EPILOGUES
 from support.grids import cover
 from support.util import (
     DTYPES,
@@ -66,12 +67,10 @@ def test_images_larger_than_a_tile(backend, channels, dtype):
     dtype=DTYPES,
     layout=[contiguous, channels_last],
     channels=[(8, 12), (16, 24), (3, 12), (12, 3)],
-    bias=[False, True],
-    residual=[True, False],
-    relu=[True, False],
-    res_scale=[0.1, 1.0],
+    epilogue=EPILOGUES,
 )
-def test_epilogues(backend, dtype, layout, channels, bias, residual, relu, res_scale):
+def test_epilogues(backend, dtype, layout, channels, epilogue):
+    bias, residual, relu, res_scale = epilogue
     options = {"relu": relu, "res_scale": res_scale}
     tensors = inputs(2, *channels, 6, 5, bias, residual)
     compare(fused(options), lambda *t: plain(*t, **options), tensors, dtype, layout)

@@ -1,5 +1,6 @@
 """Valid calls of every public function, as (function, tensors), and of every operator."""
 
+import itertools
 from functools import partial
 
 import torch
@@ -162,6 +163,9 @@ BACKWARDS = [
         for third in (None, ROWS_C)
     ),
 ]
+
+#: bias, residual, relu and res_scale of conv3x3: whether each is given, and the last one's value.
+EPILOGUES = list(itertools.product([True, False], [True, False], [True, False], [0.1, 1.0]))
 
 #: Input and output channels, height and width for which the native library convolves float32
 #: images by each of its algorithms.

@@ -1,12 +1,15 @@
 """Compiles every Triton kernel, as the operators launch it, for a GPU that need not be there.
 
 A process of its own, because Triton is imported either for its interpreter or for its compiler:
-``python triton_compile.py "cuda 90" "hip gfx942"`` prints one JSON object a kernel.
+``python triton_compile.py "cuda 90" "hip gfx942"`` prints one JSON object for each kernel, in every
+dtype and variant; with ``--some`` first, in each dtype and variant for some target alone.
 """
 
+import itertools
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,37 +17,17 @@ import triton
 from torch.utils._pytree import tree_leaves
 from triton.backends.compiler import GPUTarget
 
-from clsd_fast.triton import (
-    _rows,
-    distance_ratio_loss,
-    info_nce,
-    pairwise_similarity,
-    upsample_tail,
-)
-from clsd_fast.triton.tail import compose
+from clsd_fast.triton import distance_ratio_loss, info_nce, pairwise_similarity, upsample_tail
 
 sys.path.append(str(Path(__file__).parents[2] / "tools"))
-from triton_code import compile_options, source  # noqa: E402 - found there
+from triton_code import Call, compile_options, recorded, source  # noqa: E402 - found there
 
 TARGETS = ("cuda 80", "cuda 90", "cuda 100", "hip gfx942")
 DTYPES = ("float32", "float16", "bfloat16")
-MODULES = (
-    _rows,
-    compose,
-    distance_ratio_loss,
-    info_nce,
-    pairwise_similarity,
-    upsample_tail,
-)
 
 
-def launches(dtype: torch.dtype) -> list[tuple]:
-    """(kernel, arguments, options) of every launch of one call of each variant."""
-    recorded = []
-    for module in MODULES:
-        module.launch = lambda kernel, programs, *args, **options: recorded.append(
-            (kernel, args, options)
-        )
+def contrast(dtype: torch.dtype) -> None:
+    """One call of each variant of the contrastive operators."""
 
     def rows(*shape, dtype=dtype):
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -59,7 +42,7 @@ def launches(dtype: torch.dtype) -> list[tuple]:
 
     query, other, large = rows(3, 64, 128), rows(3, 48, 128), rows(3, 300, 200)
     mask, labels = rows(3, 64, 64, dtype=torch.bool), rows(3, 64, dtype=torch.int64)
-    learned = rows(dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    learned = rows(dtype=torch.float32)
     for metric in ("cosine", "dot", "l1"):
         forward_and_backward(pairwise_similarity, query, other, metric)
     forward_and_backward(pairwise_similarity, large, large, "cosine")
@@ -71,18 +54,10 @@ def launches(dtype: torch.dtype) -> list[tuple]:
     for negatives in (None, rows(3, 9, 64 * 48 * 48)):
         maps = rows(3, 16, 64 * 48 * 48)
         forward_and_backward(distance_ratio_loss, maps, maps, negatives, 1e-7)
-    if dtype != torch.float16:  # which is bfloat16 to these kernels
-        tail(dtype)
-    return recorded
 
 
 def tail(dtype: torch.dtype) -> None:
-    """The tail of EDSR x4, which has every kernel of the others and in more variants.
-
-    It is composed in float32 for every dtype but float64.
-    """
-    if dtype != torch.float32:
-        compose.launch = lambda *args, **options: None
+    """The tail of EDSR x4, which has every kernel of the others and in more variants."""
 
     def tensor(*shape, dtype=torch.float32):
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -90,9 +65,9 @@ def tail(dtype: torch.dtype) -> None:
     x = tensor(16, 64, 48, 48, dtype=dtype).to(memory_format=torch.channels_last)
     stages = [tensor(256, 64, 3, 3), tensor(256), tensor(256, 64, 3, 3), tensor(256)]
     out_weight = tensor(3, 64, 3, 3)
-    output, kernel = upsample_tail.upsample_tail(x, *stages, out_weight, tensor(3), 4)
+    output, composed = upsample_tail.upsample_tail(x, *stages, out_weight, tensor(3), 4)
     upsample_tail.upsample_tail_backward(
-        output, x, kernel, *stages, out_weight, 4, needs_x=True, needs_params=True
+        output, x, composed, *stages, out_weight, 4, needs_x=True, needs_params=True
     )
 
 
@@ -103,27 +78,37 @@ def target_of(name: str) -> GPUTarget:
     return GPUTarget("hip", architecture, 64)
 
 
-def variants() -> dict[str, list[dict[str, tuple]]]:
+def calls(dtype: torch.dtype) -> list[Call]:
+    with recorded() as found:
+        contrast(dtype)
+        if dtype != torch.float16:  # which is bfloat16 to these kernels
+            tail(dtype)
+    if dtype == torch.float32:
+        return found
+    # Tails are composed in float32, whatever the images are.
+    return [call for call in found if not call.kernel.fn.__module__.endswith("tail.compose")]
+
+
+def variants() -> dict[str, list[dict[str, Call]]]:
     """The launches of each kernel, each by dtype."""
     found = {}
     for dtype in DTYPES:
         counts = Counter()
-        for launch in launches(getattr(torch, dtype)):
-            name = launch[0].fn.__name__
+        for call in calls(getattr(torch, dtype)):
+            name = call.kernel.fn.__name__
             of_kernel, number = found.setdefault(name, []), counts[name]
             if number == len(of_kernel):
                 of_kernel.append({})
-            of_kernel[number][dtype] = launch
+            of_kernel[number][dtype] = call
             counts[name] += 1
     return found
 
 
-def compile_for(name: str, target: str, dtype: str, launch: tuple) -> dict:
+def compile_for(name: str, target: str, dtype: str, call: Call) -> dict:
     """What is known of the compiled kernel."""
-    kernel, args, options = launch
     gpu = target_of(target)
-    specialized, given = source(kernel, args, options), compile_options(options)
-    compiled = triton.compile(specialized, target=gpu, options=given)
+    specialized = source(call.kernel, call.args, call.options)
+    compiled = triton.compile(specialized, target=gpu, options=compile_options(call.options))
     text = compiled.asm["ptx" if gpu.backend == "cuda" else "amdgcn"]
     return {
         "kernel": name,
@@ -135,14 +120,30 @@ def compile_for(name: str, target: str, dtype: str, launch: tuple) -> dict:
     }
 
 
-def main(*targets: str) -> None:
-    """Each kernel for each target, in each of its dtypes and variants, but not in every triple."""
+Triple = tuple[str, str, Call]
+
+
+def every(of_kernel: list[dict[str, Call]]) -> Iterator[Triple]:
+    """Target, dtype and call, in all combinations."""
+    for target, by_dtype in itertools.product(TARGETS, of_kernel):
+        for dtype, call in by_dtype.items():
+            yield target, dtype, call
+
+
+def some(of_kernel: list[dict[str, Call]], first: int) -> Iterator[Triple]:
+    """Those that have each target, each dtype and each variant once, but not in every triple."""
+    for step in range(max(len(of_kernel), len(TARGETS))):
+        by_dtype = of_kernel[step % len(of_kernel)]
+        dtype = list(by_dtype)[(first + step) % len(by_dtype)]
+        yield TARGETS[step % len(TARGETS)], dtype, by_dtype[dtype]
+
+
+def main(*words: str) -> None:
     for number, (name, of_kernel) in enumerate(variants().items()):
-        for step in range(max(len(of_kernel), len(TARGETS))):
-            target, by_dtype = TARGETS[step % len(TARGETS)], of_kernel[step % len(of_kernel)]
-            dtype = list(by_dtype)[(number + step) % len(by_dtype)]
-            if target in targets:
-                print(json.dumps(compile_for(name, target, dtype, by_dtype[dtype])), flush=True)
+        triples = some(of_kernel, number) if "--some" in words else every(of_kernel)
+        for target, dtype, call in triples:
+            if target in words:
+                print(json.dumps(compile_for(name, target, dtype, call)), flush=True)
 
 
 if __name__ == "__main__":

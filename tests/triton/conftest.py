@@ -23,25 +23,12 @@ def interpreted_triton(monkeypatch):
 @pytest.fixture
 def launches(monkeypatch, interpreted_triton):
     """The names of the kernels as they are launched; they do not run."""
-    from clsd_fast.triton import (
-        _rows,
-        distance_ratio_loss,
-        info_nce,
-        pairwise_similarity,
-        upsample_tail,
-    )
-    from clsd_fast.triton.tail import compose
+    from triton_code import MODULES
 
     names = []
-    for module in (
-        _rows,
-        distance_ratio_loss,
-        info_nce,
-        pairwise_similarity,
-        upsample_tail,
-        compose,
-    ):
+    for name in MODULES:
         monkeypatch.setattr(
-            module, "launch", lambda kernel, *args, **options: names.append(kernel.fn.__name__)
+            f"clsd_fast.triton.{name}.launch",
+            lambda kernel, *args, **options: names.append(kernel.fn.__name__),
         )
     return names

@@ -52,33 +52,58 @@ TAIL_COMPOSITION = {
 }
 #: Least shared memory of a block: of gfx942, and of the smallest GPUs of compute capability 8.x.
 SHARED_BYTES = {"cuda": 99 * 1024, "hip": 64 * 1024}
-#: For each of which a kernel is compiled in another dtype and variant. One process takes them.
-TARGETS = [
-    pytest.param(["cuda 90"], id="cuda 90"),
-    pytest.param(["cuda 80", "cuda 100", "hip gfx942"], id="others", marks=pytest.mark.thorough),
-]
+#: For which each kernel is compiled in every dtype and variant; for others, in a share of them.
+TARGETS = ["cuda 90", "hip gfx942"]
+OTHER_TARGETS = ["cuda 80", "cuda 100"]
+DTYPES = ["float32", "float16", "bfloat16"]
 
 
-def compile_for(targets, cache):
+def compiled(cache, *words):
     environment = {**os.environ, "TRITON_CACHE_DIR": str(cache)}
     environment.pop("TRITON_INTERPRET", None)
     program = Path(__file__).parents[1] / "support" / "triton_compile.py"
-    command = [sys.executable, program, *targets]
+    command = [sys.executable, program, *words]
     output = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert output.returncode == 0, output.stderr[-2000:]
     return [json.loads(line) for line in output.stdout.splitlines() if line.startswith('{"')]
 
 
-@pytest.mark.parametrize("targets", TARGETS)
-def test_every_kernel_compiles(targets, tmp_path):
-    compiled = compile_for(targets, tmp_path)
-    products = PRODUCTS | TAIL_PRODUCTS
-    for target in targets:
-        names = {kernel["kernel"] for kernel in compiled if kernel["target"] == target}
-        assert names == products | OTHERS | TAIL_OTHERS | TAIL_COMPOSITION, target
-    for kernel in compiled:
-        assert kernel["shared"] <= SHARED_BYTES[kernel["target"].split()[0]], kernel
-        assert not kernel["tf32"], kernel
-        # AMD has matrix instructions of true float32, NVIDIA has not.
-        if kernel["dtype"] != "float32" and kernel["kernel"] in products:
-            assert kernel["mma"], kernel
+def names(kernels, dtype=None):
+    return {kernel["kernel"] for kernel in kernels if dtype in (None, kernel["dtype"])}
+
+
+def check(kernel):
+    assert kernel["shared"] <= SHARED_BYTES[kernel["target"].split()[0]], kernel
+    assert not kernel["tf32"], kernel
+    # AMD has matrix instructions of true float32, NVIDIA has not.
+    if kernel["dtype"] != "float32" and kernel["kernel"] in PRODUCTS | TAIL_PRODUCTS:
+        assert kernel["mma"], kernel
+
+
+def test_every_kernel_compiles(tmp_path):
+    """In each dtype and variant for one of the targets, of which this one has a share."""
+    kernels = compiled(tmp_path, "--some", "cuda 90")
+    assert names(kernels) == PRODUCTS | OTHERS | TAIL_PRODUCTS | TAIL_OTHERS | TAIL_COMPOSITION
+    for kernel in kernels:
+        check(kernel)
+
+
+@pytest.mark.thorough
+def test_other_targets(tmp_path):
+    for kernel in compiled(tmp_path, "--some", *OTHER_TARGETS):
+        check(kernel)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_kernel_compiles_in_every_dtype_and_variant(target, tmp_path):
+    kernels = compiled(tmp_path, target)
+    for dtype in DTYPES:
+        expected = PRODUCTS | OTHERS
+        if dtype != "float16":
+            expected |= TAIL_PRODUCTS | TAIL_OTHERS
+        if dtype == "float32":
+            expected |= TAIL_COMPOSITION
+        assert names(kernels, dtype) == expected, dtype
+    for kernel in kernels:
+        check(kernel)
