@@ -50,13 +50,13 @@ bench: .venv/installed ## compare every operator and the step with PyTorch, in u
 	$(BIN)/pytest benchmarks --no-compile -k "not 512x512" --benchmark-max-time 0.5 \
 	    --benchmark-columns median,iqr,rounds
 
-bench-all: .venv/installed ## the programs behind the figures of docs/, an hour
+bench-all: .venv/installed ## the step, operators and losses against PyTorch, compiled too, an hour
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/step.py --scale 4
 	$(BIN)/python benchmarks/ops.py
 	$(BIN)/python benchmarks/contrastive.py
 
-# Needs nvcc, no GPU. Installs nothing.
+# Needs no GPU. Builds into build/; without nvcc and cuobjdump, its tests are skipped.
 cuda: .venv/installed ## compile the CUDA kernels for all architectures
 	$(BIN)/pytest tests/cuda/test_build.py tests/cuda/test_sass.py
 

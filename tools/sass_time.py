@@ -42,7 +42,8 @@ RESULTS = native_build.ROOT / "benchmarks" / "results"
 HEAD_BLOCKS = (5, 1)
 #: Of a CUDA graph, from the end of a kernel to the start of the next (public microbenchmarks).
 NODE_US = 1.3
-#: Cycles of a kernel of PyTorch's that has next to nothing to do: a load and some arithmetic.
+#: Cycles of a kernel of PyTorch's that has next to nothing to do: assumed to be those of a load
+#: from memory (LATENCY of `sass_clock`) and some arithmetic.
 ATEN_CYCLES = 700
 NOTE = "model, not measurement"
 
