@@ -15,8 +15,7 @@ from .ops import (
 )
 
 # Not before `ops` has registered what every device has.
-backend.native.load()
-backend.triton.load()
+backend.load()
 
 __version__ = "0.1.0"
 __all__ = [

@@ -1,8 +1,9 @@
 """The operator schemas of ``clsd_fast``, each written once.
 
-Every operator is a pair ``<op>`` / ``<op>_backward``. The native libraries implement them for
-their device; ``reference`` implements them in plain PyTorch for every other one. Public
-functions with checks, autocast and reductions are in ``clsd_fast.ops``.
+Every operator is a pair ``<op>`` / ``<op>_backward``. The native CPU library implements them for
+its device, and ``reference`` in plain PyTorch for every other one; on CUDA devices the kernel is
+chosen for each call (``backend``). Public functions with checks, autocast and reductions are in
+``clsd_fast.ops``.
 
 Shapes: x [N, C, H, W], weight [K, C, 3, 3], rows [B, N, D] and [B, M, D].
 Gradients that were not asked for come back as empty tensors. Statistics that are saved for the
@@ -69,6 +70,9 @@ SCHEMAS = {
     "-> (Tensor, Tensor, Tensor)",
 }
 
+#: The operators in plain PyTorch, by name.
+references: dict[str, Callable] = {}
+
 _library = torch.library.Library(NAMESPACE, "DEF")
 for _name, _schema in SCHEMAS.items():
     _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -92,6 +96,7 @@ def register(
     and function transforms still see the operator itself.
     """
     qualified = f"{NAMESPACE}::{name}"
+    references[name] = reference
     _library.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, fake, lib=_library)
     operator = getattr(torch.ops.clsd_fast, name).default

@@ -1,5 +1,7 @@
 """PyTorch's private names that this package uses, all of them: tried on torch 2.10 to 2.13."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active as transforms_are_active
@@ -11,9 +13,16 @@ __all__ = [
     "all_gather",
     "autocasts_any",
     "below_autograd",
+    "constant_when_traced",
     "has_kernel_for_key",
     "transforms_are_active",
 ]
+
+
+def constant_when_traced(function: Callable) -> Callable:
+    """torch.compiler.assume_constant_result, which imports all of the compiler."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def all_gather(tensor: Tensor, group: "torch.distributed.ProcessGroup") -> Tensor:

@@ -2,19 +2,20 @@
 
 import ctypes
 import re
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 import native_build
 import torch
 from sass_code import Launch, short_name
 
-from clsd_fast._library import SCHEMAS
-from clsd_fast._torch import has_kernel_for_key
+from clsd_fast import _library, backend
+from clsd_fast.backend import native
 
-NAMESPACE = "clsd_fast_emulated"
 #: Operators of the emulation's own tests.
 EXTRA_SCHEMAS = {
     "planted": "(Tensor x, str fault) -> Tensor",
@@ -47,23 +48,17 @@ class _Launch(ctypes.Structure):
     )
 
 
-def _has_kernel(op: str) -> bool:
-    return has_kernel_for_key(f"{NAMESPACE}::{op}", "CPU")
-
-
 class Emulation:
     """The loaded library: ``ops`` has its operators, the methods steer the launches."""
 
     def __init__(self, path: Path) -> None:
-        self._library = torch.library.Library(NAMESPACE, "DEF")
-        for name, schema in (SCHEMAS | EXTRA_SCHEMAS).items():
+        self._library = torch.library.Library(native.CUDA_NAMESPACE, "FRAGMENT")
+        for name, schema in EXTRA_SCHEMAS.items():
             self._library.define(name + schema)
         torch.ops.load_library(path)
-        self.ops = getattr(torch.ops, NAMESPACE)
+        self.ops = getattr(torch.ops, native.CUDA_NAMESPACE)
         #: Operators of clsd_fast that have CUDA kernels, backwards left out.
-        self.operators = tuple(
-            op for op in SCHEMAS if _has_kernel(op) and f"{op}_backward" in SCHEMAS
-        )
+        self.operators = native.operators_for("CPU")
         self._functions = functions = ctypes.CDLL(str(path))
         functions.clsd_emulation_seed.argtypes = [ctypes.c_uint64]
         #: Seed of the order of warps and lanes, and of which copies are late.
@@ -106,6 +101,30 @@ class Emulation:
             launches += map(_recorded, map(self._functions.clsd_emulation_launch, range(number)))
         finally:
             self._functions.clsd_emulation_stop_recording()
+
+
+@contextmanager
+def as_on_a_gpu(emulation: Emulation, capability: tuple[int, int]) -> Iterator[None]:
+    """Let CPU tensors be served as a GPU's: by the emulated CUDA kernels, else by Triton's."""
+    library = torch.library.Library(_library.NAMESPACE, "IMPL")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*other operators may also be overridden")
+        backend.register(library, "CPU", allow_override=True)
+    emulation.sm90a(capability == (9, 0))
+    patches = (
+        patch.dict(backend._WHY_NOT, native=backend.cuda.why_not),
+        patch.object(native, "cuda_operators", emulation.operators),
+        patch.object(native, "why_not_on", lambda device: None),
+        patch.object(backend.triton, "devices", frozenset({"cpu"})),
+        patch.object(backend.triton, "missing", None),
+        patch.object(torch.cuda, "get_device_capability", lambda device: capability),
+    )
+    with ExitStack() as stack:
+        stack.callback(library._destroy)
+        stack.callback(emulation.sm90a, False)
+        for each in patches:
+            stack.enter_context(each)
+        yield
 
 
 def _enumerators() -> dict[str, str]:

@@ -6,23 +6,20 @@ theirs. PyTorch's own operators are real, so that the step goes its way to the e
 is undefined. Nothing of a process that has recorded a step should be used for anything else.
 """
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
-from unittest.mock import patch
 
 import torch
 import triton_code
-from emulation import Emulation
+from emulation import Emulation, as_on_a_gpu
 from sass_code import Launch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import clsd_fast
-from clsd_fast import backend
+from clsd_fast import _library, backend
 
 #: PyTorch's operators that launch nothing: they make a tensor without values, or ask for one.
 WITHOUT_LAUNCH = frozenset(
@@ -35,6 +32,8 @@ WITHOUT_LAUNCH = frozenset(
         "_local_scalar_dense",
     )
 )
+#: Of our operators, and of those that are the CUDA kernels.
+NAMESPACES = (_library.NAMESPACE, backend.native.CUDA_NAMESPACE)
 #: What the dispatcher is asked for to call an operator's kernel itself, below this mode.
 CPU_KERNEL = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 SCALE, CHANNELS, BLOCKS, TAPS = 2, 64, 16, (5, 10, 15)
@@ -68,7 +67,7 @@ class AtenCalls(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func.namespace == clsd_fast._library.NAMESPACE:
+        if func.namespace in NAMESPACES:
             with self:
                 return func.redispatch(CPU_KERNEL, *args, **kwargs)
         result = func(*args, **kwargs)
@@ -94,32 +93,6 @@ def moved(func: torch._ops.OpOverload, args: tuple, kwargs: dict, result: object
     ]
     outputs = written or result
     return sum(t.nbytes for t in tree_leaves((args, kwargs, outputs)) if isinstance(t, Tensor))
-
-
-@contextmanager
-def as_on_a_gpu(emulation: Emulation, capability: tuple[int, int]) -> Iterator[None]:
-    """Let CPU tensors be served as a GPU's: by the emulated CUDA kernels, else by Triton's."""
-    library = torch.library.Library(clsd_fast._library.NAMESPACE, "IMPL")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*other operators may also be overridden")
-        for op in emulation.operators:
-            for name in (op, f"{op}_backward"):
-                library.impl(name, getattr(emulation.ops, name), "CPU", allow_override=True)
-        backend.triton.register(library, "CPU", allow_override=True)
-    emulation.sm90a(capability == (9, 0))
-    patches = (
-        patch.dict(backend._WHY_NOT, native=backend.cuda.why_not),
-        patch.object(backend.native, "cuda_operators", frozenset(emulation.operators)),
-        patch.object(backend.triton, "devices", frozenset({"cpu"})),
-        patch.object(backend.triton, "missing", None),
-        patch.object(torch.cuda, "get_device_capability", lambda device: capability),
-    )
-    with ExitStack() as stack:
-        stack.callback(library._destroy)
-        stack.callback(emulation.sm90a, False)
-        for each in patches:
-            stack.enter_context(each)
-        yield
 
 
 def record(

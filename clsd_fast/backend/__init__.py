@@ -1,10 +1,19 @@
-"""Which implementation serves a call."""
+"""Which implementation serves a call.
+
+A public function asks once: plain PyTorch it calls itself, differentiable to any order, everything
+else through the operator. For CUDA tensors an operator asks again, because compiled programs,
+backwards and callers of ``torch.ops`` come without the public function.
+"""
 
 import os
 from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from .._library import NAMESPACE, SCHEMAS, references
 from . import cuda, native, triton
 
 BACKENDS = ("auto", "native", "triton", "reference")
@@ -73,9 +82,8 @@ def has_kernel(op: str, tensor: Tensor) -> bool:
 def implementation(op: str, tensor: Tensor, *weights: Tensor, upscale_factor: int = 1) -> str:
     """Which backend serves ``op`` on ``tensor``: native, triton or reference.
 
-    The dispatcher has one kernel for a device, so at most one of the first two can. With the
-    weights of a convolution the answer is for their shapes and ``tensor``'s dtype; CUDA kernels do
-    not serve all.
+    With the weights of a convolution the answer is for their shapes and ``tensor``'s dtype; CUDA
+    kernels do not serve all.
 
     Raises:
         RuntimeError: if the chosen backend cannot.
@@ -119,3 +127,54 @@ _WHY_NOT: dict[str, Callable[..., str | None]] = {
     "native": _why_not_native,
     "triton": _why_not_triton,
 }
+
+
+class _Subject(NamedTuple):
+    """Where an operator's arguments have what its implementation is chosen by."""
+
+    tensor: int
+    weights: tuple[int, ...]
+    upscale_factor: int | None
+
+    def choice(self, op: str, args: tuple[Any, ...]) -> str:
+        factor = 1 if self.upscale_factor is None else args[self.upscale_factor]
+        weights = (args[index] for index in self.weights)
+        return implementation(op, args[self.tensor], *weights, upscale_factor=factor)
+
+
+def _subject(name: str) -> _Subject:
+    arguments = getattr(getattr(torch.ops, NAMESPACE), name).default._schema.arguments
+    at = {argument.name: index for index, argument in enumerate(arguments)}
+    weights = [at[weight] for weight in ("weight", "weight1", "weight2") if weight in at]
+    return _Subject(at.get("x", 0), tuple(weights), at.get("upscale_factor"))
+
+
+def _chosen_per_call(name: str) -> Callable:
+    op, subject = name.removesuffix("_backward"), _subject(name)
+    kernels = {
+        "native": getattr(getattr(torch.ops, native.CUDA_NAMESPACE), name).default,
+        "triton": partial(triton.call, name),
+        "reference": references[name],
+    }
+
+    def call(*args: Any) -> Any:
+        return kernels[subject.choice(op, args)](*args)
+
+    return call
+
+
+def register(library: torch.library.Library, key: str, **options: Any) -> None:
+    """Let every operator choose among the native CUDA kernels, Triton's and plain PyTorch, for
+    each call with tensors of a dispatch key."""
+    for name in SCHEMAS:
+        library.impl(name, _chosen_per_call(name), key, **options)
+
+
+_library = torch.library.Library(NAMESPACE, "IMPL")
+
+
+def load() -> None:
+    """Load what this installation has. After ``clsd_fast.ops`` has registered the references."""
+    native.load()
+    triton.load()
+    register(_library, "CUDA")

@@ -43,7 +43,7 @@ def why_not(op: str, x: Tensor, weights: tuple[Tensor, ...], upscale_factor: int
     capability = torch.cuda.get_device_capability(x.device)
     if capability < CAPABILITY:
         return f"a GPU of compute capability 8.0, got {'.'.join(map(str, capability))}"
-    return None
+    return native.why_not_on(x.device.index)
 
 
 def _serves_channels(outputs: int, inputs: int, upscale_factor: int) -> bool:

@@ -1,15 +1,23 @@
-"""Loads the native operator libraries and remembers why one is missing, if it is."""
+"""Loads the native operator libraries and remembers why one is missing, if it is.
 
+The CPU library's kernels are those of the operators themselves. The CUDA library's are operators of
+their own, of the same names and schemas in CUDA_NAMESPACE: which calls they serve is decided above
+them.
+"""
+
+import ctypes
+import warnings
 from pathlib import Path
 
 import torch
 
-from .._library import NAMESPACE, SCHEMAS
-from .._torch import has_kernel_for_key
+from .._library import SCHEMAS
+from .._torch import constant_when_traced, has_kernel_for_key
 
 PACKAGE = Path(__file__).resolve().parents[1]
 LIBRARY = PACKAGE / "_C.so"
 CUDA_LIBRARY = PACKAGE / "_C_cuda.so"
+CUDA_NAMESPACE = "clsd_fast_cuda"
 
 #: Device types that the loaded libraries have kernels for.
 devices: frozenset[str] = frozenset()
@@ -19,6 +27,13 @@ missing: str | None = None
 cuda_missing: str | None = None
 #: Operators that the CUDA library serves, forward and backward.
 cuda_operators: frozenset[str] = frozenset()
+
+#: Why the CUDA library does not run on a GPU, by its index; None where it does.
+_reasons: dict[int, str | None] = {}
+
+_cuda_schemas = torch.library.Library(CUDA_NAMESPACE, "DEF")
+for _name, _schema in SCHEMAS.items():
+    _cuda_schemas.define(_name + _schema)
 
 
 def load() -> None:
@@ -31,8 +46,7 @@ def load() -> None:
         cuda_missing = "this PyTorch is built without CUDA"
     else:
         cuda_missing = _load(CUDA_LIBRARY)
-    # Nothing else has registered kernels for CUDA tensors before this.
-    cuda_operators = frozenset() if cuda_missing else frozenset(filter(_is_on_cuda, SCHEMAS))
+    cuda_operators = frozenset() if cuda_missing else operators_for("CUDA")
     loaded = {"cpu": missing is None, "cuda": bool(cuda_operators)}
     devices = frozenset(device for device, is_loaded in loaded.items() if is_loaded)
 
@@ -48,8 +62,32 @@ def _load(library: Path) -> str | None:
     return None
 
 
-def _is_on_cuda(op: str) -> bool:
-    names = (op, f"{op}_backward")
-    return all(
-        name in SCHEMAS and has_kernel_for_key(f"{NAMESPACE}::{name}", "CUDA") for name in names
-    )
+def operators_for(key: str) -> frozenset[str]:
+    """Those of CUDA_NAMESPACE with a kernel for the dispatch key, forward and backward."""
+    names = {name for name in SCHEMAS if has_kernel_for_key(f"{CUDA_NAMESPACE}::{name}", key)}
+    return frozenset(name for name in names if f"{name}_backward" in names)
+
+
+@constant_when_traced
+def why_not_on(device: int) -> str | None:
+    """What the CUDA library would need to run on a GPU, and what it has; None if it runs there.
+
+    The first question loads all its code, which a stream that is being captured could not; the
+    answer no is a warning.
+    """
+    if device not in _reasons:
+        with torch.cuda.device(device):
+            reason = _ask_cuda_library()
+        _reasons[device] = reason
+        if reason:
+            warnings.warn(
+                f"clsd_fast: expected {reason}; cuda:{device} is served without native kernels",
+                stacklevel=2,
+            )
+    return _reasons[device]
+
+
+def _ask_cuda_library() -> str | None:
+    ask = ctypes.CDLL(str(CUDA_LIBRARY)).clsd_cuda_why_not
+    ask.restype = ctypes.c_char_p
+    return ask().decode() or None

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "types.h"
 
@@ -62,11 +63,28 @@ void allow_shared_memory(size_t bytes) {
   if (device < kDevices) allowed[device].store(bytes);
 }
 
+// All that `launch` is compiled for, when this library has been loaded.
+inline std::vector<const void*>& launched_kernels() {
+  static std::vector<const void*> kernels;
+  return kernels;
+}
+
+template <auto kKernel>
+struct LaunchedKernel {
+  static const bool kIsListed;
+};
+template <auto kKernel>
+const bool LaunchedKernel<kKernel>::kIsListed = [] {
+  launched_kernels().push_back(reinterpret_cast<const void*>(kKernel));
+  return true;
+}();
+
 // Run kKernel(arguments...) on the current device. Nothing here waits for the GPU, so that a stream
 // which is being captured into a graph takes it.
 template <auto kKernel, class... Arguments>
 void launch(dim3 grid, dim3 block, size_t shared_bytes, Stream stream,
             const Arguments&... arguments) {
+  static_cast<void>(&LaunchedKernel<kKernel>::kIsListed);  // which makes it one of them
   allow_shared_memory<kKernel>(shared_bytes);
   cudaLaunchConfig_t configuration{};
   configuration.gridDim = grid;

@@ -3,9 +3,9 @@
 #include "ops.h"
 
 #ifdef CLSD_CUDA_EMULATION
-STABLE_TORCH_LIBRARY_IMPL(clsd_fast_emulated, CPU, library) {
+STABLE_TORCH_LIBRARY_IMPL(clsd_fast_cuda, CPU, library) {
 #else
-STABLE_TORCH_LIBRARY_IMPL(clsd_fast, CUDA, library) {
+STABLE_TORCH_LIBRARY_IMPL(clsd_fast_cuda, CUDA, library) {
 #endif
   using namespace clsd::cuda;
   library.impl("conv3x3", TORCH_BOX(&conv3x3));

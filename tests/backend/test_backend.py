@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 
@@ -126,6 +127,7 @@ def cuda_library(monkeypatch):
     monkeypatch.setattr(native_backend, "devices", frozenset({"cpu", "cuda"}))
     monkeypatch.setattr(native_backend, "cuda_missing", None)
     monkeypatch.setattr(native_backend, "cuda_operators", frozenset({"conv3x3"}))
+    monkeypatch.setattr(native_backend, "_reasons", {None: None})
     set_capability(monkeypatch, 8, 0)
 
 
@@ -169,6 +171,23 @@ def test_cuda_kernels_need_a_recent_gpu(cuda_library, monkeypatch):
     message = "conv3x3: expected a GPU of compute capability 8.0, got 7.5"
     with clsd_fast.use_backend("native"), pytest.raises(RuntimeError, match=message):
         backend.implementation("conv3x3", OnGpu(), torch.empty(16, 16, 3, 3))
+
+
+def test_a_gpu_that_the_library_does_not_run_on(cuda_library, monkeypatch):
+    """Said once, then served by what is left."""
+    monkeypatch.setattr(native_backend, "_reasons", {})
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    reason = "a driver for CUDA 13.0, got one for CUDA 12.8"
+    monkeypatch.setattr(native_backend, "_ask_cuda_library", lambda: reason)
+    call = OnGpu(), torch.empty(16, 16, 3, 3)
+    with clsd_fast.use_backend("auto"):
+        with pytest.warns(UserWarning, match=f"expected {reason}; .* without native kernels"):
+            assert backend.implementation("conv3x3", *call) == "reference"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert backend.implementation("conv3x3", *call) == "reference"
+    with clsd_fast.use_backend("native"), pytest.raises(RuntimeError, match=f"expected {reason}"):
+        backend.implementation("conv3x3", *call)
 
 
 def test_compilers_trace_the_choice(cuda_library):

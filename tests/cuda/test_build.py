@@ -1,6 +1,9 @@
 """The CUDA library builds without a GPU and without a PyTorch for GPUs."""
 
+import json
 import re
+import subprocess
+import sys
 
 import build_cuda
 import native_build
@@ -28,6 +31,35 @@ def test_needs_pytorch_with_cuda(cuda_library):
     """It asks for PyTorch's library by name, else it would not find it where there is one. It does
     not load into a PyTorch without, which has no streams, and the reason is remembered."""
     assert "libtorch_cuda.so: cannot open shared object file" in native_backend._load(cuda_library)
+
+
+LOAD = """
+import ctypes, json, sys
+import clsd_fast
+from clsd_fast.backend import native
+ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL)
+native.CUDA_LIBRARY = sys.argv[2]
+library = ctypes.CDLL(sys.argv[2])
+print(json.dumps([
+    library.clsd_cuda_kernels(), native._ask_cuda_library(), sorted(native.operators_for("CUDA"))
+]))
+"""
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="needs a PyTorch without CUDA")
+def test_asks_whether_it_runs(readable_library):
+    """For every kernel; on a machine without a driver, it says so. The linker's stand-in for
+    PyTorch's library lets it load."""
+    stand_in = readable_library.with_name("libtorch_cuda.so")
+    found = subprocess.run(
+        [sys.executable, "-c", LOAD, stand_in, readable_library], capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr[-2000:]
+    kernels, reason, operators = json.loads(found.stdout)
+    symbols = sass_code.resources(sass_code.cuobjdump_of(readable_library, "-res-usage"))
+    assert kernels == sum(architecture == "sm_90a" for architecture, _ in symbols)
+    assert re.fullmatch(r"a driver for CUDA \d+\.0, got none", reason)
+    assert operators == ["conv3x3", "pixel_shuffle_upsample", "residual_block"]
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ Tensor wgmma_product(Tensor a, Tensor b, bool transposed, bool proxy_fence, bool
 
 }  // namespace clsd::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(clsd_fast_emulated, CPU, library) {
+STABLE_TORCH_LIBRARY_IMPL(clsd_fast_cuda, CPU, library) {
   library.impl("planted", TORCH_BOX(&clsd::cuda::planted));
   library.impl("wgmma_product", TORCH_BOX(&clsd::cuda::wgmma_product));
 }

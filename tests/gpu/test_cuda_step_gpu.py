@@ -3,6 +3,7 @@
 import pytest
 import torch
 from support.cuda_cases import CONVOLUTIONS, MARKS, assert_equal, require
+from support.steps import assert_step_close, exact_step, step
 from support.util import rand
 
 import clsd_fast
@@ -36,34 +37,12 @@ def deterministic_cudnn():
         yield
 
 
-def step(model, lr, hr, autocasts=True):
-    """The losses as one vector, and the gradient of every parameter."""
-    with torch.autocast("cuda", torch.bfloat16, enabled=autocasts):
-        losses = model(lr, hr).losses
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    grads = torch.autograd.grad(losses["total"], parameters)
-    return [torch.stack([loss.detach() for loss in losses.values()]), *grads]
-
-
-def relative_errors(results, exact):
-    """Of the losses, and of the gradients: the norm of all tensors' relative errors."""
-    errors = [
-        ((a.double() - b).norm() / b.norm()).item() for a, b in zip(results, exact, strict=True)
-    ]
-    return errors[0], torch.tensor(errors[1:]).norm().item()
-
-
 def test_step_is_as_close_to_float64_as_pytorch_s(model, batch):
-    """The tolerance rule in norms: the largest error of a deep network is a matter of luck."""
     ours = step(model, *batch)
     with clsd_fast.use_backend("reference"):
         theirs = step(model, *batch)
-        exact = step(model.double(), *(image.double() for image in batch), autocasts=False)
-    roundoff = torch.finfo(torch.bfloat16).eps
-    scales = 1.0, (len(exact) - 1) ** 0.5
-    pairs = zip(relative_errors(ours, exact), relative_errors(theirs, exact), scales, strict=True)
-    for error, their_error, scale in pairs:
-        assert error <= 2 * their_error + roundoff * scale
+        exact = exact_step(model, *batch)
+    assert_step_close(ours, exact, theirs, torch.bfloat16)
 
 
 def test_two_steps_are_bit_equal(model, batch):

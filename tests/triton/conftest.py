@@ -14,7 +14,7 @@ def interpreted_triton(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(triton_backend, "devices", frozenset({"cpu"}))
     library = torch.library.Library("clsd_fast", "IMPL")
-    triton_backend.register(library, "CPU", allow_override=True)
+    clsd_fast.backend.register(library, "CPU", allow_override=True)
     with clsd_fast.use_backend("triton"):
         yield
     library._destroy()
