@@ -11,6 +11,7 @@ from .ops import (
     pairwise_similarity,
     pixel_shuffle_upsample,
     residual_block,
+    residual_blocks,
     upsample_tail,
 )
 
@@ -31,6 +32,7 @@ __all__ = [
     "pairwise_similarity",
     "pixel_shuffle_upsample",
     "residual_block",
+    "residual_blocks",
     "upsample_tail",
     "use_backend",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .edsr import EDSR
 from .losses import feature_ratio, gather_positions, pos_only, sample_positions
-from .nn import Conv3x3, ResidualBlock
+from .nn import Conv3x3, ResidualBlock, ResidualBlocks
 from .ops import info_nce
 
 CONTRASTS = ("info_nce", "patch_nce", "feature_ratio", "pos_only")
@@ -45,7 +45,7 @@ class Head(nn.Module):
         self, channels: int, num_blocks: int, tail: nn.Module | None, projection: nn.Module | None
     ) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(num_blocks)))
+        self.blocks = ResidualBlocks(*(ResidualBlock(channels) for _ in range(num_blocks)))
         self.conv = Conv3x3(channels, channels)
         self.tail = tail
         self.projection = projection

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ._layout import in_format_of
 from ._tail_axes import FACTORS, STAGES
 from .backend import has_kernel
-from .nn import Conv3x3, MeanShift, ResidualBlock, UpsampleTail
+from .nn import Conv3x3, MeanShift, ResidualBlock, ResidualBlocks, UpsampleTail
 
 #: Mean colour of DIV2K, R G B, at value range 1.
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
@@ -61,7 +61,7 @@ class EDSR(nn.Module):
         self.add_mean = MeanShift(value_range, RGB_MEAN, sign=1)
         self.head = nn.Sequential(Conv3x3(3, channels))
         blocks = [ResidualBlock(channels, res_scale) for _ in range(num_blocks)]
-        self.body = nn.Sequential(*blocks, Conv3x3(channels, channels))
+        self.body = ResidualBlocks(*blocks, Conv3x3(channels, channels))
         self.tail = self.make_tail()
 
     def make_tail(self) -> UpsampleTail:
@@ -95,13 +95,8 @@ class EDSR(nn.Module):
 
         G is the body's end with the global skip, [B, C, h, w], from which the image is made.
         """
-        *blocks, end = self.body
-        tapped, x = [], shallow
-        for number, block in enumerate(blocks, start=1):
-            x = block(x)
-            if number in taps:
-                tapped.append(x)
-        return tapped, end(x, residual=shallow)
+        x, tapped = self.body.run(shallow, taps, stop=-1)
+        return tapped, self.body[-1](x, residual=shallow)
 
     def reconstruct(self, deep: Tensor, tail: nn.Module | None = None, *, like: Tensor) -> Tensor:
         """The image [B, 3, scale h, scale w] from deep features, by another tail if given.

@@ -1,5 +1,11 @@
-"""Modules over the fused operators, with the parameter names of EDSR-PyTorch."""
+"""Modules over the fused operators, with the parameter names of EDSR-PyTorch.
 
+Those with children are one operator while a call of each child would run nothing but the layer that
+it was made as. Where one has a hook, as of pruning or an observer, or was replaced or parametrised,
+the children run themselves. Global hooks of all modules do not count.
+"""
+
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -13,6 +19,7 @@ from .ops import (
     info_nce,
     pixel_shuffle_upsample,
     residual_block,
+    residual_blocks,
     upsample_tail,
 )
 
@@ -23,8 +30,25 @@ __all__ = [
     "MeanShift",
     "PixelShuffleUpsampler",
     "ResidualBlock",
+    "ResidualBlocks",
     "UpsampleTail",
 ]
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a call of the module is the class's forward and nothing else."""
+    attributes = module.__dict__
+    return (
+        type(module) is kind
+        and "forward" not in attributes
+        and not any(attributes[hooks] for hooks in _HOOKS)
+    )
+
+
+def _are_untouched(modules: nn.Sequential, *kinds: type[nn.Module]) -> bool:
+    return len(modules) == len(kinds) and all(map(_is_untouched, modules, kinds))
 
 
 class Conv3x3(nn.Conv2d):
@@ -53,7 +77,7 @@ class ResidualBlock(nn.Module):
         res_scale: factor of the branch.
 
     The parameters are ``body.0.{weight,bias}`` and ``body.2.{weight,bias}``, as in EDSR-PyTorch's
-    ``ResBlock``. The convolutions' own ``forward`` is not called: hooks on them do not run.
+    ``ResBlock``.
     """
 
     def __init__(self, channels: int, res_scale: float = 1.0) -> None:
@@ -63,10 +87,95 @@ class ResidualBlock(nn.Module):
         self.res_scale = res_scale
 
     def forward(self, x: Tensor) -> Tensor:
-        first, _, second = cast("tuple[Conv3x3, nn.ReLU, Conv3x3]", self.body)
+        if not self._is_fused():
+            return x + self.res_scale * self.body(x)
+        first, second = self._convs()
         return residual_block(
             x, first.weight, first.bias, second.weight, second.bias, self.res_scale
         )
+
+    def _is_fused(self) -> bool:
+        layers = (Conv3x3, nn.ReLU, Conv3x3)
+        return _is_untouched(self.body, nn.Sequential) and _are_untouched(self.body, *layers)
+
+    def _convs(self) -> tuple[Conv3x3, Conv3x3]:
+        first, _, second = cast("tuple[Conv3x3, nn.ReLU, Conv3x3]", self.body)
+        return first, second
+
+
+class ResidualBlocks(nn.Sequential):
+    """``nn.Sequential`` that runs residual blocks in a row by :func:`clsd_fast.residual_blocks`.
+
+    Args:
+        *modules: any, of which each :class:`ResidualBlock` is a link of a chain while it and its
+            children are as they were made. Others end the chain and are called.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x)[0]
+
+    def run(
+        self, x: Tensor, taps: Sequence[int] = (), stop: int | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The result of the modules before ``stop``, and those after the modules of ``taps``.
+
+        Args:
+            x: [N, C, H, W].
+            taps: numbers of modules, counted from 1.
+            stop: end of a slice of the modules.
+
+        Raises:
+            ValueError: for a tap that is not one of them.
+        """
+        modules = list(self)[:stop]
+        for tap in taps:
+            if not 1 <= tap <= len(modules):
+                raise ValueError(f"ResidualBlocks: expected taps in 1..{len(modules)}, got {tap}")
+        maps: dict[int, Tensor] = {}
+        number = 0
+        for chain in _chains(modules):
+            ends = [tap - number for tap in taps if number < tap <= number + len(chain)]
+            if len(chain) > 1:
+                x, found = _run_chain(cast("list[ResidualBlock]", chain), x, ends)
+            else:
+                x = chain[0](x)
+                found = [x for _ in ends]
+            maps.update(zip((number + end for end in ends), found, strict=True))
+            number += len(chain)
+        return x, [maps[tap] for tap in taps]
+
+
+def _chains(modules: Sequence[nn.Module]) -> Iterator[list[nn.Module]]:
+    """The modules in their order: residual blocks that can be one operator, others alone."""
+    chain: list[nn.Module] = []
+    link = None
+    for module in modules:
+        before, link = link, _link(module)
+        if chain and (link is None or link != before):
+            yield chain
+            chain = []
+        chain.append(module)
+    if chain:
+        yield chain
+
+
+def _link(module: nn.Module) -> tuple | None:
+    """What the blocks of a chain have in common; None for what cannot be in one."""
+    if not _is_untouched(module, ResidualBlock):
+        return None
+    block = cast(ResidualBlock, module)
+    if not block._is_fused() or any(conv.bias is None for conv in block._convs()):
+        return None
+    return block.res_scale, *(conv.weight.dtype for conv in block._convs())
+
+
+def _run_chain(
+    blocks: list[ResidualBlock], x: Tensor, taps: Sequence[int]
+) -> tuple[Tensor, list[Tensor]]:
+    first, second = zip(*(block._convs() for block in blocks), strict=True)
+    weights1, biases1 = [conv.weight for conv in first], [conv.bias for conv in first]
+    weights2, biases2 = [conv.weight for conv in second], [conv.bias for conv in second]
+    return residual_blocks(x, weights1, biases1, weights2, biases2, blocks[0].res_scale, taps=taps)
 
 
 class PixelShuffleUpsampler(nn.Sequential):
@@ -77,7 +186,7 @@ class PixelShuffleUpsampler(nn.Sequential):
         channels: of input and output.
 
     The parameters are ``0.{weight,bias}`` and, for 4, ``2.{weight,bias}``, as in EDSR-PyTorch's
-    ``Upsampler``. The children's own ``forward`` is not called: hooks on them do not run.
+    ``Upsampler``.
 
     Raises:
         ValueError: for another factor.
@@ -94,10 +203,15 @@ class PixelShuffleUpsampler(nn.Sequential):
         super().__init__(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self._is_fused():
+            return super().forward(x)
         for conv, shuffle in zip(_convs(self), list(self)[1::2], strict=True):
             shuffle = cast(nn.PixelShuffle, shuffle)
             x = pixel_shuffle_upsample(x, conv.weight, conv.bias, shuffle.upscale_factor)
         return x
+
+    def _is_fused(self) -> bool:
+        return _are_untouched(self, *(Conv3x3, nn.PixelShuffle) * (len(self) // 2))
 
 
 def _convs(upsampler: nn.Sequential) -> list[Conv3x3]:
@@ -117,8 +231,7 @@ class UpsampleTail(nn.Sequential):
             where there is a kernel for that: on CPUs with the native library, on GPUs with Triton.
 
     The parameters are those of ``nn.Sequential(PixelShuffleUpsampler(...), Conv3x3(...))``, as in
-    EDSR-PyTorch's ``tail``. The children's own ``forward`` is not called where they are composed:
-    hooks on them do not run.
+    EDSR-PyTorch's ``tail``.
 
     Raises:
         ValueError: for another factor.
@@ -141,9 +254,11 @@ class UpsampleTail(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] to [N, out_channels, upscale_factor * H, upscale_factor * W]."""
         collapse = has_kernel("upsample_tail", x) if self.collapse is None else self.collapse
-        if not collapse:
+        if not collapse or not _are_untouched(self, PixelShuffleUpsampler, Conv3x3):
             return super().forward(x)
         upsampler, last = cast("tuple[PixelShuffleUpsampler, Conv3x3]", self)
+        if not upsampler._is_fused():
+            return super().forward(x)
         convs = _convs(upsampler)
         weights, biases = [conv.weight for conv in convs], [conv.bias for conv in convs]
         return upsample_tail(x, weights, biases, last.weight, last.bias, self.upscale_factor)

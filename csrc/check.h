@@ -118,18 +118,19 @@ inline void check_images(const char* op, const char* name, const Tensor& x) {
 
 // weight is [K, C, 3, 3] for x's C, bias is [K].
 inline void check_conv(const char* op, const Tensor& x, const Tensor& weight,
-                       const std::optional<Tensor>& bias, const std::string& suffix = "") {
+                       const std::optional<Tensor>& bias, const std::string& weight_name = "weight",
+                       const std::string& bias_name = "bias") {
   const int64_t channels = x.size(1);
   const bool good = weight.dim() == 4 && weight.size(0) >= 1 && weight.size(1) == channels &&
                     weight.size(2) == 3 && weight.size(3) == 3;
   if (!good) {
-    fail(op, "weight" + suffix + " of shape [K, " + std::to_string(channels) + ", 3, 3]",
+    fail(op, weight_name + " of shape [K, " + std::to_string(channels) + ", 3, 3]",
          to_string(shape_of(weight)));
   }
-  check_parameter(op, ("weight" + suffix).c_str(), x, weight, weight);
+  check_parameter(op, weight_name.c_str(), x, weight, weight);
   if (bias) {
-    check_shape(op, ("bias" + suffix).c_str(), *bias, {weight.size(0)});
-    check_parameter(op, ("bias" + suffix).c_str(), x, weight, *bias);
+    check_shape(op, bias_name.c_str(), *bias, {weight.size(0)});
+    check_parameter(op, bias_name.c_str(), x, weight, *bias);
   }
 }
 
@@ -147,19 +148,83 @@ inline Shape check_conv3x3(const char* op, const Tensor& x, const Tensor& weight
   return shape;
 }
 
-// The operands of residual_block; returns the shape of its hidden map.
-inline Shape check_residual_block(const char* op, const Tensor& x, const Tensor& weight1,
-                                  const std::optional<Tensor>& bias1, const Tensor& weight2,
-                                  const std::optional<Tensor>& bias2) {
+// The parameters of a residual block.
+struct BlockParameters {
+  Tensor weight1;
+  std::optional<Tensor> bias1;
+  Tensor weight2;
+  std::optional<Tensor> bias2;
+};
+
+// Names of a block's parameters in a sentence are weights1[index] and so on, or weight1 for -1.
+inline std::string parameter_name(const char* singular, const char* plural, int number,
+                                  int64_t index) {
+  if (index < 0) return singular + std::to_string(number);
+  return plural + std::to_string(number) + "[" + std::to_string(index) + "]";
+}
+
+// The operands of residual_block, or of a block of residual_blocks; returns the shape of its hidden
+// map.
+inline Shape check_residual_block(const char* op, const Tensor& x, const BlockParameters& block,
+                                  int64_t index = -1) {
+  const auto name = [&](const char* singular, const char* plural, int number) {
+    return parameter_name(singular, plural, number, index);
+  };
   check_images(op, "x", x);
-  check_conv(op, x, weight1, bias1, "1");
-  check_shape(op, "weight2", weight2, {x.size(1), weight1.size(0), 3, 3});
-  check_parameter(op, "weight2", x, weight1, weight2);
-  if (bias2) {
-    check_shape(op, "bias2", *bias2, {x.size(1)});
-    check_parameter(op, "bias2", x, weight1, *bias2);
+  check_conv(op, x, block.weight1, block.bias1, name("weight", "weights", 1),
+             name("bias", "biases", 1));
+  const auto weight2 = name("weight", "weights", 2), bias2 = name("bias", "biases", 2);
+  check_shape(op, weight2.c_str(), block.weight2, {x.size(1), block.weight1.size(0), 3, 3});
+  check_parameter(op, weight2.c_str(), x, block.weight1, block.weight2);
+  if (block.bias2) {
+    check_shape(op, bias2.c_str(), *block.bias2, {x.size(1)});
+    check_parameter(op, bias2.c_str(), x, block.weight1, *block.bias2);
   }
-  return {x.size(0), weight1.size(0), x.size(2), x.size(3)};
+  return {x.size(0), block.weight1.size(0), x.size(2), x.size(3)};
+}
+
+inline void check_count(const char* op, const char* name, size_t count, size_t expected) {
+  if (count == expected) return;
+  fail(op, std::string(name) + " of " + std::to_string(expected) + " blocks",
+       std::to_string(count));
+}
+
+// The blocks of residual_blocks, of which the biases of all may be left out; checked.
+inline std::vector<BlockParameters> check_residual_blocks(const char* op, const Tensor& x,
+                                                          const std::vector<Tensor>& weights1,
+                                                          const std::vector<Tensor>& biases1,
+                                                          const std::vector<Tensor>& weights2,
+                                                          const std::vector<Tensor>& biases2) {
+  const size_t count = weights1.size();
+  if (count < 1) fail(op, "weights1 of at least one block", "0");
+  if (!biases1.empty()) check_count(op, "biases1", biases1.size(), count);
+  check_count(op, "weights2", weights2.size(), count);
+  if (!biases2.empty()) check_count(op, "biases2", biases2.size(), count);
+  std::vector<BlockParameters> blocks;
+  for (size_t i = 0; i < count; ++i) {
+    BlockParameters block{weights1[i], std::nullopt, weights2[i], std::nullopt};
+    if (!biases1.empty()) block.bias1 = biases1[i];
+    if (!biases2.empty()) block.bias2 = biases2[i];
+    const auto index = static_cast<int64_t>(i);
+    check_residual_block(op, x, block, index);
+    if (block.weight1.scalar_type() != weights1[0].scalar_type()) {
+      fail(op,
+           parameter_name("", "weights", 1, index) + " of dtype " +
+               dtype_name(weights1[0].scalar_type()),
+           dtype_name(block.weight1.scalar_type()));
+    }
+    blocks.push_back(block);
+  }
+  return blocks;
+}
+
+// Numbers of blocks from 1, ascending, the last one's among them.
+inline void check_block_numbers(const char* op, const char* name,
+                                const std::vector<int64_t>& numbers, size_t count) {
+  bool good = !numbers.empty() && numbers[0] >= 1 && numbers.back() == static_cast<int64_t>(count);
+  for (size_t i = 1; good && i < numbers.size(); ++i) good = numbers[i] > numbers[i - 1];
+  if (good) return;
+  fail(op, std::string(name) + " ascending from 1 to " + std::to_string(count), to_string(numbers));
 }
 
 // The operands of pixel_shuffle_upsample; returns the shape of its output.
@@ -185,6 +250,25 @@ inline void check_backward(const char* op, const char* name, const Tensor& x, co
                            const Shape& shape) {
   check_shape(op, name, images, shape);
   check_like(op, name, x, images);
+}
+
+// Those of residual_blocks_backward.
+inline std::vector<BlockParameters> check_residual_blocks_backward(
+    const char* op, const std::vector<Tensor>& grad_maps, const std::vector<int64_t>& at,
+    const Tensor& x, const std::vector<Tensor>& maps, const std::vector<Tensor>& hiddens,
+    const std::vector<Tensor>& weights1, const std::vector<Tensor>& weights2) {
+  auto blocks = check_residual_blocks(op, x, weights1, {}, weights2, {});
+  check_block_numbers(op, "at", at, blocks.size());
+  check_count(op, "grad_maps", grad_maps.size(), at.size());
+  check_count(op, "maps", maps.size(), blocks.size() - 1);
+  check_count(op, "hiddens", hiddens.size(), blocks.size());
+  for (const Tensor& grad : grad_maps) check_backward(op, "grad_maps", x, grad, shape_of(x));
+  for (const Tensor& map : maps) check_backward(op, "maps", x, map, shape_of(x));
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    check_backward(op, "hiddens", x, hiddens[i],
+                   {x.size(0), weights1[i].size(0), x.size(2), x.size(3)});
+  }
+  return blocks;
 }
 
 inline void check_rows(const char* op, const char* name, const Tensor& rows) {

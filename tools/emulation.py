@@ -24,6 +24,10 @@ EXTRA_SCHEMAS = {
 }
 
 
+#: Of the device that is emulated, unless another number is asked for.
+MULTIPROCESSORS = 16
+
+
 class Counts(NamedTuple):
     """What a launch did: products of a warp and of a warpgroup, and a thread's accesses of 16 bytes
     of global memory, copies of zeros included."""
@@ -65,6 +69,8 @@ class Emulation:
         self.seed = functions.clsd_emulation_seed
         #: Whether the device is one that runs the kernels for sm_90a.
         self.sm90a = functions.clsd_emulation_sm90a
+        #: How many multiprocessors the device has.
+        self.multiprocessors = functions.clsd_emulation_multiprocessors
         functions.clsd_emulation_kernel.restype = ctypes.c_char_p
         functions.clsd_emulation_launch.restype = _Launch
         #: Let every thread skip its i-th barrier of a block, wait for copies, proxy fence or wait
@@ -81,6 +87,7 @@ class Emulation:
     def reset(self) -> None:
         self.seed(0)
         self.sm90a(False)
+        self.multiprocessors(MULTIPROCESSORS)
         for skip in (
             self.skip_barrier,
             self.skip_wait,
@@ -103,25 +110,33 @@ class Emulation:
             self._functions.clsd_emulation_stop_recording()
 
 
+class Gpu(NamedTuple):
+    """What the operators ask a GPU."""
+
+    capability: tuple[int, int]
+    multiprocessors: int = MULTIPROCESSORS
+
+
 @contextmanager
-def as_on_a_gpu(emulation: Emulation, capability: tuple[int, int]) -> Iterator[None]:
+def as_on_a_gpu(emulation: Emulation, gpu: Gpu) -> Iterator[None]:
     """Let CPU tensors be served as a GPU's: by the emulated CUDA kernels, else by Triton's."""
     library = torch.library.Library(_library.NAMESPACE, "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*other operators may also be overridden")
         backend.register(library, "CPU", allow_override=True)
-    emulation.sm90a(capability == (9, 0))
+    emulation.sm90a(gpu.capability == (9, 0))
+    emulation.multiprocessors(gpu.multiprocessors)
     patches = (
         patch.dict(backend._WHY_NOT, native=backend.cuda.why_not),
         patch.object(native, "cuda_operators", emulation.operators),
         patch.object(native, "why_not_on", lambda device: None),
         patch.object(backend.triton, "devices", frozenset({"cpu"})),
         patch.object(backend.triton, "missing", None),
-        patch.object(torch.cuda, "get_device_capability", lambda device: capability),
+        patch.object(torch.cuda, "get_device_capability", lambda device: gpu.capability),
     )
     with ExitStack() as stack:
         stack.callback(library._destroy)
-        stack.callback(emulation.sm90a, False)
+        stack.callback(emulation.reset)
         for each in patches:
             stack.enter_context(each)
         yield

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 import triton_code
-from emulation import Emulation, as_on_a_gpu
+from emulation import Emulation, Gpu, as_on_a_gpu
 from sass_code import Launch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -97,7 +97,7 @@ def moved(func: torch._ops.OpOverload, args: tuple, kwargs: dict, result: object
 
 def record(
     emulation: Emulation,
-    capability: tuple[int, int],
+    gpu: Gpu,
     head_blocks: int,
     batch: int = 16,
     patch_size: int = 48,
@@ -120,7 +120,7 @@ def record(
         optimizer.step()
 
     aten = AtenCalls()
-    with as_on_a_gpu(emulation, capability), triton_code.recorded() as triton:
+    with as_on_a_gpu(emulation, gpu), triton_code.recorded() as triton:
         with emulation.recorded(runs=False):
             step()  # makes the optimizer's state
         triton.clear()
@@ -129,11 +129,11 @@ def record(
     return Step([launch for launch, _ in native], triton, aten.calls)
 
 
-def operators(emulation: Emulation, capability: tuple[int, int]) -> dict[str, list[Launch]]:
+def operators(emulation: Emulation, gpu: Gpu) -> dict[str, list[Launch]]:
     """The launches of single calls, by the titles that `benchmarks/gpu.py` gives them; and of a
     residual block without gradients on an image so small that it is one launch."""
     found = {}
-    with as_on_a_gpu(emulation, capability):
+    with as_on_a_gpu(emulation, gpu):
         for title, call in operator_calls().items():
             with emulation.recorded(runs=False) as launches:
                 call()

@@ -34,7 +34,7 @@ import sass_code
 import sass_report
 import sass_step
 import triton_code
-from emulation import Emulation
+from emulation import Emulation, Gpu
 from sass_clock import CARDS, Card, Prediction
 from sass_code import Launch
 
@@ -116,28 +116,29 @@ def report(keys: Sequence[str], library: Path, emulation: Emulation) -> dict[str
     result: dict[str, Any] = {"note": NOTE, "step_ms": {}, "launches": {}, "kernels": {}}
     result["operators_us"] = {}
     rows: dict[str, list[Row]] = {}
-    for capability in sorted({capability_of(CARDS[key]) for key in keys}):
-        steps = {n: sass_step.record(emulation, capability, n) for n in HEAD_BLOCKS}
-        operators = sass_step.operators(emulation, capability)
-        for key in (key for key in keys if capability_of(CARDS[key]) == capability):
-            predictor = Predictor(CARDS[key], library)
-            for n, step in steps.items():
-                result["step_ms"][f"{key}_n{n}"] = predictor.step_ms(step)
-                result["launches"][f"n{n}"] = step.launches
-            others = [launch for launches in operators.values() for launch in launches]
-            rows[key] = predictor.rows(steps[HEAD_BLOCKS[0]], others)
-            result["kernels"][key] = slowest(rows[key])
-            result["operators_us"][key] = {
-                title: sum(predictor.native(launch).us for launch in launches)
-                for title, launches in operators.items()
-            }
-            print(table(CARDS[key], rows[key]), flush=True)
+    for key in keys:
+        card = CARDS[key]
+        gpu = gpu_of(card)
+        predictor = Predictor(card, library)
+        steps = {n: sass_step.record(emulation, gpu, n) for n in HEAD_BLOCKS}
+        for n, step in steps.items():
+            result["step_ms"][f"{key}_n{n}"] = predictor.step_ms(step)
+            result["launches"][f"n{n}"] = step.launches
+        operators = sass_step.operators(emulation, gpu)
+        others = [launch for launches in operators.values() for launch in launches]
+        rows[key] = predictor.rows(steps[HEAD_BLOCKS[0]], others)
+        result["kernels"][key] = slowest(rows[key])
+        result["operators_us"][key] = {
+            title: sum(predictor.native(launch).us for launch in launches)
+            for title, launches in operators.items()
+        }
+        print(table(card, rows[key]), flush=True)
     return result
 
 
-def capability_of(card: Card) -> tuple[int, int]:
-    """As `sass_step` pretends it: all before Hopper run the same kernels."""
-    return (9, 0) if card.architecture == "sm_90a" else (8, 0)
+def gpu_of(card: Card) -> Gpu:
+    """As the emulation is one: all before Hopper run the same kernels."""
+    return Gpu((9, 0) if card.architecture == "sm_90a" else (8, 0), card.multiprocessors)
 
 
 def slowest(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:

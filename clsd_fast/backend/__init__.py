@@ -129,6 +129,10 @@ _WHY_NOT: dict[str, Callable[..., str | None]] = {
 }
 
 
+#: Of convolutions, each a tensor or a list of them.
+_WEIGHTS = ("weight", "weight1", "weight2", "weights1", "weights2")
+
+
 class _Subject(NamedTuple):
     """Where an operator's arguments have what its implementation is chosen by."""
 
@@ -138,15 +142,17 @@ class _Subject(NamedTuple):
 
     def choice(self, op: str, args: tuple[Any, ...]) -> str:
         factor = 1 if self.upscale_factor is None else args[self.upscale_factor]
-        weights = (args[index] for index in self.weights)
+        given = (args[index] for index in self.weights)
+        lists = (item if isinstance(item, list) else [item] for item in given)
+        weights = (weight for weights in lists for weight in weights)
         return implementation(op, args[self.tensor], *weights, upscale_factor=factor)
 
 
 def _subject(name: str) -> _Subject:
     arguments = getattr(getattr(torch.ops, NAMESPACE), name).default._schema.arguments
     at = {argument.name: index for index, argument in enumerate(arguments)}
-    weights = [at[weight] for weight in ("weight", "weight1", "weight2") if weight in at]
-    return _Subject(at.get("x", 0), tuple(weights), at.get("upscale_factor"))
+    weights = tuple(index for name, index in at.items() if name in _WEIGHTS)
+    return _Subject(at.get("x", 0), weights, at.get("upscale_factor"))
 
 
 def _chosen_per_call(name: str) -> Callable:

@@ -6,6 +6,7 @@ from .info_nce import info_nce
 from .pairwise_similarity import pairwise_similarity
 from .pixel_shuffle_upsample import pixel_shuffle_upsample
 from .residual_block import residual_block
+from .residual_blocks import residual_blocks
 from .upsample_tail import upsample_tail
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "pairwise_similarity",
     "pixel_shuffle_upsample",
     "residual_block",
+    "residual_blocks",
     "upsample_tail",
 ]

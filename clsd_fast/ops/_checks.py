@@ -1,5 +1,6 @@
 """What the public functions share: argument checks, autocast, reductions."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
@@ -80,13 +81,36 @@ def check_shape(op: str, name: str, tensor: Tensor | None, shape: list[int]) -> 
         fail(op, f"{name} of shape {shape}", list(tensor.shape))
 
 
-def check_conv(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, suffix: str = "") -> None:
+def check_conv(
+    op: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    names: Sequence[str] = ("weight", "bias"),
+) -> None:
     """weight is [K, C, 3, 3] for x's C, bias is [K]."""
     channels, shape = x.shape[1], weight.shape
     if len(shape) != 4 or shape[0] < 1 or shape[1:] != (channels, 3, 3):
-        fail(op, f"weight{suffix} of shape [K, {channels}, 3, 3]", list(shape))
-    check_shape(op, f"bias{suffix}", bias, [shape[0]])
-    check_parameters(op, x, weight, **{f"weight{suffix}": weight, f"bias{suffix}": bias})
+        fail(op, f"{names[0]} of shape [K, {channels}, 3, 3]", list(shape))
+    check_shape(op, names[1], bias, [shape[0]])
+    check_parameters(op, x, weight, **dict(zip(names, (weight, bias), strict=True)))
+
+
+def check_residual_block(
+    op: str,
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor | None,
+    weight2: Tensor,
+    bias2: Tensor | None,
+    names: Sequence[str] = ("weight1", "bias1", "weight2", "bias2"),
+) -> None:
+    """weight1 is [M, C, 3, 3] for x's C, weight2 [C, M, 3, 3], the biases are [M] and [C]."""
+    check_conv(op, x, weight1, bias1, names[:2])
+    channels = x.shape[1]
+    check_shape(op, names[2], weight2, [channels, weight1.shape[0], 3, 3])
+    check_shape(op, names[3], bias2, [channels])
+    check_parameters(op, x, weight1, **dict(zip(names[2:], (weight2, bias2), strict=True)))
 
 
 def cast(x: Tensor, *others: Tensor | None, dtype: torch.dtype | None = None) -> tuple[Any, ...]:

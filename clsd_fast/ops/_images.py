@@ -13,6 +13,13 @@ def empty_images(x: Tensor, channels: int, upscale_factor: int = 1) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
+def empty_hidden(x: Tensor, weight1: Tensor) -> Tensor:
+    """A residual block's hidden map [N, M, H, W]. It is channels_last whatever x is: no kernel has
+    to transpose it."""
+    shape = (x.shape[0], weight1.shape[0], *x.shape[2:])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
 def fake_conv_grads(x, weight, needs_x, needs_weight, needs_bias):
     """Outputs of a convolution's backward; empty where a gradient is not needed.
 

@@ -7,7 +7,7 @@ from .. import reference
 from .._library import register
 from ..backend import uses_kernel
 from . import _checks
-from ._images import empty_images, fake_conv_grads
+from ._images import empty_hidden, empty_images, fake_conv_grads
 
 
 def residual_block(
@@ -51,11 +51,7 @@ def residual_block(
     op = "residual_block"
     (x,) = _checks.cast(x)
     _checks.check_images(op, "x", x)
-    _checks.check_conv(op, x, weight1, bias1, "1")
-    channels, hidden_channels = x.shape[1], weight1.shape[0]
-    _checks.check_shape(op, "weight2", weight2, [channels, hidden_channels, 3, 3])
-    _checks.check_shape(op, "bias2", bias2, [channels])
-    _checks.check_parameters(op, x, weight1, weight2=weight2, bias2=bias2)
+    _checks.check_residual_block(op, x, weight1, bias1, weight2, bias2)
     if uses_kernel(op, x, weight1, weight2):
         tensors = (x, weight1, bias1, weight2, bias2)
         save_hidden = torch.is_grad_enabled() and any(
@@ -66,16 +62,9 @@ def residual_block(
         return reference.residual_block(x, weight1, bias1, weight2, bias2, res_scale, False)[0]
 
 
-def _empty_hidden(x, weight1, save_hidden):
-    """The hidden map is channels_last whatever x is: no kernel has to transpose it."""
-    if not save_hidden:
-        return x.new_empty(0)
-    shape = (x.shape[0], weight1.shape[0], *x.shape[2:])
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-
-
 def _fake(x, weight1, bias1, weight2, bias2, res_scale, save_hidden):
-    return empty_images(x, x.shape[1]), _empty_hidden(x, weight1, save_hidden)
+    hidden = empty_hidden(x, weight1) if save_hidden else x.new_empty(0)
+    return empty_images(x, x.shape[1]), hidden
 
 
 def _fake_backward(grad_output, x, hidden, weight1, weight2, res_scale, needs_x, needs_params):

@@ -20,6 +20,8 @@ from .conv import (
     pixel_shuffle_upsample_backward,
     residual_block,
     residual_block_backward,
+    residual_blocks,
+    residual_blocks_backward,
 )
 from .tail import upsample_tail, upsample_tail_backward
 
@@ -36,6 +38,8 @@ __all__ = [
     "pixel_shuffle_upsample_backward",
     "residual_block",
     "residual_block_backward",
+    "residual_blocks",
+    "residual_blocks_backward",
     "upsample_tail",
     "upsample_tail_backward",
 ]

@@ -1,5 +1,7 @@
 """The convolutions in plain PyTorch."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -44,6 +46,29 @@ def residual_block(
         return output, x.new_empty(0)
     # A copy: what an operator returns must not be what it has computed from.
     return output, hidden.clone(memory_format=torch.channels_last)
+
+
+def residual_blocks(
+    x: Tensor,
+    weights1: list[Tensor],
+    biases1: list[Tensor],
+    weights2: list[Tensor],
+    biases2: list[Tensor],
+    res_scale: float,
+    kept: Sequence[int],
+    save_hidden: bool,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The maps after the blocks of ``kept``, and with save_hidden the hidden maps of all."""
+    none = [None] * len(weights1)
+    blocks = zip(weights1, biases1 or none, weights2, biases2 or none, strict=True)
+    maps, hiddens = [], []
+    for number, parameters in enumerate(blocks, start=1):
+        x, hidden = residual_block(x, *parameters, res_scale, save_hidden)
+        if number in kept:
+            maps.append(x)
+        if save_hidden:
+            hiddens.append(hidden)
+    return maps, hiddens
 
 
 def pixel_shuffle_upsample(
@@ -109,6 +134,33 @@ def residual_block_backward(
     if needs_x:
         grad_x = in_format_of(x, grad_x + grad_output)
     return grad_x, grad_weight1, grad_bias1, grad_weight2, grad_bias2
+
+
+def residual_blocks_backward(
+    grad_maps: list[Tensor],
+    at: Sequence[int],
+    x: Tensor,
+    maps: list[Tensor],
+    hiddens: list[Tensor],
+    weights1: list[Tensor],
+    weights2: list[Tensor],
+    res_scale: float,
+    needs_x: bool,
+    needs_params: bool,
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+    """Gradients of x, and of every block's parameters in the forward's order."""
+    given = dict(zip(at, grad_maps, strict=True))
+    grad = torch.zeros_like(given[len(weights1)])
+    grads1, biases1, grads2, biases2 = (list[Tensor]() for _ in range(4))
+    blocks = zip([x, *maps], hiddens, weights1, weights2, strict=True)
+    for number, block in reversed(list(enumerate(blocks, start=1))):
+        if number in given:
+            grad = in_format_of(x, grad + given[number])
+        needs_images = needs_x or number > 1
+        grad, *grads = residual_block_backward(grad, *block, res_scale, needs_images, needs_params)
+        for tensors, of_block in zip((grads1, biases1, grads2, biases2), grads, strict=True):
+            tensors.insert(0, of_block)
+    return grad, grads1, biases1, grads2, biases2
 
 
 def pixel_shuffle_upsample_backward(

@@ -38,6 +38,13 @@ void convolve_sm90(const Convolution<T>& conv, Stream stream) {
 }
 
 template <Finish kFinish, class T>
+void convolve_many(const Convolution<T>& conv, Stream stream) {
+  if (runs_sm90a()) return convolve_sm90<kFinish>(conv, stream);
+  launch_tiles<sm80::conv3x3_kernel<T, kFinish>, mma_tiles::kTileH, mma_tiles::kTileW>(
+      conv, sm80::kThreads, sm80::kSharedBytes, stream);
+}
+
+template <Finish kFinish, class T>
 void convolve_as(const Convolution<T>& conv, Stream stream) {
   constexpr int kTileH = mma_tiles::kTileH, kTileW = mma_tiles::kTileW;
   if (conv.inputs <= kFewChannels) {
@@ -46,11 +53,8 @@ void convolve_as(const Convolution<T>& conv, Stream stream) {
   } else if (conv.outputs <= kFewChannels) {
     launch_tiles<few::conv3x3_to_few_kernel<T, kFinish>, kTileH, kTileW>(conv, few::kThreads,
                                                                          few::kToFewBytes, stream);
-  } else if (runs_sm90a()) {
-    convolve_sm90<kFinish>(conv, stream);
   } else {
-    launch_tiles<sm80::conv3x3_kernel<T, kFinish>, kTileH, kTileW>(conv, sm80::kThreads,
-                                                                   sm80::kSharedBytes, stream);
+    convolve_many<kFinish>(conv, stream);
   }
 }
 
@@ -68,6 +72,7 @@ void convolve_any(const Convolution<T>& conv, Stream stream) {
     case Finish::kRelu: return convolve_as<Finish::kRelu>(conv, stream);
     case Finish::kResidual: return convolve_as<Finish::kResidual>(conv, stream);
     case Finish::kResidualRelu: return convolve_as<Finish::kResidualRelu>(conv, stream);
+    case Finish::kResidualAdded: return convolve_many<Finish::kResidualAdded>(conv, stream);
     case Finish::kMask: return convolve_as<Finish::kMask>(conv, stream);
   }
 }

@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
   mma_tiles::finish_sums<T, kFinish>(sums, bias, conv.scale, results);
   __syncthreads();
-  write_results(conv, pixels, results);
+  write_results<kFinish>(conv, pixels, results);
 }
 
 // Of a warp: two rows of 16 pixels by 8 columns.

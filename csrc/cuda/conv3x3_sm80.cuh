@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   if constexpr (kHasSkip<kFinish>) wait();
   mma_tiles::finish_sums<T, kFinish>(sums, bias, conv.scale, results);
   __syncthreads();
-  write_results(conv, pixels, results);
+  write_results<kFinish>(conv, pixels, results);
 }
 
 }  // namespace clsd::cuda::sm80

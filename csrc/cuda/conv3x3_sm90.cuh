@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (kHasSkip<kFinish>) __syncthreads();  // all see what is added
   finish_sums<T, kFinish>(sums, bias, conv.scale, results);
   __syncthreads();
-  write_results(conv, pixels, results);
+  write_results<kFinish>(conv, pixels, results);
 #else
   __trap();  // convolve launches it where there is code for sm_90a alone
 #endif

@@ -19,13 +19,15 @@ constexpr int64_t kChannelMultiple = 16;
 constexpr int64_t kFewChannels = 3;
 constexpr int64_t kLargestChannels = 256;
 
-// output = relu(scale * (convolution(input, weight) + bias) + residual), each part where given.
+// output = relu(scale * (convolution(input, weight) + bias) + residual), each part where given. Beside
+// a residual without a ReLU, `added` is a further one for the rounded result, of many channels alone.
 template <class T>
 struct Convolution {
   Global<const T> input;
   Global<const T> weight;    // packed (packing.h)
   Global<const float> bias;  // packed beside it
   Global<const T> residual;  // like output, or null
+  Global<const T> added;     // likewise
   Global<const T> positive;  // like output, or null: the result is kept only where this is > 0
   Global<T> output;
   int64_t batch, height, width;  // before any pixel shuffle

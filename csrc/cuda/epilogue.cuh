@@ -10,17 +10,18 @@
 namespace clsd::cuda {
 
 // What is done with a sum; bias and scale always are.
-enum class Finish { kNone, kRelu, kResidual, kResidualRelu, kMask };
+enum class Finish { kNone, kRelu, kResidual, kResidualRelu, kResidualAdded, kMask };
 
 template <Finish kFinish>
 constexpr bool kHasSkip = kFinish >= Finish::kResidual;
 template <Finish kFinish>
 constexpr bool kHasRelu = kFinish == Finish::kRelu || kFinish == Finish::kResidualRelu;
 
-// The one that a convolution asks for. Nothing asks for a mask beside another.
+// The one that a convolution asks for. Nothing asks for a mask, or for two residuals, beside another.
 template <class T>
 Finish finish_of(const Convolution<T>& conv) {
   if (conv.positive) return Finish::kMask;
+  if (conv.added) return Finish::kResidualAdded;
   if (conv.residual) return conv.relu ? Finish::kResidualRelu : Finish::kResidual;
   return conv.relu ? Finish::kRelu : Finish::kNone;
 }
@@ -120,12 +121,26 @@ __device__ __forceinline__ void load_skip(const Convolution<T>& conv, const Pixe
   }
 }
 
+// Sums of the numbers of two pieces.
+template <class T>
+__device__ __forceinline__ uint4 sum_of(const uint4& a, const uint4& b) {
+  const auto add = [](uint32_t first, uint32_t second) {
+    const float2 x = unpack<T>(first), y = unpack<T>(second);
+    return pack<T>(x.x + y.x, x.y + y.y);
+  };
+  return {add(a.x, b.x), add(a.y, b.y), add(a.z, b.z), add(a.w, b.w)};
+}
+
 // Write the pixels' results, after a barrier.
-template <class T, class Pixels, class Tile>
+template <Finish kFinish, class T, class Pixels, class Tile>
 __device__ __forceinline__ void write_results(const Convolution<T>& conv, const Pixels& pixels,
                                               const Tile& results) {
   pixels.for_each([&](int row, int column, int piece, int64_t offset) {
-    store_vector(conv.output + offset, load_shared<uint4>(results.at(row, column, piece)));
+    auto result = load_shared<uint4>(results.at(row, column, piece));
+    if constexpr (kFinish == Finish::kResidualAdded) {
+      result = sum_of<T>(result, load_vector(conv.added + offset));
+    }
+    store_vector(conv.output + offset, result);
   });
 }
 

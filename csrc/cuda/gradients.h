@@ -1,6 +1,7 @@
 // The backward of a convolution, as operators put it together.
 #pragma once
 
+#include <algorithm>
 #include <tuple>
 
 #include "tensors.h"
@@ -47,9 +48,13 @@ WeightGradient<T> weight_gradient(const Tensor& grad_output, const Tensor& input
 // Compute them, with workspace from torch's allocator.
 template <class T>
 void compute(const WeightGradients<T>& gradients, const Tensor& like, Stream stream) {
-  const Tensor workspace =
-      torch::stable::new_empty(like, {workspace_size(gradients)}, ScalarType::Float);
-  weight_gradients(gradients, to_mutable_global<float>(workspace), stream);
+  for (size_t first = 0; first < gradients.size(); first += kMaxWeightGradients) {
+    const size_t last = std::min(first + kMaxWeightGradients, gradients.size());
+    const WeightGradients<T> part(gradients.begin() + first, gradients.begin() + last);
+    const Tensor workspace =
+        torch::stable::new_empty(like, {workspace_size(part)}, ScalarType::Float);
+    weight_gradients(part, to_mutable_global<float>(workspace), stream);
+  }
 }
 
 // All gradients of scale * convolution(x, weight, bias), each if asked for.

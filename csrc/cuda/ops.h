@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 namespace clsd::cuda {
 
@@ -23,6 +24,17 @@ std::tuple<Tensor, Tensor> residual_block(Tensor x, Tensor weight1, std::optiona
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> residual_block_backward(
     Tensor grad_output, Tensor x, Tensor hidden, Tensor weight1, Tensor weight2, double res_scale,
     bool needs_x, bool needs_params);
+
+std::tuple<std::vector<Tensor>, std::vector<Tensor>> residual_blocks(
+    Tensor x, std::vector<Tensor> weights1, std::vector<Tensor> biases1,
+    std::vector<Tensor> weights2, std::vector<Tensor> biases2, double res_scale,
+    std::vector<int64_t> kept, bool save_hidden);
+std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>,
+           std::vector<Tensor>>
+residual_blocks_backward(std::vector<Tensor> grad_maps, std::vector<int64_t> at, Tensor x,
+                         std::vector<Tensor> maps, std::vector<Tensor> hiddens,
+                         std::vector<Tensor> weights1, std::vector<Tensor> weights2,
+                         double res_scale, bool needs_x, bool needs_params);
 
 Tensor pixel_shuffle_upsample(Tensor x, Tensor weight, std::optional<Tensor> bias,
                               int64_t upscale_factor);

@@ -12,6 +12,8 @@ STABLE_TORCH_LIBRARY_IMPL(clsd_fast_cuda, CUDA, library) {
   library.impl("conv3x3_backward", TORCH_BOX(&conv3x3_backward));
   library.impl("residual_block", TORCH_BOX(&residual_block));
   library.impl("residual_block_backward", TORCH_BOX(&residual_block_backward));
+  library.impl("residual_blocks", TORCH_BOX(&residual_blocks));
+  library.impl("residual_blocks_backward", TORCH_BOX(&residual_blocks_backward));
   library.impl("pixel_shuffle_upsample", TORCH_BOX(&pixel_shuffle_upsample));
   library.impl("pixel_shuffle_upsample_backward", TORCH_BOX(&pixel_shuffle_upsample_backward));
 }

@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(kThreads)
   // The residual is there: the next step's barrier has followed it.
   mma_tiles::finish_sums<T, Finish::kResidual>(sums, bias, second.scale, results);
   __syncthreads();
-  write_results(second, pixels, results);
+  write_results<Finish::kResidual>(second, pixels, results);
 }
 
 }  // namespace clsd::cuda::residual

@@ -12,15 +12,14 @@ namespace clsd::cuda {
 
 namespace {
 
-using wgrad::kMaxTasks;
 using wgrad::Task;
 using wgrad::Tasks;
 
-// Blocks of a launch: one wave on a GPU of 132 multiprocessors, each of which holds one block of
-// the kernel for many channels, whose sums take the registers, and two of the one for few. What a
-// block adds to a partial is at most 9 x 64 x 64 sums, so that the workspace is 20 MB at most, or
-// one partial of each weight.
-constexpr int kBlocks = 132, kFewBlocks = 2 * kBlocks;
+// Blocks of a launch for each multiprocessor, which holds one block of the kernel for many channels,
+// whose sums take the registers, and two of the one for few: one wave. What a block adds to a
+// partial is at most 9 x 64 x 64 sums, so that the workspace is 20 MB on an H100, or one partial of
+// each weight.
+constexpr int kBlocks = 1, kFewBlocks = 2;
 // Fewer rows than that are not worth a partial.
 constexpr int64_t kMinSteps = 4;
 constexpr int64_t kAlignment = 4;  // floats
@@ -68,13 +67,14 @@ Tasks<T> plan(const WeightGradients<T>& gradients, bool few) {
   Tasks<T> tasks;
   for (const auto& gradient : gradients) {
     if (is_few(gradient) != few) continue;
-    if (tasks.count == kMaxTasks) {
-      throw std::runtime_error("weight_gradients: expected at most " + std::to_string(kMaxTasks) +
-                               " convolutions");
+    if (tasks.count == kMaxWeightGradients) {
+      throw std::runtime_error("weight_gradients: expected at most " +
+                               std::to_string(kMaxWeightGradients) + " convolutions");
     }
     tasks.at[tasks.count++] = whole_task(gradient);
   }
-  few ? split(tasks, kFewBlocks, 1) : split(tasks, kBlocks, kMinSteps);
+  const int blocks = multiprocessors() * (few ? kFewBlocks : kBlocks);
+  split(tasks, blocks, few ? 1 : kMinSteps);
   return tasks;
 }
 

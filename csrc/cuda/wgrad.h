@@ -27,8 +27,10 @@ struct WeightGradient {
 template <class T>
 using WeightGradients = std::vector<WeightGradient<T>>;
 
-// How many floats of workspace they need. It follows from the shapes alone, and so does the order
-// in which pixels are summed.
+constexpr size_t kMaxWeightGradients = 16;  // of a call, whose launches' parameters may be 4 KiB
+
+// How many floats of workspace they need. It follows from the shapes and the number of the current
+// device's multiprocessors alone, and so does the order in which pixels are summed.
 int64_t workspace_size(const WeightGradients<Bf16>& gradients);
 int64_t workspace_size(const WeightGradients<Fp16>& gradients);
 

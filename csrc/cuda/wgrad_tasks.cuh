@@ -11,8 +11,6 @@
 
 namespace clsd::cuda::wgrad {
 
-constexpr int kMaxTasks = 4;
-
 // Rows of pixels in shared memory: 64 channels, 128 bytes. A row's 16-byte pieces are permuted by the
 // row number, so that the 8 rows of a ldmatrix hit all banks once.
 constexpr int kPieces = kGroup / kPiece;
@@ -39,7 +37,7 @@ struct Task : WeightGradient<T> {
 
 template <class T>
 struct Tasks {
-  Task<T> at[kMaxTasks];
+  Task<T> at[kMaxWeightGradients];
   int count = 0;
 };
 

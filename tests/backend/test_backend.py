@@ -276,3 +276,35 @@ def test_auto_takes_what_the_device_has(monkeypatch):
 def test_importing_the_package_imports_no_triton():
     code = "import clsd_fast, sys; print('triton' in sys.modules)"
     assert run_python(code, CLSD_FAST_BACKEND="auto").stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    "name, arguments",
+    [
+        ("conv3x3", ("x", "w", None, None, 1.0, False)),
+        ("conv3x3_backward", ("g", "x", "w", 1.0, True, True, True)),
+        ("residual_block", ("x", "w", None, "w", None, 1.0, False)),
+        ("residual_block_backward", ("g", "x", "h", "w", "w", 1.0, True, True)),
+        ("residual_blocks", ("x", ["w", "w"], [], ["w", "w"], [], 1.0, [2], False)),
+        (
+            "residual_blocks_backward",
+            (["g"], [2], "x", ["m"], ["h", "h"], ["w", "w"], ["w", "w"], 1.0, True, True),
+        ),
+        ("pixel_shuffle_upsample", ("x", "w", None, 2)),
+        ("pixel_shuffle_upsample_backward", ("g", "x", "w", 2, True, True, True)),
+        ("upsample_tail", ("x", "w", None, None, None, "w", None, 2)),
+        ("info_nce_backward", ("g", "s", "q", "k", None, None, None, None, 1.0, "mean")),
+    ],
+)
+def test_what_an_operator_s_kernel_is_chosen_by(monkeypatch, name, arguments):
+    """Its images, or first rows, and all weights of its convolutions."""
+    asked = []
+    monkeypatch.setattr(
+        backend, "implementation", lambda *call, **options: asked.append((*call, options))
+    )
+    backend._subject(name).choice("op", arguments)
+    weights = {"conv3x3": 1, "residual_block": 2, "residual_blocks": 4, "pixel_shuffle_upsample": 1}
+    count = weights.get(name.removesuffix("_backward"), 0)
+    tensor = "x" if "x" in arguments else "g"
+    factor = 2 if arguments[-1] == 2 or "shuffle" in name else 1
+    assert asked == [("op", tensor, *["w"] * count, {"upscale_factor": factor})]

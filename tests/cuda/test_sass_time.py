@@ -48,6 +48,7 @@ def calls(ops):
 @pytest.mark.parametrize("card, call", BUDGETS)
 def test_budgets(binaries, emulation, card, call):
     emulation.sm90a(card == "h100")
+    emulation.multiprocessors(CARDS[card].multiprocessors)
     with emulation.recorded(runs=False) as launches:
         calls(emulation.ops)[call]()
     binary = binaries(CARDS[card].architecture)
@@ -68,9 +69,10 @@ STEP = """
 import json, sys
 import emulation, native_build, sass_step
 loaded = emulation.Emulation(native_build.build_emulation())
-step = sass_step.record(loaded, (9, 0), int(sys.argv[1]), batch=2, patch_size=8)
+hopper = emulation.Gpu((9, 0), 132)
+step = sass_step.record(loaded, hopper, int(sys.argv[1]), batch=2, patch_size=8)
 casts = sum(call.name == "_to_copy" for call in step.aten)
-operators = sass_step.operators(loaded, (8, 0)).items()
+operators = sass_step.operators(loaded, emulation.Gpu((8, 0))).items()
 print(json.dumps([
     [step.launches, len(step.native), len(step.triton), casts],
     {title: [launch.kernel for launch in launches] for title, launches in operators},

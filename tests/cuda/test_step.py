@@ -34,7 +34,7 @@ def call(name, *args, call=triton.call):
 missing = None if has_triton else "left out"
 with (
     patch.object(triton, "call", call),
-    emulation.as_on_a_gpu(loaded, tuple(capability)),
+    emulation.as_on_a_gpu(loaded, emulation.Gpu(tuple(capability))),
     patch.object(triton, "missing", missing),
     loaded.recorded() as launches,
 ):

@@ -37,9 +37,10 @@ def test_a_whole_image(emulation, channels, dtype):
     check_parameters(emulation, x, weight, image)
 
 
-@cover(quick=1, batch=[1, 2, 3])
-def test_more_rows_than_blocks(emulation, batch):
+@cover(quick=1, batch=[1, 2, 3], multiprocessors=[16, 82, 132])
+def test_more_rows_than_blocks(emulation, batch, multiprocessors):
     """Blocks sum more rows than the fewest, end within strips, and the last has fewer."""
+    emulation.multiprocessors(multiprocessors)
     x, weight, _, image = operands(batch, 16, 16, 250, 37, torch.bfloat16)
     check_parameters(emulation, x, weight, image)
 
@@ -67,7 +68,9 @@ def test_grouped_convolutions_are_those_alone(emulation):
     grad, x = (channels_last(rand(2, 64, 9, 17, seed=i).bfloat16()) for i in range(2))
     weights = [rand(64, 64, 3, 3, seed=i).bfloat16() / 24 for i in range(2)]
     _, hidden = emulation.ops.residual_block(x, weights[0], None, weights[1], None, 1.0, True)
+    emulation.multiprocessors(8)
     grads = emulation.ops.residual_block_backward(grad, x, hidden, *weights, 0.5, False, True)
+    emulation.multiprocessors(4)
     alone = emulation.ops.conv3x3_backward(grad, hidden, weights[1], 0.5, *PARAMETERS)
     assert all(map(torch.equal, grads[3:], alone[1:]))
 

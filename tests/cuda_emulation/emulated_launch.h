@@ -6,7 +6,7 @@
 namespace clsd::cuda {
 
 inline bool runs_sm90a() { return emulation::sm90a; }
-inline int multiprocessors() { return 16; }
+inline int multiprocessors() { return emulation::multiprocessors; }
 
 template <auto kKernel, class... Arguments>
 void launch(dim3 grid, dim3 block, size_t shared_bytes, Stream /*stream*/,

@@ -18,6 +18,7 @@ Position position;
 unsigned char* shared = nullptr;
 size_t shared_bytes = 0;
 bool sm90a = false;
+int multiprocessors = 16;
 Counts counts;
 
 namespace {
@@ -408,6 +409,8 @@ void check_global(const void* address, size_t bytes, Range tensor, const char* o
 
 void clsd_emulation_seed(uint64_t seed) { clsd::emulation::seed = seed; }
 void clsd_emulation_sm90a(int runs) { clsd::emulation::sm90a = runs; }
+
+void clsd_emulation_multiprocessors(int number) { clsd::emulation::multiprocessors = number; }
 const char* clsd_emulation_kernel() { return clsd::emulation::kernel.c_str(); }
 void clsd_emulation_skip_barrier(int index) { clsd::emulation::skipped_barrier = index; }
 void clsd_emulation_skip_wait(int index) { clsd::emulation::skipped_wait = index; }

@@ -40,6 +40,7 @@ extern size_t shared_bytes;
 
 // Whether the device is one that runs code for sm_90a.
 extern bool sm90a;
+extern int multiprocessors;
 
 // What a launch did: products of a warp (mma) and of a warpgroup (wgmma), and 16-byte accesses of
 // global memory, of which each thread's counts, and a copy of zeros as one that reads.
@@ -119,6 +120,7 @@ extern "C" {
 CLSD_EXPORT void clsd_emulation_seed(uint64_t seed);
 // Kernels for sm_90a (1) or those for sm_80 (0) in the launches that follow.
 CLSD_EXPORT void clsd_emulation_sm90a(int runs);
+CLSD_EXPORT void clsd_emulation_multiprocessors(int number);
 // Name of the kernel that was launched last.
 CLSD_EXPORT const char* clsd_emulation_kernel();
 // Launches are recorded since clsd_emulation_record: with `runs` 0 they do nothing else, so that

@@ -1,8 +1,13 @@
+import pickle
+
 import pytest
 import torch
 from support.plain_edsr import plain_info_nce
 from support.util import rand
+from torch.nn.utils import prune
+from torch.nn.utils.parametrize import register_parametrization
 
+import clsd_fast
 from clsd_fast import info_nce
 from clsd_fast.nn import (
     Conv3x3,
@@ -11,8 +16,129 @@ from clsd_fast.nn import (
     MeanShift,
     PixelShuffleUpsampler,
     ResidualBlock,
+    ResidualBlocks,
     UpsampleTail,
+    _chains,
 )
+
+
+def touch_by_hook(conv, seen):
+    conv.register_forward_hook(lambda module, args, output: seen.append(output.shape))
+
+
+def touch_by_replaced_forward(conv, seen):
+    forward = conv.forward
+    conv.forward = lambda x: seen.append(x.shape) or forward(x)
+
+
+def touch_by_pruning(conv, seen):
+    """Whose weight is one times a mask when the module is called, and not before."""
+    prune.l1_unstructured(conv, "weight", 0.5)
+    conv.register_forward_hook(lambda *_: seen.append(conv.weight_orig.shape))
+    with torch.no_grad():
+        conv.weight_orig.mul_(3)
+
+
+def touch_by_parametrization(conv, seen):
+    class Doubled(torch.nn.Module):
+        def forward(self, weight):
+            seen.append(weight.shape)
+            return 2 * weight
+
+    register_parametrization(conv, "weight", Doubled())
+
+
+TOUCHES = [
+    touch_by_hook,
+    touch_by_replaced_forward,
+    touch_by_pruning,
+    touch_by_parametrization,
+]
+
+
+@pytest.mark.parametrize("touch", TOUCHES)
+@pytest.mark.parametrize(
+    "make, child",
+    [
+        (lambda: ResidualBlock(4, 0.5), "body.2"),
+        (lambda: ResidualBlocks(*(ResidualBlock(4, 0.5) for _ in range(4))), "2.body.0"),
+        (lambda: PixelShuffleUpsampler(4, 4), "2"),
+        (lambda: UpsampleTail(4, 4, collapse=True), "0.0"),
+        (lambda: UpsampleTail(3, 4, collapse=True), "1"),
+    ],
+)
+def test_touched_children_run_themselves(backend, make, child, touch):
+    """And the result is that of all children."""
+    module, seen = make().double(), []
+    touch(module.get_submodule(child), seen)
+    x = rand(2, 4, 5, 6)
+    result = module(x)
+    assert seen
+    torch.testing.assert_close(result, by_children(module, x))
+
+
+def by_children(module, x):
+    if isinstance(module, ResidualBlock):
+        return x + module.res_scale * by_children(module.body, x)
+    if isinstance(module, torch.nn.Sequential):
+        for child in module:
+            x = by_children(child, x)
+        return x
+    return module(x)
+
+
+@pytest.mark.parametrize("activation", [torch.nn.ReLU(inplace=True), torch.nn.GELU()])
+def test_another_activation(backend, activation):
+    block = ResidualBlock(4).double()
+    block.body[1] = activation
+    x = rand(2, 4, 5, 6)
+    torch.testing.assert_close(block(x), by_children(block, x))
+
+
+def test_residual_blocks_in_chains(backend, monkeypatch):
+    """Of blocks that can be one operator; other modules, and blocks that differ, end a chain."""
+    torch.manual_seed(0)
+    blocks = [ResidualBlock(4) for _ in range(7)]
+    blocks[4].res_scale = 0.5
+    modules = ResidualBlocks(*blocks[:3], torch.nn.ReLU(), *blocks[3:]).double()
+    modules[1].body[0].register_forward_hook(lambda *_: None)
+    chains = [[list(modules).index(m) for m in chain] for chain in _chains(list(modules))]
+    assert chains == [[0], [1], [2], [3], [4], [5], [6, 7]]
+    x = rand(2, 4, 5, 6)
+    for stop in (None, -1, 3):
+        end = list(modules)[:stop]
+        taps = [2, 1, len(end)]
+        y, maps = modules.run(x, taps, stop)
+        expected = [x]
+        for module in end:
+            expected.append(by_children(module, expected[-1]))
+        torch.testing.assert_close([y, *maps], [expected[i] for i in (len(end), *taps)])
+    torch.testing.assert_close(modules(x), by_children(modules, x))
+
+
+def test_residual_blocks_of_other_channels_and_dtypes_end_a_chain():
+    blocks = [ResidualBlock(4), ResidualBlock(4).bfloat16(), ResidualBlock(4).bfloat16()]
+    assert [len(chain) for chain in _chains(blocks)] == [1, 2]
+    blocks[1].body[0].bias = None
+    assert [len(chain) for chain in _chains(blocks)] == [1, 1, 1]
+
+
+def test_residual_blocks_refuse_other_taps():
+    modules = ResidualBlocks(ResidualBlock(4), ResidualBlock(4))
+    with pytest.raises(ValueError, match=r"ResidualBlocks: expected taps in 1..1, got 2"):
+        modules.run(rand(1, 4, 3, 3).float(), [2], stop=-1)
+
+
+def test_residual_blocks_are_a_sequential():
+    modules = ResidualBlocks(*(ResidualBlock(4) for _ in range(3)))
+    plain = torch.nn.Sequential(*(ResidualBlock(4) for _ in range(3)))
+    plain.load_state_dict(modules.state_dict())
+    assert isinstance(modules[:2], ResidualBlocks) and len(modules[:2]) == 2
+    copied = pickle.loads(pickle.dumps(modules))
+    x = rand(1, 4, 5, 6).float()
+    assert torch.equal(copied(x), modules(x)) and torch.equal(plain(x), modules(x))
+    empty = ResidualBlocks()
+    assert empty(x) is x
 
 
 def test_residual_block_is_its_sequential(backend):
@@ -56,11 +182,11 @@ def test_tail_is_its_sequential(backend, factor, collapse):
 @pytest.mark.parametrize("collapse", [True, False, None])
 def test_tail_is_composed_where_there_is_a_kernel(backend, monkeypatch, collapse):
     tail, calls = UpsampleTail(2, 4, collapse=collapse), []
-    last = tail[1].forward
-    monkeypatch.setattr(tail[1], "forward", lambda x: calls.append(x.shape) or last(x))
+    call = clsd_fast.nn.upsample_tail
+    monkeypatch.setattr(clsd_fast.nn, "upsample_tail", lambda *a: calls.append(a) or call(*a))
     tail(rand(1, 4, 3, 3).float())
     composed = backend == "native" if collapse is None else collapse
-    assert calls == ([] if composed else [(1, 4, 6, 6)])
+    assert len(calls) == composed
 
 
 def test_conv_is_nn_conv2d(backend):

@@ -57,6 +57,34 @@ BAD_CALLS = [
         "residual_block: expected bias2 of shape [4], got [3]",
     ),
     (
+        lambda: ops.residual_blocks(X, [], [], [], []),
+        "residual_blocks: expected weights1 of at least one block, got 0",
+    ),
+    (
+        lambda: ops.residual_blocks(X, [W, W], [B], [W, W], []),
+        "residual_blocks: expected biases1 of 2 blocks, got 1",
+    ),
+    (
+        lambda: ops.residual_blocks(X, [W, W], [], [W], []),
+        "residual_blocks: expected weights2 of 2 blocks, got 1",
+    ),
+    (
+        lambda: ops.residual_blocks(X, [W, W], [B, B], [W, rand(4, 2, 3, 3)], []),
+        "residual_blocks: expected weights2[1] of shape [4, 4, 3, 3], got [4, 2, 3, 3]",
+    ),
+    (
+        lambda: ops.residual_blocks(X, [W, W], [B, rand(3)], [W, W], []),
+        "residual_blocks: expected biases1[1] of shape [4], got [3]",
+    ),
+    (
+        lambda: ops.residual_blocks(X.half(), [W.float(), W.half()], [], [W.float(), W.half()], []),
+        "residual_blocks: expected weights1[1] of dtype float32, got float16",
+    ),
+    (
+        lambda: ops.residual_blocks(X, [W, W], [], [W, W], [], taps=(3,)),
+        "residual_blocks: expected taps in 1..2, got 3",
+    ),
+    (
         lambda: ops.upsample_tail(X, [W], [B], rand(3, 1, 3, 3), None, 5),
         "upsample_tail: expected upscale_factor 2, 3 or 4, got 5",
     ),
@@ -212,6 +240,48 @@ BAD_OPERATOR_CALLS = [
     (
         lambda: ops_native.residual_block_backward(X, X, rand(1, 4, 5, 6), W, W, 1.0, True, True),
         "residual_block_backward: expected hidden of shape [2, 4, 5, 6], got [1, 4, 5, 6]",
+    ),
+    (
+        lambda: ops_native.residual_blocks(X, [], [], [], [], 1.0, [1], False),
+        "residual_blocks: expected weights1 of at least one block, got 0",
+    ),
+    (
+        lambda: ops_native.residual_blocks(X, [W, W], [B], [W, W], [], 1.0, [2], False),
+        "residual_blocks: expected biases1 of 2 blocks, got 1",
+    ),
+    (
+        lambda: ops_native.residual_blocks(X, [W, W], [], [W, rand(4, 2, 3, 3)], [], 1, [2], True),
+        "residual_blocks: expected weights2[1] of shape [4, 4, 3, 3], got [4, 2, 3, 3]",
+    ),
+    (
+        lambda: ops_native.residual_blocks(X, [W, W], [B, rand(3)], [W, W], [], 1.0, [2], False),
+        "residual_blocks: expected biases1[1] of shape [4], got [3]",
+    ),
+    (
+        lambda: ops_native.residual_blocks(X, [W, W], [], [W, W], [], 1.0, [1], False),
+        "residual_blocks: expected kept ascending from 1 to 2, got [1]",
+    ),
+    (
+        lambda: ops_native.residual_blocks(X, [W, W], [], [W, W], [], 1.0, [0, 2], False),
+        "residual_blocks: expected kept ascending from 1 to 2, got [0, 2]",
+    ),
+    (
+        lambda: ops_native.residual_blocks_backward(
+            [X], [2], X, [], [X, X], [W, W], [W, W], 1.0, True, True
+        ),
+        "residual_blocks_backward: expected maps of 1 blocks, got 0",
+    ),
+    (
+        lambda: ops_native.residual_blocks_backward(
+            [X, X], [2], X, [X], [X, X], [W, W], [W, W], 1.0, True, True
+        ),
+        "residual_blocks_backward: expected grad_maps of 1 blocks, got 2",
+    ),
+    (
+        lambda: ops_native.residual_blocks_backward(
+            [X], [2], X, [X], [X, rand(2, 4, 5, 5)], [W, W], [W, W], 1.0, True, True
+        ),
+        "residual_blocks_backward: expected hiddens of shape [2, 4, 5, 6], got [2, 4, 5, 5]",
     ),
     (
         lambda: ops_native.pixel_shuffle_upsample(X, rand(6, 4, 3, 3), None, 2),

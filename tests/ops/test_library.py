@@ -14,6 +14,7 @@ from support.every_operator import (
     operator_ids,
     outputs,
 )
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import clsd_fast
 from clsd_fast._library import SCHEMAS
@@ -33,6 +34,7 @@ def test_public_names():
         "pairwise_similarity",
         "pixel_shuffle_upsample",
         "residual_block",
+        "residual_blocks",
         "upsample_tail",
         "use_backend",
     ]
@@ -50,6 +52,11 @@ def test_schemas_are_what_saved_programs_call():
         "residual_block_backward": "(Tensor grad_output, Tensor x, Tensor hidden, Tensor weight1, "
         "Tensor weight2, float res_scale, bool needs_x, bool needs_params) "
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+        "residual_blocks": "(Tensor x, Tensor[] weights1, Tensor[] biases1, Tensor[] weights2, "
+        "Tensor[] biases2, float res_scale, int[] kept, bool save_hidden) -> (Tensor[], Tensor[])",
+        "residual_blocks_backward": "(Tensor[] grad_maps, int[] at, Tensor x, Tensor[] maps, "
+        "Tensor[] hiddens, Tensor[] weights1, Tensor[] weights2, float res_scale, bool needs_x, "
+        "bool needs_params) -> (Tensor, Tensor[], Tensor[], Tensor[], Tensor[])",
         "pixel_shuffle_upsample": "(Tensor x, Tensor weight, Tensor? bias, int upscale_factor) "
         "-> Tensor",
         "pixel_shuffle_upsample_backward": "(Tensor grad_output, Tensor x, Tensor weight, "
@@ -94,11 +101,13 @@ def test_gradcheck_of_operators(op, values):
         differentiable = isinstance(value, torch.Tensor) and value.is_floating_point()
         return value.clone().requires_grad_() if differentiable else value
 
-    leaves = [leaf(value) for value in values]
+    flat, structure = tree_flatten(list(values))
+    leaves = [leaf(value) for value in flat]
 
     def first_output(*leaves):
-        result = getattr(torch.ops.clsd_fast, op)(*leaves)
-        return result if isinstance(result, torch.Tensor) else result[0]
+        result = getattr(torch.ops.clsd_fast, op)(*tree_unflatten(leaves, structure))
+        first = result if isinstance(result, torch.Tensor) else result[0]
+        return first if isinstance(first, torch.Tensor) else tuple(first)
 
     # The tail's Jacobian has a million elements: test_upsample_tail.py compares all gradients.
     fast = op == "upsample_tail"

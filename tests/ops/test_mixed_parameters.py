@@ -52,7 +52,9 @@ def hold(name, function, tensors, dtype, layout=contiguous, factor=1.0):
 
 @pytest.mark.parametrize("layout", [contiguous, channels_last])
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
-@pytest.mark.parametrize("name", IMAGES)
+# A chain's gradients hang on the signs of rounding errors: test_residual_blocks.py compares it with
+# its blocks.
+@pytest.mark.parametrize("name", sorted(IMAGES.keys() - {"residual_blocks"}))
 def test_every_operator(backend, name, dtype, layout):
     function, make = IMAGES[name]
     hold(name, function, make(), dtype, layout)

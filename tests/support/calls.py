@@ -15,6 +15,24 @@ def upsample_tail_by_4(x, weight1, bias1, weight2, bias2, out_weight, out_bias):
     return clsd_fast.upsample_tail(x, weights, biases, out_weight, out_bias, 4)
 
 
+def block_parameters(count, channels, hidden):
+    """weight1, bias1, weight2 and bias2 of each residual block."""
+    shapes = ((hidden, channels, 3, 3), (hidden,), (channels, hidden, 3, 3), (channels,))
+    return [
+        rand(*shape, seed=seed) / (3 * shape[1] ** 0.5 if len(shape) > 1 else 1)
+        for seed in range(count)
+        for shape in shapes
+    ]
+
+
+def residual_blocks(x, *parameters):
+    """Of a chain with a tap, by the parameters block by block."""
+    y, (tapped,) = clsd_fast.residual_blocks(
+        x, *(parameters[i::4] for i in range(4)), 0.5, taps=(2,)
+    )
+    return y + 0.5 * tapped
+
+
 def tail_tensors(batch, channels, middle, last, height, width):
     """x, weight and bias of each of three convolutions."""
     sizes = ((4 * middle, channels), (4 * last, middle), (3, last))
@@ -30,6 +48,10 @@ IMAGES = {
     "residual_block": (
         partial(clsd_fast.residual_block, res_scale=0.5),
         lambda: [rand(2, 4, 5, 6), rand(4, 4, 3, 3), rand(4), rand(4, 4, 3, 3, seed=1), rand(4)],
+    ),
+    "residual_blocks": (
+        residual_blocks,
+        lambda: [rand(2, 4, 5, 6), *block_parameters(3, 4, 5)],
     ),
     "pixel_shuffle_upsample": (
         partial(clsd_fast.pixel_shuffle_upsample, upscale_factor=2),
@@ -97,6 +119,7 @@ LARGE = {
 
 X, WEIGHT, WEIGHT2 = rand(2, 3, 4, 5), rand(4, 3, 3, 3), rand(3, 4, 3, 3)
 MAP, HIDDEN = rand(2, 4, 4, 5), rand(2, 4, 4, 5, seed=1).relu()
+CHAIN = ([WEIGHT, -WEIGHT], [rand(4), rand(4, seed=1)], [WEIGHT2] * 2, [rand(3)] * 2)
 TAIL_BY_2 = (X, rand(8, 3, 3, 3), rand(8), None, None, rand(3, 2, 3, 3))
 TAIL_BY_4 = (X, rand(8, 3, 3, 3), None, rand(12, 2, 3, 3), rand(12), rand(2, 3, 3, 3))
 ROWS_A, ROWS_B, ROWS_C = rand(2, 7, 5), rand(2, 7, 5, seed=1), rand(2, 3, 5)
@@ -136,6 +159,8 @@ FORWARDS = [
     ("conv3x3", (X, WEIGHT, rand(4), MAP, 0.5, True)),
     ("conv3x3", (X, WEIGHT, None, None, 0.5, False)),
     ("residual_block", (X, WEIGHT, rand(4), WEIGHT2, rand(3), 0.5, True)),
+    ("residual_blocks", (X, *CHAIN, 0.5, [1, 2], True)),
+    ("residual_blocks", (X, CHAIN[0], [], CHAIN[2], [], 0.5, [1, 2], True)),
     ("pixel_shuffle_upsample", (X, WEIGHT, rand(4), 2)),
     ("upsample_tail", (*TAIL_BY_2, rand(3), 2)),
     ("upsample_tail", (*TAIL_BY_4, None, 4)),
@@ -149,6 +174,14 @@ BACKWARDS = [
     ("conv3x3_backward", (MAP, X, WEIGHT, 0.5, False, True, False)),
     ("residual_block_backward", (X, X, HIDDEN, WEIGHT, WEIGHT2, 0.5, True, True)),
     ("residual_block_backward", (X, X, HIDDEN, WEIGHT, WEIGHT2, 0.5, True, False)),
+    (
+        "residual_blocks_backward",
+        ([X, X], [1, 2], X, [X], [HIDDEN, HIDDEN], *CHAIN[::2], 0.5, True, True),
+    ),
+    (
+        "residual_blocks_backward",
+        ([X], [2], X, [X], [HIDDEN, HIDDEN], *CHAIN[::2], 0.5, False, True),
+    ),
     ("pixel_shuffle_upsample_backward", (rand(2, 1, 8, 10), X, WEIGHT, 2, True, True, True)),
     ("upsample_tail_backward", tail_saved(*TAIL_BY_2, factor=2, needs=(True, True))),
     ("upsample_tail_backward", tail_saved(*TAIL_BY_4, factor=4, needs=(True, True))),

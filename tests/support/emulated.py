@@ -6,6 +6,7 @@ import torch
 from emulation import Emulation
 from tolerance import assert_close
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from clsd_fast import reference
 
@@ -24,19 +25,14 @@ def formats(tensor: Tensor) -> tuple[bool, bool]:
 
 
 def check(emulation: Emulation, op: str, *args: object) -> list[Tensor]:
-    """Hold an operator's outputs for 16-bit tensors to the tolerance rule, and return them."""
-
-    def outputs(function, arguments):
-        result = function(*arguments)
-        return [result] if isinstance(result, Tensor) else list(result)
-
-    before = [a.clone() if isinstance(a, Tensor) else a for a in args]
-    ours = outputs(getattr(emulation.ops, op), args)
-    for argument, copy in zip(args, before, strict=True):
+    """Hold an operator's outputs for 16-bit tensors to the tolerance rule, and return them, those
+    in lists too."""
+    before = tree_map_only(Tensor, Tensor.clone, args)
+    ours = tree_leaves(getattr(emulation.ops, op)(*args))
+    for argument, copy in zip(tree_leaves(args), tree_leaves(before), strict=True):
         assert not isinstance(copy, Tensor) or torch.equal(argument, copy), "an input was written"
-    doubles = [a.double() if isinstance(a, Tensor) else a for a in args]
-    exact = outputs(getattr(reference, op), doubles)
-    theirs = outputs(getattr(reference, op), args)
+    exact = tree_leaves(getattr(reference, op)(*tree_map_only(Tensor, Tensor.double, args)))
+    theirs = tree_leaves(getattr(reference, op)(*args))
     for i, result in enumerate(zip(ours, exact, theirs, strict=True)):
         assert_close(*result, f"{op}, output {i}")
         assert formats(ours[i]) == formats(theirs[i]), f"{op}, output {i}: memory format"

@@ -26,7 +26,7 @@ def outputs(name: str, dtype: torch.dtype = torch.float32) -> list[Tensor]:
 
 def operator_ids(calls: list[tuple]) -> list[str]:
     return [
-        " ".join([op, *(str(v) for v in values if not isinstance(v, torch.Tensor))])
+        " ".join([op, *(str(v) for v in values if not isinstance(v, (torch.Tensor, list)))])
         for op, values in calls
     ]
 

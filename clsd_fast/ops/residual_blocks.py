@@ -1,0 +1,201 @@
+"""A chain of residual blocks."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from .._library import register
+from ..backend import uses_kernel
+from . import _checks
+from ._images import empty_hidden, empty_images, fake_conv_grads
+
+#: Blocks of one autograd node at most. What they save is freed when it ends, and their parameters'
+#: gradients come then; all together, they need fewer and fuller launches.
+SECTION = 8
+
+
+def residual_blocks(
+    x: Tensor,
+    weights1: Sequence[Tensor],
+    biases1: Sequence[Tensor],
+    weights2: Sequence[Tensor],
+    biases2: Sequence[Tensor],
+    res_scale: float = 1.0,
+    *,
+    taps: Sequence[int] = (),
+) -> tuple[Tensor, list[Tensor]]:
+    """Residual blocks one after another, and the maps between them that are asked for.
+
+    Equivalent to::
+
+        maps = []
+        for weight1, bias1, weight2, bias2 in zip(weights1, biases1, weights2, biases2):
+            x = residual_block(x, weight1, bias1, weight2, bias2, res_scale)
+            maps.append(x)
+        x, [maps[tap - 1] for tap in taps]
+
+    Args:
+        x: images [N, C, H, W]; float32, float64, bfloat16 or float16; any strides.
+        weights1: [M, C, 3, 3] of each block, of x's dtype or, beside 16-bit x, float32; of x's
+            device. M may differ from block to block.
+        biases1: [M] of each block, or empty for blocks without.
+        weights2: [C, M, 3, 3] of each block.
+        biases2: [C] of each block, or empty.
+        res_scale: factor of every branch.
+        taps: numbers of blocks, counted from 1.
+
+    Returns:
+        The last block's map y, [N, C, H, W] in x's dtype; channels_last if x is, else contiguous.
+        And, alike, the maps after the blocks of ``taps``; that of the last one is y itself.
+
+    Raises:
+        ValueError: if a shape, dtype, device, length or tap does not fit.
+        RuntimeError: if the chosen backend cannot serve the tensors' device.
+
+    Autocast and the parameters' dtypes are as in :func:`clsd_fast.conv3x3`. Saved for backward: x,
+    the weights, and of every block the hidden map and the result; nothing where no gradient is
+    recorded. Up to 8 blocks have their gradients computed together.
+
+    Source: Lim et al., Enhanced Deep Residual Networks (arXiv 1707.02921), figure 2c.
+    """
+    op = "residual_blocks"
+    (x,) = _checks.cast(x)
+    parameters = (weights1, biases1, weights2, biases2)
+    _check(op, x, parameters)
+    count = len(weights1)
+    for tap in taps:
+        if not 1 <= tap <= count:
+            _checks.fail(op, f"taps in 1..{count}", tap)
+    ends = sorted({*taps, count})
+    if uses_kernel(op, x, *weights1, *weights2):
+        maps = _forward(x, parameters, res_scale, ends)
+    else:
+        with _checks.without_autocast(x):
+            w1, b1, w2, b2 = map(list, parameters)
+            kept, _ = reference.residual_blocks(x, w1, b1, w2, b2, res_scale, ends, False)
+        maps = dict(zip(ends, kept, strict=True))
+    return maps[count], [maps[tap] for tap in taps]
+
+
+def _check(op: str, x: Tensor, parameters: tuple[Sequence[Tensor], ...]) -> None:
+    _checks.check_images(op, "x", x)
+    names = ("weights1", "biases1", "weights2", "biases2")
+    count = len(parameters[0])
+    if count < 1:
+        _checks.fail(op, "weights1 of at least one block", count)
+    for name, tensors in zip(names, parameters, strict=True):
+        if len(tensors) != count and (len(tensors) > 0 or name.startswith("weights")):
+            _checks.fail(op, f"{name} of {count} blocks", len(tensors))
+    for number, (weight1, bias1, weight2, bias2) in enumerate(_of_blocks(*parameters)):
+        of_block = [f"{name}[{number}]" for name in names]
+        _checks.check_residual_block(op, x, weight1, bias1, weight2, bias2, of_block)
+        _checks.check_type(op, parameters[0][0].dtype, x.device, **{of_block[0]: weight1})
+
+
+def _of_blocks(weights1, biases1, weights2, biases2):
+    none = [None] * len(weights1)
+    return zip(weights1, biases1 or none, weights2, biases2 or none, strict=True)
+
+
+def _sections(ends: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Slices of the blocks. None ends at a tap where that can be avoided: two gradients of what is
+    one section's result and the next one's input would meet in an addition of whole maps."""
+    start, count = 0, ends[-1]
+    while start < count:
+        stop = min(start + SECTION, count)
+        while stop < count and stop in ends and stop - start > 1:
+            stop -= 1
+        yield start, stop
+        start = stop
+
+
+def _forward(
+    x: Tensor, parameters: tuple[Sequence[Tensor], ...], res_scale: float, ends: Sequence[int]
+) -> dict[int, Tensor]:
+    """The maps by the numbers of their blocks, those of ``ends`` at least."""
+    found: dict[int, Tensor] = {}
+    for start, stop in _sections(ends):
+        section = [list(tensors[start:stop]) for tensors in parameters]
+        tensors = [x, *(tensor for tensors in section for tensor in tensors)]
+        saves = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        numbers = range(start + 1, stop + 1)
+        kept = [n - start for n in numbers if saves or n in ends or n == stop]
+        maps, _ = _residual_blocks(x, *section, res_scale, kept, saves)
+        found.update(zip((start + number for number in kept), maps, strict=True))
+        x = maps[-1]
+    return found
+
+
+def _fake(x, weights1, biases1, weights2, biases2, res_scale, kept, save_hidden):
+    maps = [empty_images(x, x.shape[1]) for _ in kept]
+    return maps, [empty_hidden(x, weight) for weight in weights1] if save_hidden else []
+
+
+def _fake_backward(
+    grad_maps, at, x, maps, hiddens, weights1, weights2, res_scale, needs_x, needs_params
+):
+    def grads(image, weights):
+        found = [
+            fake_conv_grads(image, weight, False, needs_params, needs_params)[1:]
+            for weight in weights
+        ]
+        return [list(tensors) for tensors in zip(*found, strict=True)]
+
+    grad_x = empty_images(x, x.shape[1]) if needs_x else x.new_empty(0)
+    return grad_x, *grads(x, weights1), *grads(hiddens[0], weights2)
+
+
+def _setup_context(ctx, inputs, output):
+    x, weights1, biases1, weights2, biases2, res_scale, kept, save_hidden = inputs
+    maps, hiddens = output
+    ctx.mark_non_differentiable(*hiddens)
+    ctx.set_materialize_grads(False)  # most maps have no gradient of their own
+    ctx.save_for_backward(x, *maps[:-1], *hiddens, *weights1, *weights2)
+    ctx.count = len(weights1)
+    ctx.has_biases = bool(biases1), bool(biases2)
+    ctx.res_scale, ctx.save_hidden = res_scale, save_hidden and len(kept) == ctx.count
+
+
+def _backward(ctx, grad_maps, _):
+    if not ctx.save_hidden:
+        raise RuntimeError(
+            "residual_blocks: expected save_hidden=True and all maps kept for a gradient, got less"
+        )
+    at = [number for number, grad in enumerate(grad_maps, start=1) if grad is not None]
+    needs_x, *needed = ctx.needs_input_grad[:5]
+    grads = [[None] * len(needs) for needs in needed]
+    grad_x = None
+    if at:
+        x, *saved = ctx.saved_tensors
+        maps, saved = saved[: ctx.count - 1], saved[ctx.count - 1 :]
+        hiddens, weights1, weights2 = (saved[i * ctx.count :][: at[-1]] for i in range(3))
+        grad_x, *found = _residual_blocks_backward(
+            [grad_maps[number - 1] for number in at],
+            at,
+            x,
+            maps[: at[-1] - 1],
+            hiddens,
+            weights1,
+            weights2,
+            ctx.res_scale,
+            needs_x,
+            any(map(any, needed)),
+        )
+        for target, needs, tensors in zip(grads, needed, found, strict=True):
+            for index, (need, tensor) in enumerate(zip(needs, tensors, strict=False)):
+                target[index] = tensor if need else None
+    return grad_x if needs_x else None, *grads, None, None, None
+
+
+_residual_blocks = register(
+    "residual_blocks",
+    reference=reference.residual_blocks,
+    fake=_fake,
+    backward=_backward,
+    setup_context=_setup_context,
+)
+_residual_blocks_backward = register(
+    "residual_blocks_backward", reference=reference.residual_blocks_backward, fake=_fake_backward
+)
