@@ -1,10 +1,9 @@
 """CLSD: contrastive-learning-based self-distillation of a student without a teacher."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .edsr import EDSR
@@ -170,29 +169,27 @@ class CLSD(nn.Module):
             for tap, x in zip(self.taps, tapped, strict=True)
         ]
         sr = self.student.reconstruct(deep, like=hr)
-        losses = {"rec": self._pixel_loss(sr, hr)}
-        total = losses["rec"]
         head_sr: tuple[Tensor, ...] = ()
         if self.ds_weight:
             head_sr = tuple(
                 self.student.reconstruct(x, self._head(tap).tail, like=hr)
                 for tap, x in zip(self.taps, head_features, strict=True)
             )
-            losses["ds"] = torch.stack([self._pixel_loss(y, hr) for y in head_sr]).mean()
-            total = total + self.ds_weight * losses["ds"]
+        errors, _ = _MeanAbsoluteErrors.apply(self.student.value_range, hr, sr, *head_sr)
+        rec, of_heads = errors.split([1, len(head_sr)])
+        total = rec.squeeze(0)
+        losses = {"rec": total}
+        if head_sr:
+            losses["ds"] = of_heads.mean()
+            total = total.add(losses["ds"], alpha=self.ds_weight)
         if self.contrast_weight:
             losses["cl"] = self._contrastive_loss(head_features, deep.detach())
-            total = total + self.contrast_weight * losses["cl"]
+            total = total.add(losses["cl"], alpha=self.contrast_weight)
         losses["total"] = total
         return CLSDOutput(sr, head_sr, losses)
 
     def _head(self, tap: int) -> Head:
         return cast(Head, self.heads[str(tap)])
-
-    def _project(self, tap: int, vectors: Tensor) -> Tensor:
-        projection = self._head(tap).projection
-        assert projection is not None  # as in __init__, for the contrasts of feature vectors
-        return projection(vectors)
 
     def _checked_target(self, lr: Tensor, hr: Tensor | None) -> Tensor:
         if hr is None:
@@ -203,25 +200,111 @@ class CLSD(nn.Module):
             raise ValueError(f"CLSD: expected hr of shape {shape}, got {list(hr.shape)}")
         return hr
 
-    def _pixel_loss(self, sr: Tensor, hr: Tensor) -> Tensor:
-        return F.l1_loss(sr, hr) / self.student.value_range
-
     def _contrastive_loss(self, head_features: list[Tensor], target: Tensor) -> Tensor:
         if self.contrast == "feature_ratio":
             return feature_ratio(torch.stack(head_features), target, eps=self.eps)
         if self.contrast == "pos_only":
             return pos_only(torch.stack(head_features), target) / self.student.value_range
         if self.contrast == "info_nce":
-            *vectors, targets = (x.mean(dim=(-2, -1)) for x in (*head_features, target))
+            vectors = [_MeanOfPixels.apply(x) for x in (*head_features, target)]
         else:
             height, width = target.shape[-2:]
             positions = sample_positions(height, width, self.num_patches, target.device)
-            *vectors, targets = (gather_positions(x, positions) for x in (*head_features, target))
-        query = torch.stack(
-            [self._project(tap, x) for tap, x in zip(self.taps, vectors, strict=True)]
-        )
-        key = self.heads["target_projection"](targets)
-        return info_nce(query, key, temperature=self.temperature)
+            vectors = [gather_positions(x, positions) for x in (*head_features, target)]
+        with torch.autocast(target.device.type, enabled=False):
+            projected = _project(self._projections(), vectors)
+            query, key = projected.split([len(self.taps), 1])
+            return info_nce(query, key.squeeze(0), temperature=self.temperature)
+
+    def _projections(self) -> list[nn.Sequential]:
+        """Of the heads and of the target."""
+        of_heads = [self._head(tap).projection for tap in self.taps]
+        return cast("list[nn.Sequential]", [*of_heads, self.heads["target_projection"]])
+
+
+class _MeanAbsoluteErrors(torch.autograd.Function):
+    """``F.l1_loss(image, target) / value_range`` of each image, as one vector.
+
+    The same arithmetic for all images at once: one by one, a training step would have ten launches
+    for each, half of them on numbers.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value_range: float, target: Tensor, *images: Tensor) -> tuple[Tensor, Tensor]:
+        """[K] of K images, and their differences from the target, each [K, ...]."""
+        # Neither contiguous nor channels_last images are transposed.
+        if target.stride(1) == 1:
+            target, *moved = (image.movedim(1, -1) for image in (target, *images))
+            images = tuple(moved)
+        differences = torch.stack(images) - target
+        sums = differences.abs().sum(tuple(range(1, differences.dim())))
+        return sums / (target.numel() * value_range), differences
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        value_range, target, *images = inputs
+        _, differences = output
+        ctx.mark_non_differentiable(differences)
+        ctx.set_materialize_grads(False)  # nobody needs zeros for the differences
+        ctx.save_for_backward(differences)
+        ctx.divisor = target.numel() * value_range
+        ctx.channels_last = target.stride(1) == 1
+        ctx.dtypes = [image.dtype for image in images]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return None, None, *(None for _ in ctx.dtypes)
+        (differences,) = ctx.saved_tensors
+        scales = (grad / ctx.divisor).reshape(-1, *[1] * (differences.dim() - 1))
+        grads = (differences.sgn() * scales).unbind()
+        if ctx.channels_last:
+            grads = tuple(of_image.movedim(-1, 1) for of_image in grads)
+        pairs = zip(grads, ctx.dtypes, strict=True)
+        return None, None, *(of_image.to(dtype) for of_image, dtype in pairs)
+
+
+class _MeanOfPixels(torch.autograd.Function):
+    """``x.mean((-2, -1))``, in float32 for 16-bit maps. Its gradient is an expanded view: PyTorch's
+    own would be divided and cast as a whole map."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        dtype = torch.float32 if x.element_size() == 2 else x.dtype
+        return x.mean((-2, -1), dtype=dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        (x,) = inputs
+        ctx.shape, ctx.dtype = x.shape, x.dtype
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        height, width = ctx.shape[-2:]
+        return (grad / (height * width)).to(ctx.dtype)[..., None, None].expand(ctx.shape)
+
+
+def _project(projections: list[nn.Sequential], vectors: list[Tensor]) -> Tensor:
+    """``projection(x)`` of each pair, [P, ..., D], in the parameters' dtype.
+
+    All together they are two batched products: one by one, each is a launch too small for a GPU.
+    """
+    first, second = ([cast(nn.Linear, p[index]) for p in projections] for index in (0, 2))
+    x = torch.stack(vectors).to(first[0].weight.dtype)
+    hidden = _linear(first, x.flatten(1, -2).mT).relu()
+    return _linear(second, hidden).mT.unflatten(1, x.shape[1:-1])
+
+
+def _linear(layers: list[nn.Linear], x: Tensor) -> Tensor:
+    """Of each layer and each [C, n] of x, which is [P, C, n], as the gradients of the weights are
+    then products that lie as the weights do."""
+    weights = torch.stack([layer.weight for layer in layers])
+    biases = torch.stack([layer.bias for layer in layers])
+    return torch.baddbmm(biases[..., None], weights, x)
 
 
 def _projection(channels: int, projection_dim: int) -> nn.Module:

@@ -265,7 +265,11 @@ class UpsampleTail(nn.Sequential):
 
 
 class MeanShift(nn.Conv2d):
-    """Adds ``sign * value_range * rgb_mean``; a frozen 1x1 convolution, as in EDSR-PyTorch."""
+    """Adds ``sign * value_range * rgb_mean``; a frozen 1x1 convolution, as in EDSR-PyTorch.
+
+    In the parameters' dtype, under autocast too: of the values that an image has, bfloat16 tells
+    those above 128 apart by whole steps.
+    """
 
     def __init__(self, value_range: float, rgb_mean: tuple[float, float, float], sign: int) -> None:
         super().__init__(3, 3, kernel_size=1)
@@ -274,6 +278,10 @@ class MeanShift(nn.Conv2d):
             assert self.bias is not None
             self.bias.copy_(sign * value_range * torch.tensor(rgb_mean))
         self.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))
 
 
 class InfoNCELoss(nn.Module):

@@ -269,8 +269,8 @@ MUTANTS = [
     Mutant(
         "cuda: a partial of a weight's gradient is lost",
         "csrc/cuda/wgrad_tasks.cuh",
-        "for (int split = warp; split < task.splits; split += kReducingWarps) {",
-        "for (int split = warp + 1; split < task.splits; split += kReducingWarps) {",
+        "for (int split = lane; split < splits;",
+        "for (int split = lane + 1; split < splits;",
         CUDA_WGRAD,
     ),
     Mutant(

@@ -12,7 +12,7 @@ from unittest.mock import patch
 import sass_code
 import torch
 import triton
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -52,7 +52,9 @@ def recorded() -> Iterator[list[Call]]:
     calls: list[Call] = []
 
     def launch(kernel, programs, *args, **options):
-        calls.append(Call(kernel, programs, args, options))
+        # Not the tensors themselves: autograd copies a gradient that somebody else holds.
+        kept = tree_map_only(torch.Tensor, torch.Tensor.detach, args)
+        calls.append(Call(kernel, programs, kept, options))
 
     with ExitStack() as stack:
         for name in MODULES:

@@ -28,6 +28,10 @@ __device__ __forceinline__ uint4 load_vector(const T* source) {
   return *reinterpret_cast<const uint4*>(source);
 }
 
+__device__ __forceinline__ float4 load_floats(const float* source) {
+  return *reinterpret_cast<const float4*>(source);
+}
+
 template <class T>
 __device__ __forceinline__ void store_vector(T* target, uint4 value) {
   *reinterpret_cast<uint4*>(target) = value;

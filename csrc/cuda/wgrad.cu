@@ -114,23 +114,38 @@ Global<float> place_partials(Tasks<T>& tasks, Global<float> workspace) {
   return workspace;
 }
 
+template <int kElements, int kLanes, class T>
+void launch_reduction(const Tasks<T>& tasks, Stream stream) {
+  int64_t threads = 0;
+  for (int i = 0; i < tasks.count; ++i) {
+    const Task<T>& task = tasks.at[i];
+    const int64_t weights = task.grad_weight ? task.weights() / kElements : 0;
+    threads = std::max(threads, kLanes * (weights + (task.grad_bias ? task.outputs : 0)));
+  }
+  if (threads == 0) return;
+  const dim3 grid(static_cast<unsigned>(ceil_div(threads, wgrad::kReducingThreads)),
+                  static_cast<unsigned>(tasks.count));
+  launch<wgrad::wgrad_reduce_kernel<T, kElements, kLanes>>(grid, wgrad::kReducingThreads,
+                                                           wgrad::kReducingBytes, stream, tasks);
+}
+
 template <auto kKernel, class T>
 void launch_tasks(const Tasks<T>& tasks, int threads, uint32_t shared_bytes, Stream stream) {
-  int64_t blocks = 0, elements = 0;
+  int64_t blocks = 0;
+  int splits = 0;
+  bool any = false;
   for (int i = 0; i < tasks.count; ++i) {
     const Task<T>& task = tasks.at[i];
     blocks += task.blocks();
-    elements = std::max(elements, (task.grad_weight ? task.weights() : 0) +
-                                      (task.grad_bias ? task.outputs : 0));
+    splits = std::max(splits, task.splits);
+    any = any || task.grad_weight || task.grad_bias;
   }
-  if (elements == 0) return;
+  if (!any) return;
   if (blocks > 0) {
     launch<kKernel>(static_cast<unsigned>(blocks), threads, shared_bytes, stream, tasks);
   }
-  const dim3 grid(static_cast<unsigned>(ceil_div(elements, wgrad::kReducedElements)),
-                  static_cast<unsigned>(tasks.count));
-  launch<wgrad::wgrad_reduce_kernel<T>>(grid, wgrad::kReducingThreads, wgrad::kReducingBytes,
-                                        stream, tasks);
+  if (splits > 2 * wgrad::kReducedAtOnce) return launch_reduction<1, 8>(tasks, stream);
+  launch_reduction<4, 1>(tasks, stream);
 }
 
 template <class T>

@@ -60,9 +60,10 @@ __device__ __forceinline__ uint32_t ones() {
   return pack<T>(1.0f, 1.0f);
 }
 
-// Eight warps add every eighth split of 32 elements, so that their loads are under way together.
-constexpr int kReducedElements = 32, kReducingWarps = 8;
-constexpr int kReducingThreads = kReducedElements * kReducingWarps;
+// A thread adds partials, of which it loads so many splits at once. Where there are many, eight
+// threads share an element, of which each has every eighth split; else a thread has four elements.
+constexpr int kReducedAtOnce = 8;
+constexpr int kReducingThreads = 256;
 constexpr uint32_t kReducingBytes = 4 * kReducingThreads;
 
 template <class T>
@@ -83,35 +84,83 @@ __device__ __forceinline__ int64_t weight_index(const Task<T>& task, int64_t ele
   return (row / kTaps * task.inputs + c) * kTaps + row % kTaps;
 }
 
-template <class T>
-__global__ void __launch_bounds__(kReducingThreads)
-    wgrad_reduce_kernel(const __grid_constant__ Tasks<T> tasks) {
-  const Task<T>& task = tasks.at[blockIdx.y];
-  const int lane = threadIdx.x % kReducedElements, warp = threadIdx.x / kReducedElements;
-  const int64_t weights = task.grad_weight ? task.weights() : 0;
-  const int64_t elements = weights + (task.grad_bias ? task.outputs : 0);
-  const int64_t element = static_cast<int64_t>(blockIdx.x) * kReducedElements + lane;
-  const bool is_weight = element < weights;
-  float sum = 0;
-  if (element < elements) {
-    const Global<const float> partials =
-        is_weight ? task.weight_partials + element : task.bias_partials + (element - weights);
-    const int64_t stride = is_weight ? weights : task.outputs;
-#pragma unroll 8
-    for (int split = warp; split < task.splits; split += kReducingWarps) {
-      sum += load(partials + split * stride);
+template <int kElements>
+struct PartialSums {
+  float at[kElements] = {};
+
+  __device__ __forceinline__ void add(const PartialSums& others) {
+#pragma unroll
+    for (int i = 0; i < kElements; ++i) at[i] += others.at[i];
+  }
+};
+
+// Of one element alone, or of kElements consecutive ones.
+template <int kElements>
+__device__ __forceinline__ PartialSums<kElements> load_partials(Global<const float> from,
+                                                                bool alone) {
+  PartialSums<kElements> sums;
+  if constexpr (kElements == 4) {
+    if (!alone) {
+      const float4 values = load_floats(from);
+      return {{values.x, values.y, values.z, values.w}};
     }
   }
-  store_shared(4 * threadIdx.x, sum);
-  __syncthreads();
-  if (warp > 0 || element >= elements) return;
-  for (int i = 1; i < kReducingWarps; ++i) {
-    sum += load_shared<float>(4 * (i * kReducedElements + lane));
+  sums.at[0] = load(from);
+  return sums;
+}
+
+// Add every kLanes-th split from one on, `stride` floats apart.
+template <int kElements, int kLanes>
+__device__ __forceinline__ PartialSums<kElements> sum_of_partials(Global<const float> partials,
+                                                                  int64_t stride, int splits,
+                                                                  int lane, bool alone) {
+  PartialSums<kElements> sum;
+  Global<const float> from = partials + lane * stride;
+  for (int split = lane; split < splits; split += kReducedAtOnce * kLanes) {
+    PartialSums<kElements> values[kReducedAtOnce];
+#pragma unroll
+    for (int i = 0; i < kReducedAtOnce; ++i, from = from + kLanes * stride) {
+      if (split + i * kLanes < splits) values[i] = load_partials<kElements>(from, alone);
+    }
+#pragma unroll
+    for (int i = 0; i < kReducedAtOnce; ++i) sum.add(values[i]);
   }
-  if (is_weight) {
-    store_parameter(task.grad_weight, weight_index(task, element), sum * task.scale);
-  } else {
-    store_parameter(task.grad_bias, element - weights, sum * task.scale);
+  return sum;
+}
+
+// kElements of the weight a thread, then the biases, one each; kLanes threads for the same.
+template <class T, int kElements, int kLanes>
+__global__ void __launch_bounds__(kReducingThreads)
+    wgrad_reduce_kernel(const __grid_constant__ Tasks<T> tasks) {
+  static_assert(kElements == 1 || kLanes == 1);
+  constexpr int kColumns = kReducingThreads / kLanes;
+  const Task<T>& task = tasks.at[blockIdx.y];
+  const int column = threadIdx.x % kColumns, lane = threadIdx.x / kColumns;
+  const int64_t weights = task.grad_weight ? task.weights() : 0;
+  const int64_t biases = task.grad_bias ? task.outputs : 0;
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kColumns + column;
+  const int64_t element = index * kElements, bias = index - weights / kElements;
+  const bool is_weight = element < weights, exists = is_weight || bias < biases;
+  PartialSums<kElements> sum;
+  if (exists) {
+    const Global<const float> partials =
+        is_weight ? task.weight_partials + element : task.bias_partials + bias;
+    const int64_t stride = is_weight ? weights : task.outputs;
+    sum = sum_of_partials<kElements, kLanes>(partials, stride, task.splits, lane, !is_weight);
+  }
+  if constexpr (kLanes > 1) {
+    store_shared(4 * threadIdx.x, sum.at[0]);
+    __syncthreads();
+    if (lane > 0) return;
+    for (int i = 1; i < kLanes; ++i) {
+      sum.at[0] += load_shared<float>(4 * (i * kColumns + column));
+    }
+  }
+  if (!exists) return;
+  if (!is_weight) return store_parameter(task.grad_bias, bias, sum.at[0] * task.scale);
+#pragma unroll
+  for (int i = 0; i < kElements; ++i) {
+    store_parameter(task.grad_weight, weight_index(task, element + i), sum.at[i] * task.scale);
   }
 }
 

@@ -22,7 +22,7 @@ def images(*shape):
 def calls(ops):
     """A call of every kernel, with bias, residual, mask and channels that do not fill a group."""
     x, narrow, odd, fewer = (images(1, channels, 5, 7) for channels in (64, 3, 80, 48))
-    wide = images(48, 80, 3, 3)
+    wide, tall = images(48, 80, 3, 3), images(1, 64, 80, 3)
     weight, first, last = images(64, 64, 3, 3), images(64, 3, 3, 3), images(3, 64, 3, 3)
     bias = torch.zeros(64, dtype=torch.bfloat16)
     block = (weight, bias, weight, bias, 1.0)
@@ -31,6 +31,7 @@ def calls(ops):
         "odd channels": partial(ops.conv3x3, odd, wide, None, None, 1.0, False),
         "odd backward": partial(ops.conv3x3_backward, fewer, odd, wide, 1.0, True, False, False),
         "backward": partial(ops.residual_block_backward, x, x, x, weight, weight, 0.5, True, True),
+        "tall backward": partial(ops.conv3x3_backward, tall, tall, weight, 1.0, False, True, True),
         "one kernel": partial(ops.residual_block, x, *block, False),
         "from few": partial(ops.conv3x3, narrow, first, bias, None, 1.0, False),
         "few backward": partial(ops.conv3x3_backward, x, narrow, first, 1.0, True, True, True),
@@ -56,6 +57,7 @@ def recorded(emulation):
 
     def launches(architecture, name):
         emulation.sm90a(architecture == "sm_90a")
+        emulation.multiprocessors(20)
         with emulation.recorded() as found:
             calls(emulation.ops)[name]()
         return {launch.kernel: (launch, counts) for launch, counts in found}.values()

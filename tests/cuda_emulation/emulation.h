@@ -79,6 +79,11 @@ void store_vector(Global<T> target, uint4 value) {
   store_checked(target, value, "store_vector");
 }
 
+inline float4 load_floats(Global<const float> source) {
+  ++emulation::counts.loads16;
+  return load_checked<float4>(source, "load_floats");
+}
+
 inline void store_pair(Global<float> target, float2 value) {
   store_checked(target, value, "store_pair");
 }

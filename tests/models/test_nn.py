@@ -216,6 +216,18 @@ def test_mean_shift_is_frozen():
     assert not any(p.requires_grad for p in shift.parameters())
 
 
+def test_mean_shift_keeps_the_steps_of_an_image():
+    """Under autocast, and of 16-bit features."""
+    shift = MeanShift(255.0, (0.5, 0.25, 0.0), sign=1)
+    x = (torch.arange(75).reshape(1, 3, 5, 5) / 4).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        shifted = shift(x)
+    expected = x.float() + torch.tensor([127.5, 63.75, 0.0]).view(1, 3, 1, 1)
+    assert shifted.dtype == torch.float32 and torch.equal(shifted, expected)
+    half = MeanShift(1.0, (0.5, 0.25, 0.0), sign=1).bfloat16()
+    assert half(x).dtype == torch.bfloat16
+
+
 def test_info_nce_loss(backend):
     query, key, negatives = rand(3, 5, 6), rand(5, 6, seed=1), rand(4, 6, seed=2)
     loss = InfoNCELoss(temperature=0.2)
