@@ -148,13 +148,12 @@ def _fake_backward(
 
 
 def _setup_context(ctx, inputs, output):
-    x, weights1, biases1, weights2, biases2, res_scale, kept, save_hidden = inputs
+    x, weights1, _, weights2, _, res_scale, kept, save_hidden = inputs
     maps, hiddens = output
     ctx.mark_non_differentiable(*hiddens)
     ctx.set_materialize_grads(False)  # most maps have no gradient of their own
     ctx.save_for_backward(x, *maps[:-1], *hiddens, *weights1, *weights2)
     ctx.count = len(weights1)
-    ctx.has_biases = bool(biases1), bool(biases2)
     ctx.res_scale, ctx.save_hidden = res_scale, save_hidden and len(kept) == ctx.count
 
 

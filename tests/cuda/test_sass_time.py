@@ -94,7 +94,11 @@ print(json.dumps([
 
 
 @pytest.mark.parametrize(
-    "head_blocks, launches, native, triton, casts", [(5, 301, 172, 55, 12), (1, 253, 124, 55, 12)]
+    "head_blocks, launches, native, triton, casts",
+    [
+        (5, 301, 172, 55, 12),
+        pytest.param(1, 253, 124, 55, 12, marks=pytest.mark.thorough),
+    ],
 )
 def test_launches_of_a_step(emulated_library, head_blocks, launches, native, triton, casts):
     """At full depth, on tiny images, in a process of its own: a budget, too. And those of single

@@ -53,8 +53,10 @@ COMMON += ["wgrad::wgrad_kernel", "wgrad::wgrad_reduce_kernel", "wgrad_few::wgra
 @pytest.mark.parametrize(
     "channels, capability, dtype, has_triton, kernel",
     [
-        (16, (8, 0), "float16", True, "sm80::conv3x3_kernel"),
         (64, (9, 0), "bfloat16", False, "sm90::conv3x3_kernel"),
+        pytest.param(
+            *(16, (8, 0), "float16", True, "sm80::conv3x3_kernel"), marks=pytest.mark.thorough
+        ),
     ],
 )
 def test_step(emulated_library, channels, capability, dtype, has_triton, kernel):

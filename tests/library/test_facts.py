@@ -12,6 +12,7 @@ from clsd_fast._library import SCHEMAS
 from clsd_fast._tail_axes import STAGES
 from clsd_fast.backend import cuda
 from clsd_fast.backend import triton as triton_backend
+from clsd_fast.ops.residual_blocks import SECTION
 from clsd_train.config import Config, HeadsConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +39,13 @@ def test_channels_of_the_cuda_kernels(name, value):
     """What is asked before a call is what the operators check."""
     source = (ROOT / "csrc" / "cuda" / "convolution.h").read_text()
     assert re.findall(rf"\b{name} = (\d+)", source) == [str(value)]
+
+
+def test_a_section_of_blocks_fills_a_launch():
+    """Two convolutions a block: what a section packs, and whose gradients it computes, at once."""
+    for file, name in (("packing.cuh", "kMaxPackings"), ("wgrad.h", "kMaxWeightGradients")):
+        source = (ROOT / "csrc" / "cuda" / file).read_text()
+        assert re.findall(rf"\b{name} = (\d+)", source) == [str(2 * SECTION)]
 
 
 def test_the_trainer_takes_what_the_models_take():
