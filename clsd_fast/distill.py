@@ -10,6 +10,7 @@ from .edsr import EDSR
 from .losses import feature_ratio, gather_positions, pos_only, sample_positions
 from .nn import Conv3x3, ResidualBlock, ResidualBlocks
 from .ops import info_nce
+from .ops._checks import without_autocast
 
 CONTRASTS = ("info_nce", "patch_nce", "feature_ratio", "pos_only")
 SKIPS = ("first", "tap", "none")
@@ -211,7 +212,7 @@ class CLSD(nn.Module):
             height, width = target.shape[-2:]
             positions = sample_positions(height, width, self.num_patches, target.device)
             vectors = [gather_positions(x, positions) for x in (*head_features, target)]
-        with torch.autocast(target.device.type, enabled=False):
+        with without_autocast(target):
             projected = _project(self._projections(), vectors)
             query, key = projected.split([len(self.taps), 1])
             return info_nce(query, key.squeeze(0), temperature=self.temperature)

@@ -22,6 +22,7 @@ from .ops import (
     residual_blocks,
     upsample_tail,
 )
+from .ops._checks import without_autocast
 
 __all__ = [
     "Conv3x3",
@@ -280,7 +281,7 @@ class MeanShift(nn.Conv2d):
         self.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return super().forward(x.to(self.weight.dtype))
 
 
