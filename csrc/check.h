@@ -156,6 +156,10 @@ struct BlockParameters {
   std::optional<Tensor> bias2;
 };
 
+inline Shape hidden_shape(const Tensor& x, const BlockParameters& block) {
+  return {x.size(0), block.weight1.size(0), x.size(2), x.size(3)};
+}
+
 // Names of a block's parameters in a sentence are weights1[index] and so on, or weight1 for -1.
 inline std::string parameter_name(const char* singular, const char* plural, int number,
                                   int64_t index) {
@@ -180,7 +184,7 @@ inline Shape check_residual_block(const char* op, const Tensor& x, const BlockPa
     check_shape(op, bias2.c_str(), *block.bias2, {x.size(1)});
     check_parameter(op, bias2.c_str(), x, block.weight1, *block.bias2);
   }
-  return {x.size(0), block.weight1.size(0), x.size(2), x.size(3)};
+  return hidden_shape(x, block);
 }
 
 inline void check_count(const char* op, const char* name, size_t count, size_t expected) {
@@ -265,8 +269,7 @@ inline std::vector<BlockParameters> check_residual_blocks_backward(
   for (const Tensor& grad : grad_maps) check_backward(op, "grad_maps", x, grad, shape_of(x));
   for (const Tensor& map : maps) check_backward(op, "maps", x, map, shape_of(x));
   for (size_t i = 0; i < blocks.size(); ++i) {
-    check_backward(op, "hiddens", x, hiddens[i],
-                   {x.size(0), weights1[i].size(0), x.size(2), x.size(3)});
+    check_backward(op, "hiddens", x, hiddens[i], hidden_shape(x, blocks[i]));
   }
   return blocks;
 }

@@ -18,10 +18,6 @@ void check_all_channels(const char* op, const Blocks& blocks) {
   for (const BlockParameters& block : blocks) check_channels(op, block.weight1);
 }
 
-Shape hidden_shape(const Tensor& x, const BlockParameters& block) {
-  return {x.size(0), block.weight1.size(0), x.size(2), x.size(3)};
-}
-
 Tensor empty_nhwc(const Tensor& x, const Shape& shape) {
   return empty(x, shape, MemoryFormat::ChannelsLast);
 }

@@ -122,7 +122,6 @@ void launch_reduction(const Tasks<T>& tasks, Stream stream) {
     const int64_t weights = task.grad_weight ? task.weights() / kElements : 0;
     threads = std::max(threads, kLanes * (weights + (task.grad_bias ? task.outputs : 0)));
   }
-  if (threads == 0) return;
   const dim3 grid(static_cast<unsigned>(ceil_div(threads, wgrad::kReducingThreads)),
                   static_cast<unsigned>(tasks.count));
   launch<wgrad::wgrad_reduce_kernel<T, kElements, kLanes>>(grid, wgrad::kReducingThreads,

@@ -18,9 +18,8 @@ Tensor empty_map(const Tensor& x) { return empty(x, shape_of(x), memory_format(x
 template <class S>
 void forward_block(const Tensor& x, const BlockParameters& block, double res_scale,
                    const Tensor* hidden, const Tensor& output) {
-  const Shape hidden_shape = {x.size(0), block.weight1.size(0), x.size(2), x.size(3)};
   const auto input = images<const S>(x);
-  auto activation = hidden ? images<S>(*hidden) : images<S>(nullptr, hidden_shape);
+  auto activation = hidden ? images<S>(*hidden) : images<S>(nullptr, hidden_shape(x, block));
   auto second_input = constant(activation);
   const auto target = images<S>(output);
   const auto packed_bias1 = pack_bias<S>(block.bias1, activation.order);
@@ -125,8 +124,7 @@ std::tuple<Tensors, Tensors> forward(const char* op, Tensor x,
     if (!keeps && !scratch[i % 2].defined()) scratch[i % 2] = empty_map(x);
     const Tensor output = keeps ? empty_map(x) : scratch[i % 2];
     if (save_hidden) {
-      const Shape shape = {x.size(0), blocks[i].weight1.size(0), x.size(2), x.size(3)};
-      hiddens.push_back(empty(x, shape, MemoryFormat::ChannelsLast));
+      hiddens.push_back(empty(x, hidden_shape(x, blocks[i]), MemoryFormat::ChannelsLast));
     }
     dispatch(op, x.scalar_type(), [&](auto zero) {
       forward_block<decltype(zero)>(x, blocks[i], res_scale,
@@ -181,9 +179,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> residual_block_backward(
     bool needs_x, bool needs_params) {
   const char* op = "residual_block_backward";
   const BlockParameters block{weight1, std::nullopt, weight2, std::nullopt};
-  const Shape hidden_shape = check_residual_block(op, x, block);
+  check_residual_block(op, x, block);
   check_backward(op, "grad_output", x, grad_output, shape_of(x));
-  check_backward(op, "hidden", x, hidden, hidden_shape);
+  check_backward(op, "hidden", x, hidden, hidden_shape(x, block));
   const auto [grad_x, weights1, biases1, weights2, biases2] =
       backward(op, {grad_output}, {1}, x, {}, {hidden}, {block}, res_scale, needs_x, needs_params);
   return {grad_x, weights1[0], biases1[0], weights2[0], biases2[0]};
