@@ -22,7 +22,8 @@ learned_temperature.
 
 ``upsample_tail`` takes parameters in the accumulator's dtype, the second pair for upscale factor 4
 alone. It returns the output and the composed weight (``reference/tail.py``), which its backward
-takes.
+takes. ``upsample_tails`` is the same for several tails of images of one shape; lists of parameters
+that there are not are empty.
 """
 
 from collections.abc import Callable
@@ -63,6 +64,13 @@ SCHEMAS = {
     "Tensor? up_bias1, Tensor? up_weight2, Tensor? up_bias2, Tensor out_weight, "
     "int upscale_factor, bool needs_x, bool needs_params) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "upsample_tails": "(Tensor[] xs, Tensor[] up_weights1, Tensor[] up_biases1, "
+    "Tensor[] up_weights2, Tensor[] up_biases2, Tensor[] out_weights, Tensor[] out_biases, "
+    "int upscale_factor) -> (Tensor[], Tensor[])",
+    "upsample_tails_backward": "(Tensor[] grad_outputs, Tensor[] xs, Tensor[] composed, "
+    "Tensor[] up_weights1, Tensor[] up_biases1, Tensor[] up_weights2, Tensor[] up_biases2, "
+    "Tensor[] out_weights, int upscale_factor, bool needs_x, bool needs_params) "
+    "-> (Tensor[], Tensor[], Tensor[], Tensor[], Tensor[], Tensor[], Tensor[])",
     "pairwise_similarity": "(Tensor query, Tensor key, str metric) -> Tensor",
     "pairwise_similarity_backward": "(Tensor grad_output, Tensor query, Tensor key, str metric) "
     "-> (Tensor, Tensor)",

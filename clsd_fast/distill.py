@@ -169,13 +169,12 @@ class CLSD(nn.Module):
             self._head(tap)(x, {"first": shallow, "tap": x, "none": None}[self.skip])
             for tap, x in zip(self.taps, tapped, strict=True)
         ]
-        sr = self.student.reconstruct(deep, like=hr)
-        head_sr: tuple[Tensor, ...] = ()
+        outputs: list[Tensor] = [deep]
+        tails: list[nn.Module] = [self.student.tail]
         if self.ds_weight:
-            head_sr = tuple(
-                self.student.reconstruct(x, self._head(tap).tail, like=hr)
-                for tap, x in zip(self.taps, head_features, strict=True)
-            )
+            outputs += head_features
+            tails += [cast(nn.Module, self._head(tap).tail) for tap in self.taps]
+        sr, *head_sr = self.student._reconstruct_all(outputs, tails, like=hr)
         errors, _ = _MeanAbsoluteErrors.apply(self.student.value_range, hr, sr, *head_sr)
         rec, of_heads = errors.split([1, len(head_sr)])
         total = rec.squeeze(0)
@@ -187,7 +186,7 @@ class CLSD(nn.Module):
             losses["cl"] = self._contrastive_loss(head_features, deep.detach())
             total = total.add(losses["cl"], alpha=self.contrast_weight)
         losses["total"] = total
-        return CLSDOutput(sr, head_sr, losses)
+        return CLSDOutput(sr, tuple(head_sr), losses)
 
     def _head(self, tap: int) -> Head:
         return cast(Head, self.heads[str(tap)])

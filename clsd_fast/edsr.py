@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ._layout import in_format_of
 from ._tail_axes import FACTORS, STAGES
 from .backend import has_kernel
-from .nn import Conv3x3, MeanShift, ResidualBlock, ResidualBlocks, UpsampleTail
+from .nn import Conv3x3, MeanShift, ResidualBlock, ResidualBlocks, UpsampleTail, run_tails
 
 #: Mean colour of DIV2K, R G B, at value range 1.
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
@@ -103,4 +103,10 @@ class EDSR(nn.Module):
 
         It has the memory format of ``like``.
         """
-        return in_format_of(like, self.add_mean((self.tail if tail is None else tail)(deep)))
+        return self._reconstruct_all([deep], [self.tail if tail is None else tail], like)[0]
+
+    def _reconstruct_all(
+        self, deep: Sequence[Tensor], tails: Sequence[nn.Module], like: Tensor
+    ) -> list[Tensor]:
+        """The images of several features, each by its own tail."""
+        return [in_format_of(like, self.add_mean(image)) for image in run_tails(tails, deep)]

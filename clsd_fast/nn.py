@@ -23,6 +23,7 @@ from .ops import (
     upsample_tail,
 )
 from .ops._checks import without_autocast
+from .ops.upsample_tails import Parameters, serves_together, upsample_tails
 
 __all__ = [
     "Conv3x3",
@@ -229,7 +230,7 @@ class UpsampleTail(nn.Sequential):
         out_channels: of the output.
         collapse: compose all convolutions into one. The other way, which gives the same up to
             rounding, makes the intermediate maps by the operators of the children. None composes
-            where there is a kernel for that: on CPUs with the native library, on GPUs with Triton.
+            where there is a kernel for that: on CPUs with the native library, on GPUs.
 
     The parameters are those of ``nn.Sequential(PixelShuffleUpsampler(...), Conv3x3(...))``, as in
     EDSR-PyTorch's ``tail``.
@@ -254,15 +255,35 @@ class UpsampleTail(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] to [N, out_channels, upscale_factor * H, upscale_factor * W]."""
+        if not self._is_composed(x):
+            return super().forward(x)
+        return upsample_tail(x, *self._parameters_of_all(), self.upscale_factor)
+
+    def _is_composed(self, x: Tensor) -> bool:
         collapse = has_kernel("upsample_tail", x) if self.collapse is None else self.collapse
         if not collapse or not _are_untouched(self, PixelShuffleUpsampler, Conv3x3):
-            return super().forward(x)
+            return False
+        return cast(PixelShuffleUpsampler, self[0])._is_fused()
+
+    def _parameters_of_all(self) -> Parameters:
         upsampler, last = cast("tuple[PixelShuffleUpsampler, Conv3x3]", self)
-        if not upsampler._is_fused():
-            return super().forward(x)
         convs = _convs(upsampler)
         weights, biases = [conv.weight for conv in convs], [conv.bias for conv in convs]
-        return upsample_tail(x, weights, biases, last.weight, last.bias, self.upscale_factor)
+        return weights, biases, last.weight, last.bias
+
+
+def run_tails(tails: Sequence[nn.Module], xs: Sequence[Tensor]) -> list[Tensor]:
+    """``[tail(x) for tail, x in zip(tails, xs)]``, by one operator where there is one for all."""
+    composed = [
+        cast(UpsampleTail, tail)
+        for tail, x in zip(tails, xs, strict=True)
+        if _is_untouched(tail, UpsampleTail) and cast(UpsampleTail, tail)._is_composed(x)
+    ]
+    if len(composed) == len(tails) > 1 and len({tail.upscale_factor for tail in composed}) == 1:
+        parameters = [tail._parameters_of_all() for tail in composed]
+        if serves_together(xs, parameters):
+            return upsample_tails(xs, parameters, composed[0].upscale_factor)
+    return [tail(x) for tail, x in zip(tails, xs, strict=True)]
 
 
 class MeanShift(nn.Conv2d):

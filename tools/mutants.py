@@ -174,14 +174,14 @@ MUTANTS = [
     # Tail
     Mutant(
         "tail: paths beyond the start are not taken off",
-        "csrc/cpu/tail/axis.h",
+        "csrc/tail_axis.h",
         ".count = segment.count + first, .sign = -1});",
         ".count = segment.count + first, .sign = 0});",
         TAIL,
     ),
     Mutant(
         "tail: an edge is not mirrored",
-        "csrc/cpu/tail/axis.h",
+        "csrc/tail_axis.h",
         ".after = after.mirrored(path.after + end),",
         ".after = path.after,",
         TAIL,

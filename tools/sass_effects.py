@@ -1,5 +1,6 @@
 """What each instruction of SASS does to the registers of `sass_warp.Warp`."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 
@@ -202,9 +203,14 @@ def special_register(instruction, warp, mask) -> None:
 
 def load_constant(instruction, warp, mask) -> None:
     target, source = instruction.operands
-    size = 8 if "64" in instruction.modifiers else 1 if "U8" in instruction.modifiers else 4
-    value = warp.constant(source, size)
-    (warp.write_pair if size == 8 else warp.write)(target, value, mask)
+    kind = next(filter(re.compile(r"64|[US](8|16)").fullmatch, instruction.modifiers), "32")
+    bits = int(kind.lstrip("US"))
+    value = warp.constant(source, bits // 8, mask)
+    if kind[0] == "S":
+        value = value | np.where(
+            value >> np.uint64(bits - 1), ops.LOW << np.uint64(bits) & ops.LOW, np.uint64(0)
+        )
+    (warp.write_pair if bits == 64 else warp.write)(target, value, mask)
 
 
 def half_constant(instruction, warp, mask) -> None:

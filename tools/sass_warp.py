@@ -74,10 +74,12 @@ class Warp:
         top = index if index == ZERO or name == "URZ" else index + 1
         return ops.pair(values[index], values[top])
 
-    def constant(self, text: str, size: int) -> Value:
-        """From ``c[bank][offset]``."""
+    def constant(self, text: str, size: int, mask: ndarray | None = None) -> Value:
+        """From ``c[bank][offset]``; 0 in the lanes that a mask leaves out."""
         name, inside = re.findall(r"\[([^\]]*)\]", text)
         offsets = np.atleast_1d(self.sum_of(inside)).astype(int)
+        if mask is not None:
+            offsets = np.where(mask, offsets, 0)
         bank = self.banks[name]
         if offsets.max() + size > len(bank):
             raise ValueError(f"sass_warp: expected {text} within {len(bank)} bytes")

@@ -82,8 +82,8 @@ def has_kernel(op: str, tensor: Tensor) -> bool:
 def implementation(op: str, tensor: Tensor, *weights: Tensor, upscale_factor: int = 1) -> str:
     """Which backend serves ``op`` on ``tensor``: native, triton or reference.
 
-    With the weights of a convolution the answer is for their shapes and ``tensor``'s dtype; CUDA
-    kernels do not serve all.
+    With the weights of a convolution, or a tail's last one, the answer is for their shapes and
+    ``tensor``'s dtype; CUDA kernels do not serve all.
 
     Raises:
         RuntimeError: if the chosen backend cannot.
@@ -129,8 +129,8 @@ _WHY_NOT: dict[str, Callable[..., str | None]] = {
 }
 
 
-#: Of convolutions, each a tensor or a list of them.
-_WEIGHTS = ("weight", "weight1", "weight2", "weights1", "weights2")
+#: Of convolutions, and of tails their last ones'; each a tensor or a list of them.
+_WEIGHTS = ("weight", "weight1", "weight2", "weights1", "weights2", "out_weight", "out_weights")
 
 
 class _Subject(NamedTuple):
@@ -145,14 +145,16 @@ class _Subject(NamedTuple):
         given = (args[index] for index in self.weights)
         lists = (item if isinstance(item, list) else [item] for item in given)
         weights = (weight for weights in lists for weight in weights)
-        return implementation(op, args[self.tensor], *weights, upscale_factor=factor)
+        tensor = args[self.tensor]
+        first = tensor[0] if isinstance(tensor, list) else tensor
+        return implementation(op, first, *weights, upscale_factor=factor)
 
 
 def _subject(name: str) -> _Subject:
     arguments = getattr(getattr(torch.ops, NAMESPACE), name).default._schema.arguments
     at = {argument.name: index for index, argument in enumerate(arguments)}
     weights = tuple(index for name, index in at.items() if name in _WEIGHTS)
-    return _Subject(at.get("x", 0), weights, at.get("upscale_factor"))
+    return _Subject(at.get("x", at.get("xs", 0)), weights, at.get("upscale_factor"))
 
 
 def _chosen_per_call(name: str) -> Callable:

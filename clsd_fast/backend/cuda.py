@@ -13,6 +13,8 @@ FEW = 3
 #: Above it, kernels that keep all taps of 64 channels in shared memory have no advantage:
 #: ``kLargestChannels``.
 LARGEST = 256
+#: Operators of composed tails, whose inner convolutions may have any channels.
+TAILS = ("upsample_tail", "upsample_tails")
 #: The first GPUs with bfloat16 and asynchronous copies.
 CAPABILITY = (8, 0)
 
@@ -23,7 +25,8 @@ def why_not(op: str, x: Tensor, weights: tuple[Tensor, ...], upscale_factor: int
     Args:
         op: name of an operator.
         x: on a CUDA device.
-        weights: of the call's convolutions. Without any, the answer is for the operator at large.
+        weights: of the call's convolutions, or its tails' last ones. Without any, the answer is for
+            the operator at large.
         upscale_factor: of the pixel shuffle after the convolution.
     """
     operators = native.cuda_operators
@@ -34,20 +37,41 @@ def why_not(op: str, x: Tensor, weights: tuple[Tensor, ...], upscale_factor: int
     if x.dtype not in DTYPES:
         got = str(x.dtype).removeprefix("torch.")
         return f"x of dtype bfloat16 or float16 for its CUDA kernel, got {got}"
-    for weight in weights:
-        if not _serves_channels(weight.shape[0], weight.shape[1], upscale_factor):
-            return (
-                f"channels in multiples of {MULTIPLE} up to {LARGEST}, or up to {FEW} on one side, "
-                f"for its CUDA kernel, got weight of shape {list(weight.shape)}"
-            )
+    reason = _why_not_channels(op, x, weights, upscale_factor)
+    if reason is not None:
+        return reason
     capability = torch.cuda.get_device_capability(x.device)
     if capability < CAPABILITY:
         return f"a GPU of compute capability 8.0, got {'.'.join(map(str, capability))}"
     return native.why_not_on(x.device.index)
 
 
-def _serves_channels(outputs: int, inputs: int, upscale_factor: int) -> bool:
+def _why_not_channels(
+    op: str, x: Tensor, weights: tuple[Tensor, ...], upscale_factor: int
+) -> str | None:
+    wide = f"channels in multiples of {MULTIPLE} up to {LARGEST}"
+    for weight in weights:
+        outputs, inputs = weight.shape[:2]
+        if op in TAILS:
+            if not _is_wide(x.shape[1]) or outputs > FEW:
+                return (
+                    f"{wide} and up to {FEW} outputs for its CUDA kernel, got x of shape "
+                    f"{list(x.shape)} and out_weight of shape {list(weight.shape)}"
+                )
+        elif not _serves_convolution(outputs, inputs, upscale_factor):
+            return (
+                f"{wide}, or up to {FEW} on one side, for its CUDA kernel, "
+                f"got weight of shape {list(weight.shape)}"
+            )
+    return None
+
+
+def _is_wide(channels: float) -> bool:
+    return channels % MULTIPLE == 0 and channels <= LARGEST
+
+
+def _serves_convolution(outputs: int, inputs: int, upscale_factor: int) -> bool:
     sides = (outputs / upscale_factor**2, inputs)
-    wide = [channels % MULTIPLE == 0 and channels <= LARGEST for channels in sides]
+    wide = list(map(_is_wide, sides))
     few = [upscale_factor == 1 and channels <= FEW for channels in sides]
     return all(wide) or (any(wide) and any(few))

@@ -23,7 +23,12 @@ from .conv import (
     residual_blocks,
     residual_blocks_backward,
 )
-from .tail import upsample_tail, upsample_tail_backward
+from .tail import (
+    upsample_tail,
+    upsample_tail_backward,
+    upsample_tails,
+    upsample_tails_backward,
+)
 
 __all__ = [
     "conv3x3",
@@ -42,4 +47,6 @@ __all__ = [
     "residual_blocks_backward",
     "upsample_tail",
     "upsample_tail_backward",
+    "upsample_tails",
+    "upsample_tails_backward",
 ]

@@ -8,8 +8,9 @@ A composed weight is [C + 1, columns, rows, K], over all taps of both axes. The 
 is one that is 1 everywhere, to multiply with the biases.
 """
 
+from collections.abc import Iterator
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -299,3 +300,47 @@ def upsample_tail_backward(
         grad if weight is None else in_format_of(weight, grad)
         for grad, weight in zip(grads, weights, strict=True)
     )
+
+
+def upsample_tails(
+    xs: list[Tensor],
+    up_weights1: list[Tensor],
+    up_biases1: list[Tensor],
+    up_weights2: list[Tensor],
+    up_biases2: list[Tensor],
+    out_weights: list[Tensor],
+    out_biases: list[Tensor],
+    upscale_factor: int,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs and composed weights of each tail, as in ``SCHEMAS``."""
+    lists = xs, up_weights1, up_biases1, up_weights2, up_biases2, out_weights, out_biases
+    pairs = [upsample_tail(*(*tail, upscale_factor)) for tail in of_tails(*lists)]
+    outputs, composed = zip(*pairs, strict=True)
+    return list(outputs), list(composed)
+
+
+def upsample_tails_backward(
+    grad_outputs: list[Tensor],
+    xs: list[Tensor],
+    composed: list[Tensor],
+    up_weights1: list[Tensor],
+    up_biases1: list[Tensor],
+    up_weights2: list[Tensor],
+    up_biases2: list[Tensor],
+    out_weights: list[Tensor],
+    upscale_factor: int,
+    needs_x: bool,
+    needs_params: bool,
+) -> tuple[list[Tensor], ...]:
+    """Of each tail, in lists."""
+    lists = grad_outputs, xs, composed, up_weights1, up_biases1, up_weights2, up_biases2
+    options: Any = (upscale_factor, needs_x, needs_params)
+    tails = of_tails(*lists, out_weights)
+    grads = [upsample_tail_backward(*(*tail, *options)) for tail in tails]
+    return tuple(map(list, zip(*grads, strict=True)))
+
+
+def of_tails(*lists: list[Tensor]) -> Iterator[Any]:
+    """The tuple of what belongs to each tail; None of an empty list."""
+    none = [None] * len(lists[0])
+    return zip(*(tensors or none for tensors in lists), strict=True)

@@ -14,6 +14,8 @@ STABLE_TORCH_LIBRARY_IMPL(clsd_fast, CPU, library) {
   library.impl("pixel_shuffle_upsample_backward", TORCH_BOX(&pixel_shuffle_upsample_backward));
   library.impl("upsample_tail", TORCH_BOX(&upsample_tail));
   library.impl("upsample_tail_backward", TORCH_BOX(&upsample_tail_backward));
+  library.impl("upsample_tails", TORCH_BOX(&upsample_tails));
+  library.impl("upsample_tails_backward", TORCH_BOX(&upsample_tails_backward));
   library.impl("pairwise_similarity", TORCH_BOX(&pairwise_similarity));
   library.impl("pairwise_similarity_backward", TORCH_BOX(&pairwise_similarity_backward));
   library.impl("info_nce", TORCH_BOX(&info_nce));

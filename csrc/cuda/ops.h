@@ -44,4 +44,27 @@ std::tuple<Tensor, Tensor, Tensor> pixel_shuffle_upsample_backward(Tensor grad_o
                                                                    bool needs_x, bool needs_weight,
                                                                    bool needs_bias);
 
+std::tuple<Tensor, Tensor> upsample_tail(Tensor x, Tensor up_weight1,
+                                         std::optional<Tensor> up_bias1,
+                                         std::optional<Tensor> up_weight2,
+                                         std::optional<Tensor> up_bias2, Tensor out_weight,
+                                         std::optional<Tensor> out_bias, int64_t upscale_factor);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> upsample_tail_backward(
+    Tensor grad_output, Tensor x, Tensor composed, Tensor up_weight1,
+    std::optional<Tensor> up_bias1, std::optional<Tensor> up_weight2,
+    std::optional<Tensor> up_bias2, Tensor out_weight, int64_t upscale_factor, bool needs_x,
+    bool needs_params);
+
+std::tuple<std::vector<Tensor>, std::vector<Tensor>> upsample_tails(
+    std::vector<Tensor> xs, std::vector<Tensor> up_weights1, std::vector<Tensor> up_biases1,
+    std::vector<Tensor> up_weights2, std::vector<Tensor> up_biases2,
+    std::vector<Tensor> out_weights, std::vector<Tensor> out_biases, int64_t upscale_factor);
+std::tuple<std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>,
+           std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>>
+upsample_tails_backward(std::vector<Tensor> grad_outputs, std::vector<Tensor> xs,
+                        std::vector<Tensor> composed, std::vector<Tensor> up_weights1,
+                        std::vector<Tensor> up_biases1, std::vector<Tensor> up_weights2,
+                        std::vector<Tensor> up_biases2, std::vector<Tensor> out_weights,
+                        int64_t upscale_factor, bool needs_x, bool needs_params);
+
 }  // namespace clsd::cuda

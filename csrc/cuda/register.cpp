@@ -16,4 +16,8 @@ STABLE_TORCH_LIBRARY_IMPL(clsd_fast_cuda, CUDA, library) {
   library.impl("residual_blocks_backward", TORCH_BOX(&residual_blocks_backward));
   library.impl("pixel_shuffle_upsample", TORCH_BOX(&pixel_shuffle_upsample));
   library.impl("pixel_shuffle_upsample_backward", TORCH_BOX(&pixel_shuffle_upsample_backward));
+  library.impl("upsample_tail", TORCH_BOX(&upsample_tail));
+  library.impl("upsample_tail_backward", TORCH_BOX(&upsample_tail_backward));
+  library.impl("upsample_tails", TORCH_BOX(&upsample_tails));
+  library.impl("upsample_tails_backward", TORCH_BOX(&upsample_tails_backward));
 }

@@ -69,6 +69,13 @@ def test_schemas_are_what_saved_programs_call():
         "Tensor up_weight1, Tensor? up_bias1, Tensor? up_weight2, Tensor? up_bias2, "
         "Tensor out_weight, int upscale_factor, bool needs_x, bool needs_params) "
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        "upsample_tails": "(Tensor[] xs, Tensor[] up_weights1, Tensor[] up_biases1, "
+        "Tensor[] up_weights2, Tensor[] up_biases2, Tensor[] out_weights, Tensor[] out_biases, "
+        "int upscale_factor) -> (Tensor[], Tensor[])",
+        "upsample_tails_backward": "(Tensor[] grad_outputs, Tensor[] xs, Tensor[] composed, "
+        "Tensor[] up_weights1, Tensor[] up_biases1, Tensor[] up_weights2, Tensor[] up_biases2, "
+        "Tensor[] out_weights, int upscale_factor, bool needs_x, bool needs_params) "
+        "-> (Tensor[], Tensor[], Tensor[], Tensor[], Tensor[], Tensor[], Tensor[])",
         "pairwise_similarity": "(Tensor query, Tensor key, str metric) -> Tensor",
         "pairwise_similarity_backward": "(Tensor grad_output, Tensor query, Tensor key, "
         "str metric) -> (Tensor, Tensor)",

@@ -1,6 +1,6 @@
 // Composing the weight of a composed tail (docs/tail.md), and the gradients of what it is made of.
 //
-// A composed weight is [C + 1][columns][rows][K], over all taps of both axes (axis.h). Its last
+// A composed weight is [C + 1][columns][rows][K], over all taps of both axes (tail_axis.h). Its last
 // channel is one that is 1 everywhere, to multiply with the biases. Composing begins at the output,
 // which has few channels.
 #pragma once
@@ -9,10 +9,10 @@
 #include <optional>
 #include <type_traits>
 
+#include "../../tail_axis.h"
 #include "../../tensor_util.h"
 #include "../kernels.h"
 #include "../workspace.h"
-#include "axis.h"
 
 namespace clsd::cpu {
 

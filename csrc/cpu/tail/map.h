@@ -7,7 +7,7 @@
 //   gradient of the row = footprint * composed^T
 //   gradient of the composed weight = row^T * footprint      whose right or left rows overlap
 //
-// Each segment of the rows (axis.h) has a footprint of its own, to which a product for each segment
+// Each segment of the rows (tail_axis.h) has a footprint of its own, to which a product for each segment
 // of the columns is added: the summands of the map. Footprints are added to a canvas, a band of the
 // output in their order.
 #pragma once
@@ -15,9 +15,9 @@
 #include <algorithm>
 #include <vector>
 
+#include "../../tail_axis.h"
 #include "../conv/image_rows.h"
 #include "../workspace.h"
-#include "axis.h"
 
 namespace clsd::cpu {
 

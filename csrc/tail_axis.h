@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace clsd::cpu {
+namespace clsd {
 
 // Consecutive taps of an axis: those of every pixel, or of one at an edge.
 struct TailSegment {
@@ -137,4 +137,4 @@ inline std::vector<TailAxis> tail_axes(const std::vector<int64_t>& stages) {
   return axes;
 }
 
-}  // namespace clsd::cpu
+}  // namespace clsd

@@ -1,0 +1,117 @@
+"""The ends of several networks at once: of a student and its heads."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .. import reference
+from .._library import register
+from ..backend import has_kernel, implementation
+from ..reference.tail import of_tails
+from . import _checks
+from ._tail import checked, fake, fake_backward
+
+#: up_weights, up_biases, out_weight and out_bias of :func:`clsd_fast.upsample_tail`.
+Parameters = tuple[Sequence[Tensor], Sequence[Tensor | None], Tensor, Tensor | None]
+
+
+def serves_together(xs: Sequence[Tensor], tails: Sequence[Parameters]) -> bool:
+    """Whether :func:`upsample_tails` takes the tails: there is a native kernel for them, the images
+    have one shape, dtype and device, and the tails the same biases and as many outputs."""
+    kinds = {(x.shape, x.dtype, x.device) for x in xs}
+    given = {
+        (out_weight.shape[0], out_bias is None, *(bias is None for bias in up_biases))
+        for _, up_biases, out_weight, out_bias in tails
+    }
+    if not len(kinds) == len(given) == 1:
+        return False
+    op, (x,), out_weight = "upsample_tails", _checks.cast(xs[0]), tails[0][2]
+    return has_kernel(op, x) and implementation(op, x, out_weight) == "native"
+
+
+def upsample_tails(
+    xs: Sequence[Tensor], tails: Sequence[Parameters], upscale_factor: int
+) -> list[Tensor]:
+    """Apply each tail to its own images, all by the same launches.
+
+    Equivalent to::
+
+        [upsample_tail(x, *tail, upscale_factor) for x, tail in zip(xs, tails)]
+
+    Args:
+        xs: images [N, C, H, W] that :func:`serves_together` accepts with the tails.
+        tails: the parameters of each.
+        upscale_factor: 2, 3 or 4.
+
+    Returns:
+        [N, K, upscale_factor * H, upscale_factor * W] of each.
+    """
+    of_tails = [
+        checked("upsample_tails", _checks.cast(x)[0], *tail, upscale_factor)[:-1]
+        for x, tail in zip(xs, tails, strict=True)
+    ]
+    lists = [[t for t in tensors if t is not None] for tensors in zip(*of_tails, strict=True)]
+    return _upsample_tails(*lists, upscale_factor)[0]
+
+
+def _fake(*arguments):
+    *lists, upscale_factor = arguments
+    pairs = [fake(*(*tail, upscale_factor)) for tail in of_tails(*lists)]
+    return tuple(map(list, zip(*pairs, strict=True)))
+
+
+def _fake_backward(*arguments):
+    *lists, out_weights, upscale_factor, needs_x, needs_params = arguments
+    grads = [
+        fake_backward(*tail, upscale_factor, needs_x, needs_params)
+        for tail in of_tails(*lists, out_weights)
+    ]
+    return tuple(map(list, zip(*grads, strict=True)))
+
+
+def _setup_context(ctx, inputs, output):
+    *lists, out_biases, upscale_factor = inputs
+    _, composed = output
+    ctx.mark_non_differentiable(*composed)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*composed, *(tensor for tensors in lists for tensor in tensors))
+    ctx.lengths = [len(tensors) for tensors in (composed, *lists)]
+    ctx.upscale_factor = upscale_factor
+
+
+def _backward(ctx, grad_outputs, _):
+    needs = ctx.needs_input_grad[:-1]
+    at = [i for i, grad in enumerate(grad_outputs) if grad is not None]
+    grads = [[None] * len(of_list) for of_list in needs]
+    if at:
+        saved = iter(ctx.saved_tensors)
+        lists = [[next(saved) for _ in range(length)] for length in ctx.lengths]
+        composed, xs, *parameters = (
+            [tensors[i] for i in at] if tensors else [] for tensors in lists
+        )
+        found = _upsample_tails_backward(
+            [grad_outputs[i] for i in at],
+            xs,
+            composed,
+            *parameters,
+            ctx.upscale_factor,
+            any(needs[0]),
+            any(map(any, needs[1:])),
+        )
+        for target, of_list, tensors in zip(grads, needs, found, strict=True):
+            for i, tensor in zip(at, tensors, strict=True):
+                if of_list and of_list[i]:
+                    target[i] = tensor
+    return *grads, None
+
+
+_upsample_tails = register(
+    "upsample_tails",
+    reference=reference.upsample_tails,
+    fake=_fake,
+    backward=_backward,
+    setup_context=_setup_context,
+)
+_upsample_tails_backward = register(
+    "upsample_tails_backward", reference=reference.upsample_tails_backward, fake=_fake_backward
+)

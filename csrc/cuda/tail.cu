@@ -1,0 +1,201 @@
+// Launches of the composed tail's kernels.
+#include "tail.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "../shapes.h"
+#include "launch.cuh"
+#include "tail_apply.cuh"
+#include "tail_gradients.cuh"
+
+namespace clsd::cuda {
+
+namespace {
+
+dim3 grid_of(int64_t blocks, int tails) {
+  return {static_cast<unsigned>(blocks), static_cast<unsigned>(tails)};
+}
+
+// Tiles and pixels are numbered in an int.
+void check_size(const TailShape& shape, int64_t blocks) {
+  if (blocks >= kMaxRow || int64_t{shape.width} * shape.channels >= kMaxRow ||
+      int64_t{shape.width} * shape.columns() >= kMaxRow) {
+    throw std::runtime_error("upsample_tail: expected fewer than 2^31 tiles and numbers of a row");
+  }
+}
+
+int64_t tiles_across(int64_t size, int tile) { return ceil_div(size, tile); }
+
+// Each tile has `groups` blocks.
+tail::TileGrid tile_grid(const TailShape& shape, int groups) {
+  const int64_t tiles_x = tiles_across(shape.width, tail::kTileW);
+  const int64_t tiles_y = tiles_across(shape.height, tail::kTileH);
+  const int64_t blocks = shape.batch * tiles_y * tiles_x * groups;
+  check_size(shape, blocks);
+  return {Divisor(static_cast<int>(tiles_x)), Divisor(static_cast<int>(tiles_y)), Divisor(groups),
+          blocks};
+}
+
+template <auto kKernel, class T>
+void launch_tiles(const Tails<T>& tails, const TailShape& shape, int groups, uint32_t shared_bytes,
+                  Stream stream) {
+  const tail::TileGrid grid = tile_grid(shape, groups);
+  if (grid.blocks == 0) return;
+  launch<kKernel>(grid_of(grid.blocks, tails.count), tail::kThreads, shared_bytes, stream, tails,
+                  shape, grid);
+}
+
+template <auto kKernel, class T>
+void launch_lay_out(const Tails<T>& tails, const TailShape& shape, const TailPaths& paths,
+                    int64_t ones, Stream stream) {
+  const int64_t numbers =
+      int64_t{kReaches} * kReaches * shape.chunks() * shape.slices() * tail::kFragmentPairs;
+  const int64_t blocks = ceil_div(numbers + ones, tail::kComposingThreads);
+  launch<kKernel>(grid_of(blocks, tails.count), tail::kComposingThreads, 0, stream, tails, shape,
+                  paths);
+}
+
+// The tasks of the composed weight's gradient, so that all blocks of a launch are about one for
+// each multiprocessor: it has room for one.
+tail::WeightsPlan weights_plan(const TailShape& shape, int tails) {
+  tail::WeightsPlan plan{};
+  const int64_t tiles_x = tiles_across(shape.width, tail::kTileW);
+  const int64_t tiles_y = tiles_across(shape.height, tail::kTileH);
+  plan.tiles_x = Divisor(static_cast<int>(tiles_x));
+  plan.tiles_y = Divisor(static_cast<int>(tiles_y));
+  plan.groups = static_cast<int>(ceil_div(shape.channels, kGroup));
+  const int64_t images = tiles_across(shape.batch, tail::kTileH);
+  int64_t tiles = 0;
+  int count = 0;
+  for (int y = 0; y < tail::kAxisTasks; ++y) {
+    for (int x = 0; x < tail::kAxisTasks; ++x) {
+      tail::WeightsTask& task = plan.tasks[y * tail::kAxisTasks + x];
+      const auto reach = [](int number) {
+        return static_cast<int8_t>(number == 0 ? -1 : kEveryReaches + number - 1);
+      };
+      task.reach_y = reach(y), task.reach_x = reach(x);
+      const bool is_inner = (y != 0 && y % 2 == 0) || (x != 0 && x % 2 == 0);
+      if (is_inner && !shape.inner) continue;
+      if (y == 0 && x == 0) {
+        task.tiles = shape.batch * tiles_y * tiles_x;
+      } else {
+        const int64_t columns = y == 0 ? shape.height : x == 0 ? shape.width : 1;
+        task.tiles = images * tiles_across(columns, tail::kTileW);
+      }
+      tiles += task.tiles;
+      count += task.tiles > 0;
+    }
+  }
+  const int parts = shape.chunks() * plan.groups * tails;
+  // Splits are rounded up, each task's alone.
+  const int64_t wanted = std::max<int64_t>(1, multiprocessors() / parts - count / 2);
+  const int64_t of_split = ceil_div(std::max<int64_t>(1, tiles), wanted);
+  check_size(shape, tiles + of_split);
+  for (tail::WeightsTask& task : plan.tasks) {
+    task.tiles_of_split = static_cast<int>(of_split);
+    task.splits = static_cast<int>(ceil_div(task.tiles, of_split));
+    task.first_block = plan.blocks, plan.blocks += task.splits;
+    const int64_t places = int64_t{task.splits} * shape.chunks() * kChunk;
+    task.partials = plan.floats, plan.floats += places * task.windows() * shape.channels;
+    task.ones = plan.floats, plan.floats += places;
+  }
+  return plan;
+}
+
+}  // namespace
+
+template <class T>
+void multiply_stages(const Tails<T>& tails, Stream stream) {
+  int64_t blocks = 0;
+  for (int i = 0; i < tails.count; ++i) {
+    const TailStage& stage = tails.at[i].stage;
+    const int64_t tiles =
+        int64_t{tail::matrix_tiles(stage.channels + 1)} * tail::matrix_tiles(stage.after_size());
+    blocks = std::max(blocks, stage.pairs() * tiles);
+  }
+  launch<tail::products_kernel<T>>(grid_of(blocks, tails.count), tail::kMatrixThreads,
+                                   tail::kMatrixBytes, stream, tails);
+}
+
+template <class T>
+void compose(const Tails<T>& tails, const TailPaths& paths, int taps, Stream stream) {
+  int64_t numbers = 0;
+  for (int i = 0; i < tails.count; ++i) {
+    const TailStage& stage = tails.at[i].stage;
+    numbers = std::max(numbers, (int64_t{stage.channels} + 1) * taps * taps * stage.outputs);
+  }
+  launch<tail::compose_kernel<T>>(grid_of(ceil_div(numbers, tail::kComposingThreads), tails.count),
+                                  tail::kComposingThreads, 0, stream, tails, paths, taps);
+}
+
+template <class T>
+void compose_and_lay_out(const Tails<T>& tails, const TailShape& shape, const TailPaths& paths,
+                         Stream stream) {
+  const int64_t ones = int64_t{shape.taps} * shape.taps * shape.outputs;
+  launch_lay_out<tail::lay_out_kernel<T, false>>(tails, shape, paths, ones, stream);
+}
+
+template <class T>
+void lay_out_transposed(const Tails<T>& tails, const TailShape& shape, Stream stream) {
+  launch_lay_out<tail::lay_out_kernel<T, true>>(tails, shape, TailPaths{}, 0, stream);
+}
+
+template <class T>
+void apply(const Tails<T>& tails, const TailShape& shape, Stream stream) {
+  launch_tiles<tail::forward_kernel<T>>(tails, shape, shape.chunks(), tail::kForwardBytes, stream);
+}
+
+template <class T>
+void differentiate_images(const Tails<T>& tails, const TailShape& shape, Stream stream) {
+  const int groups = static_cast<int>(ceil_div(shape.channels, kGroup));
+  launch_tiles<tail::images_gradient_kernel<T>>(tails, shape, groups, tail::kGradientBytes, stream);
+}
+
+template <class T>
+void differentiate_weights(const WeightsGradients<T>& tails, const TailShape& shape,
+                           Stream stream) {
+  namespace wgrad = tail::wgrad;
+  const tail::WeightsPlan plan = weights_plan(shape, tails.count);
+  const int64_t blocks = plan.blocks * shape.chunks() * plan.groups;
+  if (blocks > 0) {
+    launch<wgrad::weights_gradient_kernel<T>>(grid_of(blocks, tails.count), wgrad::kThreads,
+                                              wgrad::kSharedBytes, stream, tails, shape, plan);
+  }
+  const int64_t numbers =
+      (int64_t{shape.channels} + 1) * shape.taps * shape.taps * shape.outputs + shape.outputs;
+  launch<wgrad::reduce_kernel<T>>(grid_of(ceil_div(numbers, wgrad::kReducingThreads), tails.count),
+                                  wgrad::kReducingThreads, 0, stream, tails, shape, plan);
+}
+
+void differentiate_stages(const StageGradients& tails, const TailPaths& paths, int taps,
+                          Stream stream) {
+  int64_t blocks = 0, numbers = 0;
+  for (int i = 0; i < tails.count; ++i) {
+    const TailStage& stage = tails.at[i].stage;
+    blocks = std::max<int64_t>(blocks, tail::weights_blocks(stage) + tail::after_blocks(stage));
+    numbers = std::max(numbers, (int64_t{stage.features} + 1) * stage.after_size());
+  }
+  launch<tail::stage_gradient_kernel>(grid_of(blocks, tails.count), tail::kMatrixThreads,
+                                      tail::kMatrixBytes, stream, tails, paths, taps);
+  launch<tail::sum_after_kernel>(grid_of(ceil_div(numbers, tail::kComposingThreads), tails.count),
+                                 tail::kComposingThreads, 0, stream, tails);
+}
+
+int64_t partial_floats(const TailShape& shape, int count) {
+  return weights_plan(shape, count).floats;
+}
+
+#define CLSD_TAILS(T)                                                                             \
+  template void multiply_stages(const Tails<T>&, Stream);                                         \
+  template void compose(const Tails<T>&, const TailPaths&, int, Stream);                          \
+  template void compose_and_lay_out(const Tails<T>&, const TailShape&, const TailPaths&, Stream); \
+  template void lay_out_transposed(const Tails<T>&, const TailShape&, Stream);                    \
+  template void apply(const Tails<T>&, const TailShape&, Stream);                                 \
+  template void differentiate_images(const Tails<T>&, const TailShape&, Stream);                  \
+  template void differentiate_weights(const WeightsGradients<T>&, const TailShape&, Stream);
+CLSD_TAILS(Bf16)
+CLSD_TAILS(Fp16)
+#undef CLSD_TAILS
+
+}  // namespace clsd::cuda
