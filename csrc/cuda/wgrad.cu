@@ -7,6 +7,7 @@
 #include "launch.cuh"
 #include "wgrad_few.cuh"
 #include "wgrad_sm80.cuh"
+#include "wgrad_sm90.cuh"
 
 namespace clsd::cuda {
 
@@ -15,30 +16,43 @@ namespace {
 using wgrad::Task;
 using wgrad::Tasks;
 
-// Blocks of a launch for each multiprocessor, which holds one block of the kernel for many channels,
-// whose sums take the registers, and two of the one for few: one wave. What a block adds to a
-// partial is at most 9 x 64 x 64 sums, so that the workspace is 20 MB on an H100, or one partial of
-// each weight.
-constexpr int kBlocks = 1, kFewBlocks = 2;
-// Fewer rows than that are not worth a partial.
-constexpr int64_t kMinSteps = 4;
 constexpr int64_t kAlignment = 4;  // floats
 
+// Which kernel computes a task.
+enum class Kernel { kFew, kSm80, kSm90 };
+constexpr Kernel kKernels[] = {Kernel::kFew, Kernel::kSm80, Kernel::kSm90};
+
 template <class T>
-bool is_few(const WeightGradient<T>& gradient) {
-  return std::min(gradient.inputs, gradient.outputs) <= kFewChannels;
+Kernel kernel_of(const WeightGradient<T>& gradient) {
+  if (std::min(gradient.inputs, gradient.outputs) <= kFewChannels) return Kernel::kFew;
+  return runs_sm90a() ? Kernel::kSm90 : Kernel::kSm80;
+}
+
+// Of a launch for each multiprocessor: one wave. It holds one block of the kernels for many
+// channels, whose sums take the registers, and two of the one for few. What a block adds to a
+// partial is at most 9 x 64 x 64 sums, so that the workspace is 20 MB on an H100, or one partial of
+// each weight.
+int blocks_of(Kernel kernel) { return kernel == Kernel::kFew ? 2 : 1; }
+
+// Fewer steps than that are not worth a partial.
+int64_t min_steps_of(Kernel kernel) { return kernel == Kernel::kSm80 ? 4 : 1; }
+
+template <class T>
+int64_t steps_of(const WeightGradient<T>& gradient, Kernel kernel) {
+  const int64_t batch = gradient.batch, height = gradient.height, width = gradient.width;
+  if (kernel == Kernel::kFew) return ceil_div(batch * height * width, wgrad_few::kPixels);
+  if (kernel == Kernel::kSm80) return batch * ceil_div(width, wgrad_sm80::kSwathW) * height;
+  return batch * ceil_div(width, wgrad_sm90::kTileW) * ceil_div(height, wgrad_sm90::kTileH);
 }
 
 template <class T>
-Task<T> whole_task(const WeightGradient<T>& gradient) {
+Task<T> whole_task(const WeightGradient<T>& gradient, Kernel kernel) {
   if (gradient.height > kMaxSide || gradient.width > kMaxSide) {
     throw std::runtime_error("convolution: expected sides of at most 2^30 pixels");
   }
   Task<T> task{};
   static_cast<WeightGradient<T>&>(task) = gradient;
-  task.steps = is_few(gradient)
-                   ? ceil_div(gradient.batch * gradient.height * gradient.width, wgrad_few::kPixels)
-                   : gradient.batch * ceil_div(gradient.width, wgrad::kSwathW) * gradient.height;
+  task.steps = steps_of(gradient, kernel);
   // The bias is the first input group's.
   task.input_groups = gradient.grad_weight ? ChannelGroup::groups(gradient.inputs, 1) : 1;
   task.output_groups = ChannelGroup::groups(gradient.outputs, gradient.upscale);
@@ -61,20 +75,19 @@ void split(Tasks<T>& tasks, int blocks, int64_t min_steps) {
   }
 }
 
-// The tasks with few channels, or the others.
+// The tasks of one kernel.
 template <class T>
-Tasks<T> plan(const WeightGradients<T>& gradients, bool few) {
+Tasks<T> plan(const WeightGradients<T>& gradients, Kernel kernel) {
   Tasks<T> tasks;
   for (const auto& gradient : gradients) {
-    if (is_few(gradient) != few) continue;
+    if (kernel_of(gradient) != kernel) continue;
     if (tasks.count == kMaxWeightGradients) {
       throw std::runtime_error("weight_gradients: expected at most " +
                                std::to_string(kMaxWeightGradients) + " convolutions");
     }
-    tasks.at[tasks.count++] = whole_task(gradient);
+    tasks.at[tasks.count++] = whole_task(gradient, kernel);
   }
-  const int blocks = multiprocessors() * (few ? kFewBlocks : kBlocks);
-  split(tasks, blocks, few ? 1 : kMinSteps);
+  split(tasks, multiprocessors() * blocks_of(kernel), min_steps_of(kernel));
   return tasks;
 }
 
@@ -93,8 +106,8 @@ int64_t bias_floats(const Task<T>& task) {
 template <class T>
 int64_t size_of(const WeightGradients<T>& gradients) {
   int64_t floats = 0;
-  for (const bool few : {false, true}) {
-    const Tasks<T> tasks = plan(gradients, few);
+  for (const Kernel kernel : kKernels) {
+    const Tasks<T> tasks = plan(gradients, kernel);
     for (int i = 0; i < tasks.count; ++i) {
       floats += weight_floats(tasks.at[i]) + bias_floats(tasks.at[i]);
     }
@@ -129,31 +142,50 @@ void launch_reduction(const Tasks<T>& tasks, Stream stream) {
 }
 
 template <auto kKernel, class T>
-void launch_tasks(const Tasks<T>& tasks, int threads, uint32_t shared_bytes, Stream stream) {
+void launch_blocks(const Tasks<T>& tasks, int threads, uint32_t shared_bytes, Stream stream) {
   int64_t blocks = 0;
+  for (int i = 0; i < tasks.count; ++i) blocks += tasks.at[i].blocks();
+  if (blocks == 0) return;
+  launch<kKernel>(static_cast<unsigned>(blocks), threads, shared_bytes, stream, tasks);
+}
+
+template <class T>
+void launch_tasks(const Tasks<T>& tasks, Kernel kernel, Stream stream) {
+  if (kernel == Kernel::kFew) {
+    launch_blocks<wgrad_few::wgrad_few_kernel<T>>(tasks, wgrad_few::kThreads,
+                                                  wgrad_few::kSharedBytes, stream);
+  } else if (kernel == Kernel::kSm80) {
+    launch_blocks<wgrad_sm80::wgrad_kernel<T>>(tasks, wgrad_sm80::kThreads,
+                                               wgrad_sm80::kSharedBytes, stream);
+  } else {
+    launch_blocks<wgrad_sm90::wgrad_kernel<T>>(tasks, wgrad_sm90::kThreads,
+                                               wgrad_sm90::kSharedBytes, stream);
+  }
+}
+
+template <class T>
+void reduce(const Tasks<T>& tasks, Stream stream) {
   int splits = 0;
-  bool any = false;
-  for (int i = 0; i < tasks.count; ++i) {
-    const Task<T>& task = tasks.at[i];
-    blocks += task.blocks();
-    splits = std::max(splits, task.splits);
-    any = any || task.grad_weight || task.grad_bias;
-  }
-  if (!any) return;
-  if (blocks > 0) {
-    launch<kKernel>(static_cast<unsigned>(blocks), threads, shared_bytes, stream, tasks);
-  }
+  for (int i = 0; i < tasks.count; ++i) splits = std::max(splits, tasks.at[i].splits);
   if (splits > 2 * wgrad::kReducedAtOnce) return launch_reduction<1, 8>(tasks, stream);
   launch_reduction<4, 1>(tasks, stream);
 }
 
 template <class T>
+bool is_asked_for(const Tasks<T>& tasks) {
+  return std::any_of(tasks.at, tasks.at + tasks.count,
+                     [](const Task<T>& task) { return task.grad_weight || task.grad_bias; });
+}
+
+template <class T>
 void run(const WeightGradients<T>& gradients, Global<float> workspace, Stream stream) {
-  Tasks<T> many = plan(gradients, false), few = plan(gradients, true);
-  place_partials(few, place_partials(many, workspace));
-  launch_tasks<wgrad::wgrad_kernel<T>>(many, wgrad::kThreads, wgrad::kSharedBytes, stream);
-  launch_tasks<wgrad_few::wgrad_few_kernel<T>>(few, wgrad_few::kThreads, wgrad_few::kSharedBytes,
-                                               stream);
+  for (const Kernel kernel : kKernels) {
+    Tasks<T> tasks = plan(gradients, kernel);
+    workspace = place_partials(tasks, workspace);
+    if (!is_asked_for(tasks)) continue;
+    launch_tasks(tasks, kernel, stream);
+    reduce(tasks, stream);
+  }
 }
 
 }  // namespace

@@ -15,7 +15,14 @@
 
 #include "wgrad_tasks.cuh"
 
-namespace clsd::cuda::wgrad {
+namespace clsd::cuda::wgrad_sm80 {
+
+using wgrad::kPieces;
+using wgrad::kRowBytes;
+using wgrad::ones;
+using wgrad::swizzled;
+using wgrad::Task;
+using wgrad::Tasks;
 
 constexpr int kThreads = 256;
 constexpr int kSwathW = 16, kInputW = kSwathW + 2;
@@ -219,7 +226,7 @@ __device__ void write_bias_partial(const Task<T>& task, int split, const float (
 template <class T>
 __global__ void __launch_bounds__(kThreads, 1)
     wgrad_kernel(const __grid_constant__ Tasks<T> tasks) {
-  const Place place = place_of_block(tasks);
+  const wgrad::Place place = wgrad::place_of_block(tasks);
   const Task<T>& task = tasks.at[place.task];
   const auto inputs = ChannelGroup::of(place.inputs, task.inputs, 1);
   const auto outputs = ChannelGroup::of(place.outputs, task.outputs, task.upscale);
@@ -261,4 +268,4 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-}  // namespace clsd::cuda::wgrad
+}  // namespace clsd::cuda::wgrad_sm80

@@ -134,5 +134,5 @@ def test_launches(emulation):
     with emulation.recorded(runs=False) as launches:
         emulation.ops.residual_blocks_backward(*arguments)
     kernels = [launch.kernel.split("<")[0] for launch, _ in launches]
-    wgrad = ["wgrad::wgrad_kernel", "wgrad::wgrad_reduce_kernel"]
+    wgrad = ["wgrad_sm80::wgrad_kernel", "wgrad::wgrad_reduce_kernel"]
     assert kernels == ["pack_kernel", *["sm80::conv3x3_kernel"] * 2 * SECTION, *wgrad]

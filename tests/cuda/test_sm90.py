@@ -1,6 +1,6 @@
 """The kernels for sm_90a, emulated: cases of the operators' tests with channels that these take.
 
-Without the gradients of parameters, whose kernels are the same on every device.
+Convolutions and what is made of them; `test_wgrad` has the gradients of parameters.
 """
 
 import pytest
@@ -9,6 +9,7 @@ from support.calls import EPILOGUES
 from support.cuda_convolutions import (
     DTYPES,
     INPUT,
+    PARAMETERS,
     block_operands,
     check_conv3x3,
     check_pixel_shuffle_upsample,
@@ -41,6 +42,25 @@ def test_which_kernel_convolves(sm90, channels, out_channels, namespace):
     sm90.sm90a(False)
     sm90.ops.conv3x3(x, weight, bias, image, 1.0, False)
     assert "sm90" not in sm90.kernel()
+
+
+@pytest.mark.parametrize(
+    "channels, out_channels, namespaces",
+    [
+        (64, 64, ("wgrad_sm80", "wgrad_sm90")),
+        (48, 80, ("wgrad_sm80", "wgrad_sm90")),
+        (3, 64, ("wgrad_few", "wgrad_few")),
+        (64, 3, ("wgrad_few", "wgrad_few")),
+    ],
+)
+def test_which_kernel_computes_weight_gradients(emulation, channels, out_channels, namespaces):
+    x, weight, _, image = operands(1, channels, out_channels, 3, 4, torch.bfloat16)
+    for sm90a, namespace in enumerate(namespaces):
+        emulation.sm90a(sm90a)
+        with emulation.recorded() as launches:
+            emulation.ops.conv3x3_backward(image, x, weight, 1.0, *PARAMETERS)
+        kernels = [launch.kernel.split("::")[0] for launch, _ in launches]
+        assert kernels == [namespace, "wgrad"]
 
 
 @cover(
@@ -103,9 +123,7 @@ def test_layouts(sm90, layout):
 
 @cover(factor=[1, 2, 3], size=[(13, 17), (1, 1)], out_channels=[64, 128], dtype=DTYPES)
 def test_pixel_shuffle_upsample(sm90, dtype, size, factor, out_channels):
-    needs = INPUT
-    arguments = (2, 64, out_channels, size, factor, dtype)
-    check_pixel_shuffle_upsample(sm90, *arguments, needs=needs)
+    check_pixel_shuffle_upsample(sm90, 2, 64, out_channels, size, factor, dtype)
 
 
 @cover(
@@ -116,7 +134,7 @@ def test_pixel_shuffle_upsample(sm90, dtype, size, factor, out_channels):
 )
 def test_residual_block(sm90, dtype, size, hidden_channels, res_scale):
     tensors = block_operands(2, 64, hidden_channels, *size, dtype)
-    check_residual_block(sm90, *tensors, res_scale, needs=(True, False))
+    check_residual_block(sm90, *tensors, res_scale)
 
 
 def faults(slices, residual):

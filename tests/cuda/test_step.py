@@ -47,19 +47,17 @@ print(json.dumps([sorted({launch.kernel.split("<")[0] for launch, _ in launches}
 
 #: Tails are layer by layer: interpreted, Triton's kernels for composed ones take minutes.
 COMMON = ["few::conv3x3_from_few_kernel", "few::conv3x3_to_few_kernel", "pack_kernel"]
-COMMON += ["wgrad::wgrad_kernel", "wgrad::wgrad_reduce_kernel", "wgrad_few::wgrad_few_kernel"]
+COMMON += ["wgrad::wgrad_reduce_kernel", "wgrad_few::wgrad_few_kernel"]
 
 
 @pytest.mark.parametrize(
-    "channels, capability, dtype, has_triton, kernel",
+    "channels, capability, dtype, has_triton, architecture",
     [
-        (64, (9, 0), "bfloat16", False, "sm90::conv3x3_kernel"),
-        pytest.param(
-            *(16, (8, 0), "float16", True, "sm80::conv3x3_kernel"), marks=pytest.mark.thorough
-        ),
+        (64, (9, 0), "bfloat16", False, "sm90"),
+        pytest.param(16, (8, 0), "float16", True, "sm80", marks=pytest.mark.thorough),
     ],
 )
-def test_step(emulated_library, channels, capability, dtype, has_triton, kernel):
+def test_step(emulated_library, channels, capability, dtype, has_triton, architecture):
     """Equal to the reference's; in a process whose operators are served as on a GPU."""
     if has_triton and interpreter.MISSING is not None:
         pytest.skip(f"needs Triton's interpreter: {interpreter.MISSING}")
@@ -73,5 +71,6 @@ def test_step(emulated_library, channels, capability, dtype, has_triton, kernel)
     )
     assert found.returncode == 0, found.stderr[-2000:]
     launched, calls = json.loads(found.stdout.splitlines()[-1])
-    assert launched == sorted([*COMMON, kernel])
+    kernels = [f"{architecture}::conv3x3_kernel", f"wgrad_{architecture}::wgrad_kernel"]
+    assert launched == sorted([*COMMON, *kernels])
     assert calls == (["info_nce", "info_nce_backward"] if has_triton else [])

@@ -9,13 +9,19 @@ from support.emulated import SEEDS, caught
 from support.grids import cover
 from support.util import LAYOUTS, channels_last, contiguous, rand
 
+#: Many channels have a kernel of their own on sm_90a.
+SM90A = (False, True)
+
 
 @cover(
-    size=[(1, 1), (1, 6), (9, 1), (5, 7), (4, 16), (9, 17), (17, 33)],
+    # Around tiles of 16 columns, and of 8 rows of them.
+    size=[(1, 1), (1, 6), (9, 1), (5, 7), (4, 16), (8, 16), (9, 17), (17, 33)],
     batch_and_channels=[(1, 16, 48), (2, 3, 16), (3, 16, 3)],
     dtype=DTYPES,
+    sm90a=SM90A,
 )
-def test_sizes(emulation, size, batch_and_channels, dtype):
+def test_sizes(emulation, size, batch_and_channels, dtype, sm90a):
+    emulation.sm90a(sm90a)
     x, weight, _, image = operands(*batch_and_channels, *size, dtype)
     check_parameters(emulation, x, weight, image)
 
@@ -25,35 +31,42 @@ def test_sizes(emulation, size, batch_and_channels, dtype):
     channels=[(64, 64), (80, 32), (3, 64), (64, 3), (144, 16), (2, 80), (144, 2), (1, 16), (16, 1)]
     + [(16, 16), (32, 80), (48, 112), (256, 64), (64, 256), (256, 3), (3, 256)],
     dtype=DTYPES,
+    sm90a=SM90A,
 )
-def test_channels(emulation, channels, dtype):
+def test_channels(emulation, channels, dtype, sm90a):
+    emulation.sm90a(sm90a)
     x, weight, _, image = operands(3, *channels, 5, 7, dtype)
     check_parameters(emulation, x, weight, image, 0.3)
 
 
-@cover(quick=1, channels=[(64, 64), (3, 64), (64, 3)], dtype=DTYPES)
-def test_a_whole_image(emulation, channels, dtype):
+@cover(quick=2, sm90a=SM90A, channels=[(64, 64), (3, 64), (64, 3)], dtype=DTYPES)
+def test_a_whole_image(emulation, sm90a, channels, dtype):
+    emulation.sm90a(sm90a)
     x, weight, _, image = operands(1, *channels, 50, 49, dtype)
     check_parameters(emulation, x, weight, image)
 
 
-@cover(quick=1, batch=[1, 2, 3], multiprocessors=[16, 82, 132])
-def test_more_rows_than_blocks(emulation, batch, multiprocessors):
-    """Blocks sum more rows than the fewest, end within strips, and the last has fewer."""
+@cover(quick=2, batch=[1, 2, 3], multiprocessors=[16, 82, 132], sm90a=SM90A)
+def test_more_rows_than_blocks(emulation, batch, multiprocessors, sm90a):
+    """Blocks sum more rows than the fewest, end within swaths, and the last has fewer."""
+    emulation.sm90a(sm90a)
     emulation.multiprocessors(multiprocessors)
     x, weight, _, image = operands(batch, 16, 16, 250, 37, torch.bfloat16)
     check_parameters(emulation, x, weight, image)
 
 
-@cover(quick=4, seed=SEEDS, channels=[(64, 64), (80, 16), (3, 64), (64, 3)])
-def test_any_order_of_warps(emulation, seed, channels):
-    x, weight, _, image = operands(1, *channels, 9, 5, torch.bfloat16)
+@cover(quick=4, seed=SEEDS, channels=[(64, 64), (80, 16), (3, 64), (64, 3)], sm90a=SM90A)
+def test_any_order_of_warps(emulation, seed, channels, sm90a):
+    emulation.sm90a(sm90a)
+    emulation.multiprocessors(2)
+    x, weight, _, image = operands(3, *channels, 9, 5, torch.bfloat16)
     emulation.seed(seed)
     check_parameters(emulation, x, weight, image)
 
 
-@pytest.mark.parametrize("channels", [(64, 80), (3, 80), (80, 3)], ids=str)
-def test_results_do_not_depend_on_the_order_of_warps(emulation, channels):
+@cover(channels=[(64, 80), (3, 80), (80, 3)], sm90a=SM90A)
+def test_results_do_not_depend_on_the_order_of_warps(emulation, channels, sm90a):
+    emulation.sm90a(sm90a)
     x, weight, _, image = operands(3, *channels, 9, 17, torch.float16)
     results = []
     for seed in range(4):
@@ -63,8 +76,10 @@ def test_results_do_not_depend_on_the_order_of_warps(emulation, channels):
         assert all(map(torch.equal, grads, results[0][1:]))
 
 
-def test_grouped_convolutions_are_those_alone(emulation):
+@pytest.mark.parametrize("sm90a", SM90A)
+def test_grouped_convolutions_are_those_alone(emulation, sm90a):
     """A launch of two convolutions gives what two launches give, where pixels are cut alike."""
+    emulation.sm90a(sm90a)
     grad, x = (channels_last(rand(2, 64, 9, 17, seed=i).bfloat16()) for i in range(2))
     weights = [rand(64, 64, 3, 3, seed=i).bfloat16() / 24 for i in range(2)]
     _, hidden = emulation.ops.residual_block(x, weights[0], None, weights[1], None, 1.0, True)
@@ -76,30 +91,36 @@ def test_grouped_convolutions_are_those_alone(emulation):
 
 
 @cover(
-    needs=list(itertools.product([False, True], repeat=3)), channels=[(80, 80), (3, 80), (80, 3)]
+    needs=list(itertools.product([False, True], repeat=3)),
+    channels=[(80, 80), (3, 80), (80, 3)],
+    sm90a=SM90A,
 )
-def test_only_some_gradients_are_asked_for(emulation, channels, needs):
+def test_only_some_gradients_are_asked_for(emulation, channels, needs, sm90a):
+    emulation.sm90a(sm90a)
     x, weight, _, image = operands(1, *channels, 6, 5, torch.bfloat16)
     grads = check_parameters(emulation, x, weight, image, 0.5, needs)
     assert [bool(grad.numel()) for grad in grads] == list(needs)
 
 
-@cover(layout=LAYOUTS, channels=[(16, 32), (3, 16), (16, 3)])
-def test_layouts(emulation, channels, layout):
+@cover(layout=LAYOUTS, channels=[(16, 32), (3, 16), (16, 3)], sm90a=SM90A)
+def test_layouts(emulation, channels, layout, sm90a):
+    emulation.sm90a(sm90a)
     x, weight, _, image = operands(2, *channels, 6, 5, torch.bfloat16, layout)
     check_parameters(emulation, x, weight, image)
     check_parameters(emulation, contiguous(x), channels_last(weight), image[:1].expand(2, -1, 6, 5))
 
 
-@pytest.mark.parametrize("channels", [(16, 16), (3, 16), (16, 3)], ids=str)
-def test_empty_batch(emulation, channels):
+@cover(channels=[(16, 16), (3, 16), (16, 3)], sm90a=SM90A)
+def test_empty_batch(emulation, channels, sm90a):
+    emulation.sm90a(sm90a)
     x, weight, _, image = operands(0, *channels, 4, 4, torch.bfloat16)
     check_parameters(emulation, x, weight, image)
 
 
-@pytest.mark.parametrize("channels", [(64, 64), (3, 64), (64, 3)], ids=str)
-def test_a_pixel_counts_once(emulation, channels):
+@cover(channels=[(64, 64), (3, 64), (64, 3)], sm90a=SM90A)
+def test_a_pixel_counts_once(emulation, channels, sm90a):
     """Of ones everywhere, each sum is the number of pixels that a tap reaches."""
+    emulation.sm90a(sm90a)
     x, weight, _, image = operands(2, *channels, 11, 19, torch.float16)
     ones = torch.ones_like
     arguments = (ones(image), ones(x), weight, 1.0, *PARAMETERS)
@@ -139,6 +160,34 @@ def gradient(emulation, channels):
 def test_every_barrier_is_needed(emulation, channels, index):
     call, expected = gradient(emulation, channels)
     emulation.skip_barrier(index)
+    assert any(caught(emulation, call, expected))
+
+
+#: Of a block on sm_90a: the last one lies in the place of the first, which the bias's sums take
+#: when it is done.
+SM90A_TILES = 5
+SM90A_FAULTS = [
+    *(("skip_barrier", i) for i in range(SM90A_TILES + 2)),
+    *(("skip_wait", i) for i in range(SM90A_TILES + 1)),
+    *(("skip_proxy_fence", i) for i in range(SM90A_TILES)),
+    # The fifth tile is loaded into the first one's place in the third turn, and no other is.
+    *(("skip_product_wait", i) for i in [2, SM90A_TILES]),
+]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("skip, index", SM90A_FAULTS)
+def test_every_synchronization_on_sm90a_is_needed(emulation, skip, index):
+    emulation.sm90a(True)
+    emulation.multiprocessors(1)
+    x, weight, _, image = operands(1, 64, 64, 8 * SM90A_TILES, 16, torch.bfloat16)
+
+    def call():
+        _, *grads = emulation.ops.conv3x3_backward(image, x, weight, 1.0, *PARAMETERS)
+        return torch.cat([grad.flatten() for grad in grads])
+
+    expected = call()
+    getattr(emulation, skip)(index)
     assert any(caught(emulation, call, expected))
 
 
