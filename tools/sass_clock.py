@@ -4,7 +4,8 @@ One of its four schedulers is replayed with its warps; the others are taken to b
 issues one instruction, of the warp that can go on first. The compiler's stall counts and
 scoreboards say when a warp can; what they leave open are the latencies of LATENCY, and how long the
 units that warps share are taken. Left out: caches of instructions, conflicts of register banks, the
-size of the L1 cache, clocks under load, and the memory beyond the L2 cache.
+size of the L1 cache, what warpgroup products read of shared memory, clocks under load, and the
+memory beyond the L2 cache.
 
 Nothing is fitted: a number here has a source, and only a measurement on a GPU may change it. "The
 review" is that of these kernels' first version, which replayed them likewise, without the integer
