@@ -43,6 +43,7 @@ TAIL = "tests/ops/test_upsample_tail.py -k native"
 CUDA_CONV = "tests/cuda/test_conv3x3.py"
 CUDA_SM90 = "tests/cuda/test_sm90.py"
 CUDA_WGRAD = "tests/cuda/test_wgrad.py"
+WGRAD_SM90 = "csrc/cuda/wgrad_sm90.cuh"
 TRITON_NCE = "tests/triton/test_info_nce.py"
 TRITON_TAIL = "tests/triton/test_upsample_tail.py"
 
@@ -278,6 +279,41 @@ MUTANTS = [
         "csrc/cuda/wgrad_sm80.cuh",
         "__device__ __forceinline__ bool counts() const { return row >= first; }",
         "__device__ __forceinline__ bool counts() const { return row >= first - 1; }",
+        CUDA_WGRAD,
+    ),
+    Mutant(
+        "wgmma gradient: a warpgroup has another one's taps",
+        WGRAD_SM90,
+        "(stage + dx * kPieceBytes);",
+        "(stage + (2 - dx) * kPieceBytes);",
+        CUDA_WGRAD,
+    ),
+    Mutant(
+        "wgmma gradient: a tile is loaded where products still read",
+        WGRAD_SM90,
+        "    wgmma_wait<1>();\n",
+        "",
+        CUDA_WGRAD,
+    ),
+    Mutant(
+        "wgmma gradient: a tile is multiplied before all have it",
+        WGRAD_SM90,
+        "    __syncthreads();\n    const uint32_t stage",
+        "    const uint32_t stage",
+        CUDA_WGRAD,
+    ),
+    Mutant(
+        "wgmma gradient: the next image begins a swath further",
+        WGRAD_SM90,
+        "    if (is_other_image) source_ = source_ + image_step_;\n",
+        "",
+        CUDA_WGRAD,
+    ),
+    Mutant(
+        "wgmma gradient: the bias's sums replace what is still read",
+        WGRAD_SM90,
+        "    __syncthreads();  // all have left the tiles\n",
+        "",
         CUDA_WGRAD,
     ),
     # Triton, interpreted

@@ -274,7 +274,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const wgrad::Place place = wgrad::place_of_block(tasks);
   const Task<T>& task = tasks.at[place.task];
   auto inputs = ChannelGroup::of(place.inputs, task.inputs, 1);
-  if (!task.grad_weight) inputs.count = 0;
+  if (!task.grad_weight) inputs.count = 0;  // none is read: products are of zeros
   const auto outputs = ChannelGroup::of(place.outputs, task.outputs, task.upscale);
   const bool has_bias = task.grad_bias && place.inputs == 0;
   const int dx = threadIdx.x / kWarpgroupThreads;

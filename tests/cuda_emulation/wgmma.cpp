@@ -34,9 +34,9 @@ std::map<int, Queue> queues;
 
 Queue& queue() { return queues[emulation::thread_number() / kWarpgroupThreads]; }
 
-// A descriptor's fields of 14 bits that count 16 bytes, after the PTX manual. Its canonical layouts
-// without swizzle, in elements of 16 bits: K-major ((8,m),(8,2)):((8,SBO),(1,LBO)), and MN-major
-// ((8,1,m),(8,2)):((1,8,SBO),(8,LBO)).
+// A descriptor's fields of 14 bits that count 16 bytes, after the PTX manual. Its table of canonical
+// layouts has, without swizzle and in elements of 16 bits, K-major ((8,m),(8,2)):((8,SBO),(1,LBO))
+// and MN-major ((8,1,m),(8,2)):((1,8,SBO),(8,LBO)).
 struct Matrix {
   uint32_t start, leading_bytes, stride_bytes;
 
