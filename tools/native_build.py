@@ -28,8 +28,9 @@ def missing() -> str | None:
     return ", ".join(name for name, what in found.items() if not what) or None
 
 
-def build(folder: str, target: str, **environment: str) -> Path:
-    """Build a target as far as its sources are newer. Raises with the compiler's messages."""
+def build(folder: str, target: str, source: str = "", **environment: str) -> Path:
+    """Build a target, or one source of it, as far as sources are newer. Raises with the compiler's
+    messages."""
     from torch.utils import cpp_extension
 
     settings = {
@@ -44,8 +45,9 @@ def build(folder: str, target: str, **environment: str) -> Path:
     with (path / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # processes that share the tests build once
         _run([cmake, "-S", ROOT, "-B", path, "-G", "Ninja", *definitions], environment)
-        _run([cmake, "--build", path, "--target", target], environment)
-    return path / f"{target}.so"
+        made = f"CMakeFiles/{target}.dir/{source}.o" if source else target
+        _run([cmake, "--build", path, "--target", made], environment)
+    return path / (made if source else f"{target}.so")
 
 
 def missing_for_cuda() -> str | None:

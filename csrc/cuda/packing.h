@@ -18,13 +18,7 @@
 #include <vector>
 
 #include "convolution.h"
-
-// Functions that kernels call, too.
-#ifdef __CUDACC__
-#define CLSD_HOST_DEVICE __host__ __device__
-#else
-#define CLSD_HOST_DEVICE
-#endif
+#include "divisor.h"
 
 namespace clsd::cuda {
 

@@ -42,8 +42,11 @@ void launch_tiles(const Tails<T>& tails, const TailShape& shape, int groups, uin
                   Stream stream) {
   const tail::TileGrid grid = tile_grid(shape, groups);
   if (grid.blocks == 0) return;
-  launch<kKernel>(grid_of(grid.blocks, tails.count), tail::kThreads, shared_bytes, stream, tails,
-                  shape, grid);
+  // All at once, and each block's tiles in the same group.
+  const int64_t room = multiprocessors() * tail::kBlocksHeld / (tails.count * groups);
+  const int64_t blocks = std::min(grid.blocks, std::max<int64_t>(1, room) * groups);
+  launch<kKernel>(grid_of(blocks, tails.count), tail::kThreads, shared_bytes, stream, tails, shape,
+                  grid);
 }
 
 template <auto kKernel, class T>
@@ -56,8 +59,8 @@ void launch_lay_out(const Tails<T>& tails, const TailShape& shape, const TailPat
                   paths);
 }
 
-// The tasks of the composed weight's gradient, so that all blocks of a launch are about one for
-// each multiprocessor: it has room for one.
+// The tasks of the composed weight's gradient. A multiprocessor has room for one block: they are one
+// for each, unless most would be those of the edges, which follow then and are short.
 tail::WeightsPlan weights_plan(const TailShape& shape, int tails) {
   tail::WeightsPlan plan{};
   const int64_t tiles_x = tiles_across(shape.width, tail::kTileW);
@@ -66,8 +69,7 @@ tail::WeightsPlan weights_plan(const TailShape& shape, int tails) {
   plan.tiles_y = Divisor(static_cast<int>(tiles_y));
   plan.groups = static_cast<int>(ceil_div(shape.channels, kGroup));
   const int64_t images = tiles_across(shape.batch, tail::kTileH);
-  int64_t tiles = 0;
-  int count = 0;
+  int edges = 0;
   for (int y = 0; y < tail::kAxisTasks; ++y) {
     for (int x = 0; x < tail::kAxisTasks; ++x) {
       tail::WeightsTask& task = plan.tasks[y * tail::kAxisTasks + x];
@@ -82,15 +84,14 @@ tail::WeightsPlan weights_plan(const TailShape& shape, int tails) {
       } else {
         const int64_t columns = y == 0 ? shape.height : x == 0 ? shape.width : 1;
         task.tiles = images * tiles_across(columns, tail::kTileW);
+        ++edges;
       }
-      tiles += task.tiles;
-      count += task.tiles > 0;
     }
   }
   const int parts = shape.chunks() * plan.groups * tails;
-  // Splits are rounded up, each task's alone.
-  const int64_t wanted = std::max<int64_t>(1, multiprocessors() / parts - count / 2);
-  const int64_t of_split = ceil_div(std::max<int64_t>(1, tiles), wanted);
+  const int64_t tiles = plan.tasks[0].tiles, room = multiprocessors() / parts;
+  const int64_t splits = std::max<int64_t>(1, edges <= room / 2 ? room - edges : room);
+  const int64_t of_split = std::max<int64_t>(1, ceil_div(tiles, splits));
   check_size(shape, tiles + of_split);
   for (tail::WeightsTask& task : plan.tasks) {
     task.tiles_of_split = static_cast<int>(of_split);

@@ -37,6 +37,11 @@ struct TailPaths {
   int8_t taps[kMaxMapRows * kMaxAfterTaps][2], signs[kMaxMapRows * kMaxAfterTaps][2];
 };
 
+// A tap, of a composed weight or of what follows a stage: its column, row and output.
+struct TailTap {
+  int x, y, k;
+};
+
 // What is common to the tails of a call.
 struct TailShape {
   int64_t batch;
@@ -59,10 +64,16 @@ struct TailStage {
   int channels, features, outputs, factor;  // C, M, K, and what the stage shuffles by
   int after_taps;
   bool last;
+  Divisor by_outputs, by_after_taps, by_map_rows;
 
   CLSD_HOST_DEVICE int map_rows() const { return 3 * factor; }
   CLSD_HOST_DEVICE int pairs() const { return map_rows() * map_rows(); }
   CLSD_HOST_DEVICE int after_size() const { return after_taps * after_taps * outputs; }
+  // Of what follows, tap number n.
+  CLSD_HOST_DEVICE TailTap after_tap(int n) const {
+    const int line = by_outputs.quotient(n), x = by_after_taps.quotient(line);
+    return {x, by_after_taps.rest(line, x), by_outputs.rest(n, line)};
+  }
 };
 
 template <class T>

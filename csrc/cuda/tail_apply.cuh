@@ -14,11 +14,12 @@ namespace clsd::cuda::tail {
 constexpr int kTileH = 8, kTileW = 16, kWarps = 4, kThreads = 32 * kWarps, kBorder = 2;
 constexpr int kInputH = kTileH + 2 * kBorder, kInputW = kTileW + 2 * kBorder;
 constexpr int kWindow = kEveryReaches;
+constexpr int kBlocksHeld = 3;  // by a multiprocessor
 
 // What a launch would have to divide for.
 struct TileGrid {
   Divisor tiles_x, tiles_y, groups;  // groups of what a tile's blocks compute each
-  int64_t blocks;
+  int64_t blocks;                    // for one a block
 };
 
 struct TilePlace {
@@ -67,20 +68,28 @@ __device__ __forceinline__ int64_t square_offset(const TailShape& shape, int64_t
   return ((n * shape.height + y) * shape.factor * shape.width + x) * length;
 }
 
-// 8 of the square's columns, in the order of tail.h, as a piece. There are few outputs, so that
-// nothing is aligned.
-template <class T>
-__device__ __forceinline__ uint4 gather_square(const TailShape& shape, Global<const T> square,
-                                               int first, bool exists) {
-  const int columns = exists ? shape.columns() : 0;
-  uint32_t numbers[8];
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const int column = first + i;
-    numbers[i] = column < columns ? load(square + shape.column_offsets[column]).bits : 0;
+// 8 of the square's columns, in the order of tail.h. There are few outputs, so that nothing is
+// aligned, and a piece is made of them only when it is stored: others may be on their way meanwhile.
+struct ColumnNumbers {
+  uint32_t at[kPiece];
+
+  __device__ __forceinline__ uint4 piece() const {
+    return {at[0] | at[1] << 16, at[2] | at[3] << 16, at[4] | at[5] << 16, at[6] | at[7] << 16};
   }
-  return {numbers[0] | numbers[1] << 16, numbers[2] | numbers[3] << 16,
-          numbers[4] | numbers[5] << 16, numbers[6] | numbers[7] << 16};
+};
+
+template <class T>
+__device__ __forceinline__ ColumnNumbers gather_square(const TailShape& shape,
+                                                       Global<const T> square, int first,
+                                                       bool exists) {
+  const int columns = exists ? shape.columns() : 0;
+  ColumnNumbers numbers;
+#pragma unroll
+  for (int i = 0; i < kPiece; ++i) {
+    const int column = first + i;
+    numbers.at[i] = column < columns ? load(square + shape.column_offsets[column]).bits : 0;
+  }
+  return numbers;
 }
 
 // A warp's sums: rows of 16 pixels by two eights of columns, the numbers that a thread has of them.
@@ -238,9 +247,10 @@ __device__ __forceinline__ void load_ones(const Tail<T>& tail, const TailShape& 
   for (int pair = static_cast<int>(threadIdx.x) / kChunk; pair < kReaches * kReaches;
        pair += kAtOnce) {
     const int reach_y = pair / kReaches, reach_x = pair % kReaches;
-    ComposedTap tap{-1, -1, k};
+    TailTap tap{-1, -1, k};
     if (exists) tap.y = shape.reaches.tap[reach_y][y], tap.x = shape.reaches.tap[reach_x][x];
-    const Global<const float> number = tail.composed + tap.offset(shape, shape.channels);
+    const Global<const float> number =
+        tail.composed + composed_offset(shape.taps, shape.outputs, shape.channels, tap);
     store_shared<float>(ones_at(reach_y, reach_x, i), tap.y >= 0 && tap.x >= 0 ? load(number) : 0);
   }
 }
@@ -345,45 +355,49 @@ __device__ __forceinline__ Step<kGradient> step_of(const Tail<T>& tail, const Ta
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 3)
-    forward_kernel(const __grid_constant__ Tails<T> tails, const __grid_constant__ TailShape shape,
-                   const __grid_constant__ TileGrid grid) {
-  const Tail<T>& tail = tails.at[blockIdx.y];
-  const TilePlace place = place_of(grid, static_cast<int>(blockIdx.x));
+__device__ __forceinline__ void apply_to_tile(const Tail<T>& tail, const TailShape& shape,
+                                              const TilePlace& place) {
   const int warp = threadIdx.x / 32;
   const int64_t row_step = int64_t{shape.width} * shape.channels;
   const ImageView<T> view{tail.input + place.n * shape.height * row_step, row_step, shape.channels,
                           shape.height, shape.width};
   const uint32_t pixels =
       mma_tiles::fragment_offset<InputTile::kPitch>() + 2 * warp * InputTile::kPitch;
-  const auto load_slices = [&](int channel) {
+  Sums sums{};
+#pragma unroll 1
+  for (int channel = 0; channel < shape.channels; channel += kDepth) {
+    __syncthreads();  // all have left what is there
     copy_tile<InputTile, kInputH, kInputW, kDepthPieces, kThreads>(
         0, view, place.y - kBorder, place.x - kBorder, channel,
         (shape.channels - channel) / kPiece);
     cp_async_commit();
-  };
-  load_slices(0);
-  load_ones(tail, shape, place.group);
-  Sums sums{};
-#pragma unroll 1
-  for (int channel = 0;;) {
     cp_async_wait<0>();
     __syncthreads();
     const int slice = channel / kSlice + warp;
-    if (slice < shape.slices()) {
-      multiply_tile<T>(sums, step_of<false>(tail, shape, pixels, place.group, slice), shape,
-                       place.y, place.x);
-    }
-    channel += kDepth;
-    if (channel >= shape.channels) break;
-    __syncthreads();  // all have left the slices
-    load_slices(channel);
+    if (slice >= shape.slices()) continue;
+    multiply_tile<T>(sums, step_of<false>(tail, shape, pixels, place.group, slice), shape, place.y,
+                     place.x);
   }
   __syncthreads();  // all have left the tile, where the sums come
   share_sums(sums);
   sum_biases(tail, shape, place.y, place.x, place.group);
   __syncthreads();
   write_square(tail, shape, place);
+}
+
+// A block takes every so many tiles, with the same columns of each: from the second one on, its
+// weights come from the cache.
+template <class T>
+__global__ void __launch_bounds__(kThreads, kBlocksHeld)
+    forward_kernel(const __grid_constant__ Tails<T> tails, const __grid_constant__ TailShape shape,
+                   const __grid_constant__ TileGrid grid) {
+  const Tail<T>& tail = tails.at[blockIdx.y];
+  load_ones(tail, shape, place_of(grid, static_cast<int>(blockIdx.x)).group);
+  const int step = static_cast<int>(gridDim.x);
+#pragma unroll 1
+  for (int tile = static_cast<int>(blockIdx.x); tile < grid.blocks; tile += step) {
+    apply_to_tile(tail, shape, place_of(grid, tile));
+  }
 }
 
 // Of the images: chunks of 16 columns of the output's gradient; each warp has 16 channels.
@@ -394,22 +408,26 @@ constexpr uint32_t kGradientBytes = GradientTile::kBytes + Results::kBytes;
 template <class T>
 __device__ __forceinline__ void load_gradient(const Tail<T>& tail, const TailShape& shape,
                                               const TilePlace& place, int chunk) {
-  constexpr int kTurns = (GradientTile::kCount + kThreads - 1) / kThreads;
-  uint4 pieces[kTurns];
+  constexpr int kAtOnce = 2;  // loads of as many pieces are on their way
+#pragma unroll 1
+  for (int first = threadIdx.x; first < GradientTile::kCount; first += kAtOnce * kThreads) {
+    ColumnNumbers numbers[kAtOnce];
 #pragma unroll
-  for (int turn = 0; turn < kTurns; ++turn) {
-    const int i = static_cast<int>(threadIdx.x) + turn * kThreads, pixel = i / 2, piece = i % 2;
-    const int y = place.y - kBorder + pixel / kInputW, x = place.x - kBorder + pixel % kInputW;
-    const bool inside = i < GradientTile::kCount &&
-                        static_cast<unsigned>(y) < static_cast<unsigned>(shape.height) &&
-                        static_cast<unsigned>(x) < static_cast<unsigned>(shape.width);
-    const Global<const T> square = tail.input + square_offset(shape, place.n, y, x);
-    pieces[turn] = gather_square(shape, square, chunk * kChunk + 8 * piece, inside);
-  }
+    for (int turn = 0; turn < kAtOnce; ++turn) {
+      const int i = first + turn * kThreads, pixel = i / 2, piece = i % 2;
+      const int y = place.y - kBorder + pixel / kInputW, x = place.x - kBorder + pixel % kInputW;
+      const bool inside = i < GradientTile::kCount &&
+                          static_cast<unsigned>(y) < static_cast<unsigned>(shape.height) &&
+                          static_cast<unsigned>(x) < static_cast<unsigned>(shape.width);
+      const Global<const T> square = tail.input + square_offset(shape, place.n, y, x);
+      numbers[turn] = gather_square(shape, square, chunk * kChunk + 8 * piece, inside);
+    }
 #pragma unroll
-  for (int turn = 0; turn < kTurns; ++turn) {
-    const int i = static_cast<int>(threadIdx.x) + turn * kThreads;
-    if (i < GradientTile::kCount) store_shared(GradientTile::offset(i / 2, i % 2), pieces[turn]);
+    for (int turn = 0; turn < kAtOnce; ++turn) {
+      const int i = first + turn * kThreads;
+      if (i >= GradientTile::kCount) break;
+      store_shared(GradientTile::offset(i / 2, i % 2), numbers[turn].piece());
+    }
   }
 }
 
@@ -444,18 +462,14 @@ __device__ __forceinline__ void write_pixels(const Tail<T>& tail, const TailShap
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 3)
-    images_gradient_kernel(const __grid_constant__ Tails<T> tails,
-                           const __grid_constant__ TailShape shape,
-                           const __grid_constant__ TileGrid grid) {
-  const Tail<T>& tail = tails.at[blockIdx.y];
-  const TilePlace place = place_of(grid, static_cast<int>(blockIdx.x));
+__device__ __forceinline__ void differentiate_tile(const Tail<T>& tail, const TailShape& shape,
+                                                   const TilePlace& place) {
   const int slice = place.group * kWarps + static_cast<int>(threadIdx.x) / 32;
   const uint32_t pixels = mma_tiles::fragment_offset<GradientTile::kPitch>();
   Sums sums{};
 #pragma unroll 1
   for (int chunk = 0; chunk < shape.chunks(); ++chunk) {
-    if (chunk > 0) __syncthreads();  // all have left the chunk before
+    __syncthreads();  // all have left what is there
     load_gradient(tail, shape, place, chunk);
     __syncthreads();
     if (slice >= shape.slices()) continue;
@@ -463,6 +477,20 @@ __global__ void __launch_bounds__(kThreads, 3)
                      place.x);
   }
   write_pixels(tail, shape, place, sums);
+}
+
+// Blocks and tiles as in the forward.
+template <class T>
+__global__ void __launch_bounds__(kThreads, kBlocksHeld)
+    images_gradient_kernel(const __grid_constant__ Tails<T> tails,
+                           const __grid_constant__ TailShape shape,
+                           const __grid_constant__ TileGrid grid) {
+  const Tail<T>& tail = tails.at[blockIdx.y];
+  const int step = static_cast<int>(gridDim.x);
+#pragma unroll 1
+  for (int tile = static_cast<int>(blockIdx.x); tile < grid.blocks; tile += step) {
+    differentiate_tile(tail, shape, place_of(grid, tile));
+  }
 }
 
 }  // namespace clsd::cuda::tail

@@ -138,11 +138,10 @@ __device__ __forceinline__ float response(const TailStage& stage, const StagePai
   return pair.is_center && stage.bias ? load(stage.bias + output * stage.bias_stride) : 0;
 }
 
-// Offset in the last convolution's weight of tap n, by columns, rows and outputs, of channel m.
-__device__ __forceinline__ int64_t out_offset(const int64_t (&strides)[4], int outputs, int m,
-                                              int n) {
-  const int k = n % outputs, y = n / outputs % 3, x = n / (3 * outputs);
-  return k * strides[0] + m * strides[1] + (2 - y) * strides[2] + (2 - x) * strides[3];
+// Offset in the last convolution's weight of a tap, whose rows and columns run backwards there.
+__device__ __forceinline__ int64_t out_offset(const int64_t (&strides)[4], int m,
+                                              const TailTap& tap) {
+  return tap.k * strides[0] + m * strides[1] + (2 - tap.y) * strides[2] + (2 - tap.x) * strides[3];
 }
 
 // Tap n of what follows on channel m of the map.
@@ -150,7 +149,7 @@ __device__ __forceinline__ float following(const TailStage& stage, int m, int n)
   if (m > stage.features || n >= stage.after_size()) return 0;
   if (!stage.last) return load(stage.after + (int64_t{m} * stage.after_size() + n));
   if (m == stage.features) return 0;
-  return load(stage.after + out_offset(stage.after_strides, stage.outputs, m, n));
+  return load(stage.after + out_offset(stage.after_strides, m, stage.after_tap(n)));
 }
 
 // Block (tile of c, tile of n, pair) of tail z.
@@ -175,20 +174,17 @@ __global__ void __launch_bounds__(kMatrixThreads)
   });
 }
 
-// A tap of the composed weight: its column, row and output.
-struct ComposedTap {
-  int x, y, k;
+// Offset of a tap of channel c in a composed weight with so many taps and outputs.
+__device__ __forceinline__ int64_t composed_offset(int taps, int outputs, int c,
+                                                   const TailTap& tap) {
+  return ((int64_t{c} * taps + tap.x) * taps + tap.y) * outputs + tap.k;
+}
 
-  __device__ int64_t offset(const TailShape& shape, int c) const {
-    return ((int64_t{c} * shape.taps + x) * shape.taps + y) * shape.outputs + k;
-  }
-};
-
-// Its sum over the ways.
+// The tap of a composed weight: its sum over the ways.
 __device__ __forceinline__ float composed_number(const TailStage& stage,
                                                  Global<const float> products,
                                                  const TailPaths& paths, int c,
-                                                 const ComposedTap& tap) {
+                                                 const TailTap& tap) {
   const int rows = stage.map_rows(), taps = stage.after_taps;
   float sum = 0;
 #pragma unroll 1
@@ -220,13 +216,13 @@ __global__ void __launch_bounds__(kComposingThreads)
   const int index = static_cast<int>(blockIdx.x * kComposingThreads + threadIdx.x);
   const int c = index / size, n = index % size;
   if (c > stage.channels) return;
-  const ComposedTap tap{n / (taps * stage.outputs), n / stage.outputs % taps, n % stage.outputs};
+  const TailTap tap{n / (taps * stage.outputs), n / stage.outputs % taps, n % stage.outputs};
   store(tail.composed + index, composed_number(stage, tail.products, paths, c, tap));
 }
 
 // The tap that a column of the reaches (y, x) is of, if there is one.
 __device__ __forceinline__ bool find_tap(const TailShape& shape, int reach_y, int reach_x,
-                                         int column, ComposedTap& tap) {
+                                         int column, TailTap& tap) {
   if (column >= shape.outputs * shape.factor * shape.factor) return false;
   const int square = column / shape.outputs;
   tap.k = column % shape.outputs;
@@ -250,8 +246,9 @@ __global__ void __launch_bounds__(kComposingThreads)
     lay_out_kernel(const __grid_constant__ Tails<T> tails, const __grid_constant__ TailShape shape,
                    const __grid_constant__ TailPaths paths) {
   const Tail<T>& tail = tails.at[blockIdx.y];
-  const auto number = [&](int c, const ComposedTap& tap) {
-    const Global<float> composed = tail.composed + tap.offset(shape, c);
+  const auto number = [&](int c, const TailTap& tap) {
+    const Global<float> composed =
+        tail.composed + composed_offset(shape.taps, shape.outputs, c, tap);
     if constexpr (kGradient) return load(Global<const float>(composed));
     const float value = composed_number(tail.stage, tail.products, paths, c, tap);
     store(composed, value);
@@ -265,8 +262,8 @@ __global__ void __launch_bounds__(kComposingThreads)
     if constexpr (!kGradient) {
       const int n = index - kFragmentPairs * fragments,
                 size = shape.taps * shape.taps * shape.outputs;
-      const ComposedTap tap{n / (shape.taps * shape.outputs), n / shape.outputs % shape.taps,
-                            n % shape.outputs};
+      const TailTap tap{n / (shape.taps * shape.outputs), n / shape.outputs % shape.taps,
+                        n % shape.outputs};
       if (n < size) number(shape.channels, tap);
     }
     return;
@@ -278,7 +275,7 @@ __global__ void __launch_bounds__(kComposingThreads)
   for (int half = 0; half < 2; ++half) {
     int channel, column;
     find_number<kGradient>(lane, 2 * pair + half, channel, column);
-    ComposedTap tap;
+    TailTap tap;
     const bool exists =
         find_tap(shape, reaches / kReaches, reaches % kReaches, chunk * kChunk + column, tap);
     numbers[half] = exists ? number(slice * 16 + channel, tap) : 0;

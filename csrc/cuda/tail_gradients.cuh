@@ -113,8 +113,9 @@ __device__ PixelView<T> view_of_edge(const TailShape& shape, const WeightsGradie
 
 // 8 columns of the chunk for one pixel of the tile at (y, x), as they come from memory.
 template <class T>
-__device__ __forceinline__ uint4 gather_grad(const TailShape& shape, const PixelView<T>& view,
-                                             int y, int x, int chunk) {
+__device__ __forceinline__ ColumnNumbers gather_grad(const TailShape& shape,
+                                                     const PixelView<T>& view, int y, int x,
+                                                     int chunk) {
   const int pixel = static_cast<int>(threadIdx.x) / 2, piece = threadIdx.x % 2;
   const int row = y + pixel / kTileW, column = x + pixel % kTileW;
   const bool exists = row < view.rows && column < view.columns;
@@ -135,7 +136,7 @@ __device__ __forceinline__ void multiply_tile(WindowSums<kWindowRows>& sums, uin
   const uint32_t shifts = input + InputTile::offset(lane % 8 + matrix % 2 * 8, threadIdx.x / 32);
   const uint32_t second = matrix / 2 * kPieceBytes;
   uint32_t rows[kWindowRows][4] = {};  // of the gradient, the last one first
-#pragma unroll 1
+#pragma unroll
   for (int from = 0; from < kTileH + kWindowRows - 1; ++from) {
 #pragma unroll
     for (int i = kWindowRows - 1; i > 0; --i) {
@@ -252,7 +253,7 @@ __device__ __forceinline__ void sum_share(const TailShape& shape, const WeightsP
                                           const Share& share) {
   constexpr int kRows = kTileH + kWindowRows - 1, kAbove = kWindowRows / 2;
   const int channel = share.group * kGroup;
-  uint4 grad{};
+  ColumnNumbers grad{};
   // Ask for a tile's input, and for its gradient.
   const auto load = [&](int64_t tile, int stage) {
     int y, x;
@@ -267,10 +268,11 @@ __device__ __forceinline__ void sum_share(const TailShape& shape, const WeightsP
   };
   ColumnSums columns{};
   const auto place_grad = [&](int stage) {
-    add_columns<T>(columns, grad);
+    const uint4 piece = grad.piece();
+    add_columns<T>(columns, piece);
     store_shared(stage * kStageBytes + InputTile::kBytes +
                      GradTile::offset(threadIdx.x / 2, threadIdx.x % 2),
-                 grad);
+                 piece);
   };
   WindowSums<kWindowRows> sums{};
   load(share.first, 0);
@@ -394,9 +396,10 @@ __device__ __forceinline__ float product_gradient(const StageGradient& tail, con
                                                   int taps, int pair, int c, int n) {
   const TailStage& stage = tail.stage;
   if (c > stage.channels || n >= stage.after_size()) return 0;
-  const int rows = stage.map_rows(), after = stage.after_taps;
-  const int k = n % stage.outputs, y = n / stage.outputs % after, x = n / (stage.outputs * after);
-  const int row = pair / rows * after + y, column = pair % rows * after + x;
+  const TailTap after = stage.after_tap(n);
+  const int map_row = stage.by_map_rows.quotient(pair);
+  const int row = map_row * stage.after_taps + after.y;
+  const int column = stage.by_map_rows.rest(pair, map_row) * stage.after_taps + after.x;
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -404,7 +407,7 @@ __device__ __forceinline__ float product_gradient(const StageGradient& tail, con
     for (int j = 0; j < 2; ++j) {
       const int sign = paths.signs[row][i] * paths.signs[column][j];
       if (sign == 0) continue;
-      const int tap = (paths.taps[column][j] * taps + paths.taps[row][i]) * stage.outputs + k;
+      const int tap = (paths.taps[column][j] * taps + paths.taps[row][i]) * stage.outputs + after.k;
       const float number = load(tail.grad + (int64_t{tap} * (stage.channels + 1) + c));
       sum += sign < 0 ? -number : number;
     }
@@ -493,7 +496,7 @@ inline __global__ void __launch_bounds__(kComposingThreads)
   const Global<const float> partials = tail.partials + (int64_t{m} * size + n);
   const float sum = sum_of_numbers(partials, int64_t{lines} * size, stage.pairs());
   const int64_t at =
-      stage.last ? out_offset(tail.after_strides, stage.outputs, m, n) : int64_t{n} * lines + m;
+      stage.last ? out_offset(tail.after_strides, m, stage.after_tap(n)) : int64_t{n} * lines + m;
   store(tail.grad_after + at, sum);
 }
 

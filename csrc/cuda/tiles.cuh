@@ -31,31 +31,6 @@ struct ChannelGroup {
   }
 };
 
-// Division by a number that is known before the launch: a multiplication. Of numbers below 2^31.
-class Divisor {
- public:
-  Divisor() = default;
-  explicit Divisor(int divisor) : divisor_(divisor) {
-    while (int64_t{1} << shift_ < divisor) ++shift_;
-    shift_ += kBits;
-    factor_ = static_cast<uint32_t>(((uint64_t{1} << shift_) + divisor - 1) / divisor);
-  }
-
-  __device__ __forceinline__ int quotient(int number) const {
-    return static_cast<int>(static_cast<uint64_t>(number) * factor_ >> shift_);
-  }
-  // The remainder, given the quotient.
-  __device__ __forceinline__ int rest(int number, int quotient) const {
-    return number - quotient * divisor_;
-  }
-
- private:
-  static constexpr int kBits = 31;
-
-  uint32_t factor_ = 0;
-  int divisor_ = 1, shift_ = 0;
-};
-
 // Steps from pixel to pixel, in elements, of an image that is shuffled by `upscale`: between pixels
 // before the shuffle, and between those of a phase's neighbours.
 struct ImageSteps {

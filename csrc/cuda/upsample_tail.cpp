@@ -115,6 +115,8 @@ TailStage stage_of(const TailArguments& tail, size_t number, Global<const float>
   stage.outputs = static_cast<int>(tail.outputs()), stage.factor = static_cast<int>(factor);
   stage.after_taps = static_cast<int>(tail.axes[number + 1].size());
   stage.last = number + 1 == tail.stages.size();
+  stage.by_outputs = Divisor(stage.outputs), stage.by_after_taps = Divisor(stage.after_taps);
+  stage.by_map_rows = Divisor(stage.map_rows());
   stage.after = stage.last ? strided(tail.out_weight) : composed;
   if (stage.last) set_strides(stage.after_strides, tail.out_weight);
   return stage;

@@ -59,8 +59,8 @@ def test_asks_whether_it_runs(readable_library):
     symbols = sass_code.resources(sass_code.cuobjdump_of(readable_library, "-res-usage"))
     assert kernels == sum(architecture == "sm_90a" for architecture, _ in symbols)
     assert re.fullmatch(r"a driver for CUDA \d+\.0, got none", reason)
-    blocks = ["residual_block", "residual_blocks"]
-    assert operators == ["conv3x3", "pixel_shuffle_upsample", *blocks]
+    blocks, tails = ["residual_block", "residual_blocks"], ["upsample_tail", "upsample_tails"]
+    assert operators == ["conv3x3", "pixel_shuffle_upsample", *blocks, *tails]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_unknown_architectures(cuda_library, architectures, message):
 def test_a_list_for_all_of_pytorch(cuda_library):
     """Kernels of which 7.5 knows no instruction are not built for it, and those for 9.0a are."""
     contents = native_build.build(
-        "cuda_of_pytorch", "_C_cuda", TORCH_CUDA_ARCH_LIST="7.5 9.0"
+        "cuda_of_pytorch", "_C_cuda", "csrc/cuda/packing.cu", TORCH_CUDA_ARCH_LIST="7.5 9.0"
     ).read_bytes()
     assert [b"sm_75" in contents, b"sm_90a" in contents] == [False, True]
 
