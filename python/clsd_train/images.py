@@ -1,70 +1,210 @@
-"""Image files, MATLAB's bicubic resizing, and images as tensors."""
+"""Images of files, MATLAB's bicubic resizing, and images as tensors."""
 
-from collections.abc import Callable, Sequence
+import os
+import stat
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
-from .errors import UserError
+from .errors import Notice, UserError
+from .listing import list_images
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+# What Pillow may read, by its own names: in others it drops bits and frames that we do not look at.
+FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
+# Tags of TIFF, and a value of the last.
+BITS_PER_SAMPLE, SAMPLES_PER_PIXEL, SAMPLE_FORMAT, UNSIGNED = 258, 277, 339, 1
 
 
 class BadImageError(UserError):
     """A file that holds no usable image."""
 
 
-def find_images(folders: Sequence[Path]) -> list[Path]:
-    """The image files of folders and their subfolders, sorted.
+class Picture(NamedTuple):
+    """uint8 [H, W, C] (grey, grey and alpha, RGB, RGBA), and the ICC profile of the colours."""
 
-    Raises:
-        UserError: if a folder is missing or holds no image file.
-    """
-    files = []
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"data: expected a folder of images, got {folder}: no such folder")
-        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not found:
-            raise UserError(f"data: expected images in {folder}, got none")
-        files += found
-    return files
+    pixels: np.ndarray
+    icc_profile: bytes | None = None
+
+
+def find_images(folders: Sequence[Path]) -> list[Path]:
+    """The image files of folders and their subfolders, as of :func:`list_images`."""
+    return [file.path for folder in folders for file in list_images(folder).files]
 
 
 def read_image(path: Path) -> np.ndarray:
-    """An 8-bit image as RGB uint8 [H, W, 3]; grey is repeated, an opaque alpha is dropped.
+    """An image as RGB uint8 [H, W, 3]; grey is repeated, an opaque alpha is dropped.
 
     Raises:
-        BadImageError: if the file is missing, truncated, no image, transparent or not 8-bit.
+        BadImageError: as of :func:`read_picture`, and if a pixel is transparent.
     """
-    try:
-        with Image.open(path) as image:
+    pixels = read_picture(path).pixels
+    channels = pixels.shape[2]
+    if channels in (2, 4) and pixels[..., -1].min() < 255:
+        raise BadImageError(f"data: {path}: expected an opaque image, got transparency")
+    return to_rgb(pixels)
+
+
+def to_rgb(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, C] of a picture to RGB [H, W, 3], without alpha."""
+    return pixels[..., :3] if pixels.shape[2] > 2 else pixels[..., :1].repeat(3, axis=2)
+
+
+def read_picture(path: Path) -> Picture:
+    """An 8-bit image, turned upright as its EXIF orientation says.
+
+    Transparency of a palette or of one colour becomes alpha. Warns by :class:`Notice` of
+    damaged metadata and of further pictures in a JPEG file (MPO), which are left out.
+
+    Raises:
+        BadImageError: if the file is missing, unreadable, broken, no BMP, JPEG, PNG, TIFF or WebP,
+            not 8-bit grey or RGB, or holds several pages or frames.
+    """
+    with warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always")
+        # Up to twice this number of pixels Pillow reads, and we do; beyond, it raises.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            picture = _decode(path)
+        except BadImageError:
+            raise
+        except Exception as error:  # decoders raise whatever broken bytes lead them to
+            got = _describe_failure(path, error)
+            raise BadImageError(f"data: {path}: expected an image, got {got}") from None
+    for text in dict.fromkeys(str(remark.message) for remark in remarks):
+        warnings.warn(f"data: {path}: {text}", Notice, stacklevel=2)
+    return picture
+
+
+def _decode(path: Path) -> Picture:
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for its writer
+        raise BadImageError(f"data: {path}: expected an image, got no regular file")
+    with Image.open(path, formats=FORMATS) as image:
+        _check_frames(path, image)
+        _check_depth(path, image)
+        with _raise_libtiff_errors():
             image.load()
-            return _to_rgb(path, image)
-    except UnidentifiedImageError:
-        got = "a file that is no image"
-    except FileNotFoundError:
-        got = "no such file"
-    except Image.DecompressionBombError:
-        got = "one of more pixels than Pillow opens"
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on broken data
-        got = f"a broken one ({' '.join(str(error).split())})"
-    raise BadImageError(f"data: {path}: expected an image, got {got}")
+        _turn_upright(image)
+        return Picture(_to_pixels(path, image), image.info.get("icc_profile"))
 
 
-def _to_rgb(path: Path, image: Image.Image) -> np.ndarray:
-    if image.mode == "P":
-        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
-    if image.mode in ("RGBA", "LA"):
-        if np.asarray(image.getchannel("A")).min() < 255:
-            raise BadImageError(f"data: {path}: expected an opaque image, got transparency")
-        image = image.convert("RGB")
-    if image.mode not in ("RGB", "L", "1"):
+@contextmanager
+def _raise_libtiff_errors() -> Iterator[None]:
+    """Raise what libtiff writes to stderr, after which it may go on with wrong pixels."""
+    try:
+        stderr = os.dup(2)
+    except OSError:  # a process without stderr
+        yield
+        return
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+        said.seek(0)
+        if text := said.readline().decode(errors="replace").strip():
+            raise OSError(text)
+
+
+def _turn_upright(image: Image.Image) -> None:
+    try:
+        image.getexif()
+    except Exception as error:  # Pillow's parsers raise whatever broken bytes lead them to
+        warnings.warn(f"EXIF that cannot be read, and so no orientation: {error}", stacklevel=2)
+    else:
+        ImageOps.exif_transpose(image, in_place=True)
+
+
+def _check_frames(path: Path, image: Image.Image) -> None:
+    frames = getattr(image, "n_frames", 1)
+    if image.format == "MPO":  # a photograph, then previews or views of it
+        if frames > 1:
+            warnings.warn(f"{frames - 1} of the {frames} pictures in it left out", stacklevel=2)
+    elif frames > 1:
+        raise BadImageError(f"data: {path}: expected one picture, got {frames} pages or frames")
+
+
+def _check_depth(path: Path, image: Image.Image) -> None:
+    bits, kind = 8, UNSIGNED
+    if image.format == "PNG":
+        with path.open("rb") as file:
+            bits = file.read(25)[24]  # of IHDR, which is the first chunk
+    elif isinstance(image, TiffImageFile):
+        samples, bands = image.tag_v2.get(SAMPLES_PER_PIXEL, 1), len(image.getbands())
+        if samples != bands:
+            raise BadImageError(
+                f"data: {path}: expected 8-bit grey or RGB, "
+                f"got {samples} channels, of which Pillow reads {bands}"
+            )
+        bits = max(image.tag_v2.get(BITS_PER_SAMPLE, (1,)))
+        kind = max(image.tag_v2.get(SAMPLE_FORMAT, (UNSIGNED,)))
+    if bits > 8 or kind != UNSIGNED:
+        signed = "" if kind == UNSIGNED else "signed or floating "
+        raise BadImageError(
+            f"data: {path}: expected 8-bit grey or RGB, "
+            f"got mode {image.mode} of {signed}{bits} bits per channel"
+        )
+
+
+def _to_pixels(path: Path, image: Image.Image) -> np.ndarray:
+    has_key = "transparency" in image.info
+    mode = {
+        "1": "LA" if has_key else "L",
+        "L": "LA" if has_key else "L",
+        "LA": "LA",
+        "P": "RGBA" if has_key else "RGB",
+        "PA": "RGBA",
+        "RGB": "RGBA" if has_key else "RGB",
+        "RGBA": "RGBA",
+    }.get(image.mode)
+    if mode is None:
         raise BadImageError(f"data: {path}: expected 8-bit grey or RGB, got mode {image.mode}")
-    return np.asarray(image.convert("RGB"))
+    pixels = np.asarray(image.convert(mode))
+    if pixels.size == 0:
+        raise BadImageError(f"data: {path}: expected an image, got one of no pixels")
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _describe_failure(path: Path, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "a link to nothing" if path.is_symlink() else "no such file"
+    if isinstance(error, UnidentifiedImageError):
+        return _describe_unknown(path)
+    if isinstance(error, Image.DecompressionBombError):
+        return "one of more pixels than Pillow opens"
+    if isinstance(error, MemoryError):
+        return "one that is too large for the memory"
+    if isinstance(error, OSError) and error.strerror:
+        return f"a file that cannot be read ({error.strerror})"
+    return f"a broken one ({' '.join(str(error).split()) or type(error).__name__})"
+
+
+def _describe_unknown(path: Path) -> str:
+    """What a file is that Pillow takes for none of the formats, though it may begin as one."""
+    with path.open("rb") as file:
+        start = file.read(16)
+        if not start:
+            return "an empty file"
+        for name in FORMATS:
+            open_format, accepts = Image.OPEN[name]
+            if accepts and accepts(start) is True:
+                try:
+                    file.seek(0)
+                    open_format(file, "")
+                except Exception as error:  # the reason, which Image.open keeps to itself
+                    reason = " ".join(str(error).split())
+                    return f"a {name} file that Pillow cannot read ({reason})"
+    return "a file that is no BMP, JPEG, PNG, TIFF or WebP image"
 
 
 def crop_to_multiple(image: np.ndarray, scale: int) -> np.ndarray:
