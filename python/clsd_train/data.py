@@ -5,26 +5,44 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .config import DataConfig, OnBadImage
-from .errors import UserError
-from .images import BadImageError, bicubic_downscale, crop_to_multiple, find_images, read_image
+from .errors import Notice, UserError
+from .images import BadImageError, bicubic_downscale, crop_to_multiple, read_image
+from .listing import NOTHING_APART, summarize
+from .pairing import PairFiles, find_pairs
 
 # Part of the cache's key: raise it when the pixels that are stored change.
-RECIPE = "matlab-bicubic-1"
+RECIPE = "matlab-bicubic-2"
 
 
 class Pair(NamedTuple):
-    """An LR image [h, w, 3] and its HR image [scale h, scale w, 3], both uint8."""
+    """An LR image [h, w, 3] and its HR image [scale h, scale w, 3], both uint8.
+
+    The name is the HR image's path below its folder, without suffix.
+    """
 
     name: str
     lr: np.ndarray
     hr: np.ndarray
+
+
+class Pairs(list[Pair]):
+    """Pairs, and how many files beside theirs were left out for which reason."""
+
+    def __init__(self, pairs: Iterable[Pair] = (), left_out: Counter[str] | None = None) -> None:
+        super().__init__(pairs)
+        self.left_out = left_out or Counter()
+
+    def summary(self, role: str) -> str:
+        """One line: how many images are used as what, and what was left out."""
+        return summarize(role, len(self), self.left_out)
 
 
 def read_pairs(
@@ -33,66 +51,59 @@ def read_pairs(
     scale: int,
     on_bad_image: OnBadImage = "refuse",
 ) -> Iterator[Pair]:
+    """Find pairs, as of :func:`find_pairs`, and decode them, as of :func:`decode_pairs`."""
+    yield from decode_pairs(find_pairs(hr_folders, lr_folders, scale).files, scale, on_bad_image)
+
+
+def decode_pairs(
+    files: Sequence[PairFiles], scale: int, on_bad_image: OnBadImage = "refuse"
+) -> Iterator[Pair]:
     """Decode pairs one after the other, LR images made by MATLAB's bicubic if not given.
 
-    An LR file belongs to the HR file of the same stem, or of that stem and ``x<scale>``.
-
     Raises:
-        UserError: for a missing folder, HR without LR, sizes that do not fit.
-        BadImageError: for a bad image under ``"refuse"``; ``"skip"`` warns and goes on.
+        BadImageError: for a bad image, or sizes that do not fit, under ``"refuse"``; ``"skip"``
+            warns and goes on.
     """
-    for hr_path, lr_path in _match(find_images(hr_folders), lr_folders, scale):
+    for file in files:
         try:
-            yield _read_pair(hr_path, lr_path, scale)
+            yield _decode_pair(file, scale)
         except BadImageError as error:
             if on_bad_image == "refuse":
                 raise
-            warnings.warn(f"{error}; skipped", stacklevel=2)
+            warnings.warn(f"{error}; skipped", Notice, stacklevel=2)
 
 
-def _match(
-    hr_paths: list[Path], lr_folders: Sequence[Path], scale: int
-) -> list[tuple[Path, Path | None]]:
-    if not lr_folders:
-        return [(path, None) for path in hr_paths]
-    lr_by_stem = {path.stem: path for path in find_images(lr_folders)}
-    matched: list[tuple[Path, Path | None]] = []
-    for path in hr_paths:
-        lr_path = lr_by_stem.get(path.stem) or lr_by_stem.get(f"{path.stem}x{scale}")
-        if lr_path is None:
-            raise UserError(
-                f"data: expected an LR image {path.stem} or {path.stem}x{scale} for {path}, "
-                f"got none in {', '.join(str(folder) for folder in lr_folders)}"
-            )
-        matched.append((path, lr_path))
-    return matched
-
-
-def _read_pair(hr_path: Path, lr_path: Path | None, scale: int) -> Pair:
-    hr = crop_to_multiple(read_image(hr_path), scale)
+def _decode_pair(file: PairFiles, scale: int) -> Pair:
+    hr = crop_to_multiple(read_image(file.hr), scale)
     if hr.size == 0:
-        raise BadImageError(f"data: {hr_path}: expected at least {scale}x{scale} pixels, got fewer")
-    if lr_path is None:
-        return Pair(hr_path.stem, bicubic_downscale(hr, scale), hr)
-    lr = read_image(lr_path)
+        raise BadImageError(f"data: {file.hr}: expected at least {scale}x{scale} pixels, got fewer")
+    if file.lr is None:
+        return Pair(file.name, bicubic_downscale(hr, scale), hr)
+    lr = read_image(file.lr)
     if tuple(size * scale for size in lr.shape[:2]) != hr.shape[:2]:
         expected = "x".join(str(size // scale) for size in hr.shape[:2])
         got = "x".join(str(size) for size in lr.shape[:2])
-        raise BadImageError(f"data: {lr_path}: expected {expected} pixels (h x w), got {got}")
-    return Pair(hr_path.stem, lr, hr)
+        raise BadImageError(f"data: {file.lr}: expected {expected} pixels (h x w), got {got}")
+    return Pair(file.name, lr, hr)
 
 
-def load_training_pairs(data: DataConfig, scale: int) -> list[Pair]:
+def load_training_pairs(data: DataConfig, scale: int, output: Path | None = None) -> Pairs:
     """The training images as views of the cache.
 
+    Args:
+        data: the configured folders.
+        scale: HR pixels per LR pixel.
+        output: the run's folder, whose files are no data.
+
     Raises:
-        UserError: as of :func:`read_pairs`, and if an image is smaller than a patch under
-            ``on_bad_image: refuse``, or if none is left.
+        UserError: as of :func:`find_pairs` and :func:`decode_pairs`, and if an image is smaller
+            than a patch under ``on_bad_image: refuse``, or if none is left.
     """
     if not data.train:
         raise UserError("config: data.train: expected a folder of HR images, got none")
-    pairs = []
-    for pair in load_cached(data.train, data.train_lr, scale, data):
+    loaded = load_cached(data.train, data.train_lr, scale, data, output)
+    pairs = Pairs(left_out=loaded.left_out)
+    for pair in loaded:
         if min(pair.lr.shape[:2]) >= data.patch_size:
             pairs.append(pair)
             continue
@@ -101,49 +112,98 @@ def load_training_pairs(data: DataConfig, scale: int) -> list[Pair]:
         message = f"data: {pair.name}: expected HR of at least {least}x{least} pixels, got {size}"
         if data.on_bad_image == "refuse":
             raise UserError(message)
-        warnings.warn(f"{message}; skipped", stacklevel=2)
+        warnings.warn(f"{message}; skipped", Notice, stacklevel=2)
+        pairs.left_out["smaller than a patch"] += 1
     if not pairs:
         raise UserError("data: expected at least one usable training image, got none")
     return pairs
 
 
 def load_cached(
-    hr_folders: Sequence[Path], lr_folders: Sequence[Path], scale: int, data: DataConfig
-) -> list[Pair]:
+    hr_folders: Sequence[Path],
+    lr_folders: Sequence[Path],
+    scale: int,
+    data: DataConfig,
+    output: Path | None = None,
+) -> Pairs:
     """All pairs as views of one memory-mapped file, which is written at the first use.
 
-    The file is named by its sources' paths, sizes and times of change: a changed source makes a
-    new cache. It appears complete or not at all.
+    The file is named by its images' names, paths, sizes and times of change: a changed image makes
+    a new cache. It appears complete or not at all. What was said while it was made is kept in it
+    and said at each use.
     """
-    sources = [_fingerprint(folders) for folders in (hr_folders, lr_folders)]
-    identity = [RECIPE, scale, data.on_bad_image, sources]
-    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+    listing = find_pairs(hr_folders, lr_folders, scale, _roles(data, output))
     folder = data.cache or _default_cache()
+    identity = [RECIPE, scale, data.on_bad_image, [_fingerprint(file) for file in listing.files]]
+    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     index_path, pixels_path = folder / f"{key}.json", folder / f"{key}.bin"
-    if not index_path.exists():
-        pairs = read_pairs(hr_folders, lr_folders, scale, data.on_bad_image)
-        _write_cache(pairs, index_path, pixels_path)
-    index = json.loads(index_path.read_text())
-    if not index:
+    index = _read_index(index_path, pixels_path)
+    if index is None:
+        try:
+            pairs = decode_pairs(listing.files, scale, data.on_bad_image)
+            index = _write_cache(pairs, index_path, pixels_path)
+        except OSError as error:
+            raise UserError(
+                f"data: expected a folder to write the cache to, got {folder}: {error.strerror}"
+            ) from None
+    for text in index["warnings"]:
+        warnings.warn(text, Notice, stacklevel=2)
+    if not index["pairs"]:
         raise UserError("data: expected at least one usable image, got none")
+    left_out = listing.left_out + Counter(skipped=len(listing.files) - len(index["pairs"]))
     pixels = np.memmap(pixels_path, dtype=np.uint8, mode="r")
-    return [_view(pixels, entry) for entry in index]
+    return Pairs([_view(pixels, entry) for entry in index["pairs"]], left_out)
 
 
-def _fingerprint(folders: Sequence[Path]) -> list[tuple[str, int, int]]:
-    stats = [(str(path.resolve()), path.stat()) for path in find_images(folders)]
-    return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+def _roles(data: DataConfig, output: Path | None) -> Mapping[Path, str]:
+    """What each configured folder is for: none of them is a part of another."""
+    return {
+        **({output: "the output"} if output else NOTHING_APART),
+        **({data.cache: "the cache"} if data.cache else NOTHING_APART),
+        **dict.fromkeys(data.train, "training images"),
+        **dict.fromkeys(data.val, "validation images"),
+        **dict.fromkeys((*data.train_lr, *data.val_lr), "LR images"),
+    }
+
+
+def _fingerprint(file: PairFiles) -> list[Any]:
+    return [file.name, *(_stat(path) if path else None for path in (file.hr, file.lr))]
+
+
+def _stat(path: Path) -> tuple[str, int, int]:
+    real = os.path.realpath(path)
+    try:
+        result = os.stat(real)
+    except OSError:  # reading it will say why
+        return real, 0, 0
+    return real, result.st_size, result.st_mtime_ns
 
 
 def _default_cache() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "clsd-fast"
+    root = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(root) if root else Path.home() / ".cache") / "clsd-fast"
+    except RuntimeError:
+        raise UserError("config: data.cache: expected a folder, got none and no home") from None
 
 
-def _write_cache(pairs: Iterator[Pair], index_path: Path, pixels_path: Path) -> None:
+def _read_index(index_path: Path, pixels_path: Path) -> dict[str, Any] | None:
+    """The index of a cache that is whole."""
+    try:
+        index = json.loads(index_path.read_bytes())
+        return index if pixels_path.stat().st_size == index["bytes"] else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _write_cache(pairs: Iterator[Pair], index_path: Path, pixels_path: Path) -> dict[str, Any]:
     index_path.parent.mkdir(parents=True, exist_ok=True)
-    index, offset = [], 0
-    with tempfile.TemporaryDirectory(dir=index_path.parent) as scratch:
+    entries, offset = [], 0
+    with (
+        tempfile.TemporaryDirectory(dir=index_path.parent) as scratch,
+        warnings.catch_warnings(record=True) as said,
+    ):
+        warnings.simplefilter("always")
         scratch_pixels, scratch_index = Path(scratch) / "pixels", Path(scratch) / "index"
         with scratch_pixels.open("wb") as file:
             for pair in pairs:
@@ -152,11 +212,14 @@ def _write_cache(pairs: Iterator[Pair], index_path: Path, pixels_path: Path) -> 
                     entry[part] = [offset, *image.shape]
                     file.write(np.ascontiguousarray(image).data)
                     offset += image.size
-                index.append(entry)
+                entries.append(entry)
+        texts = [str(warning.message) for warning in said]
+        index = {"bytes": offset, "warnings": texts, "pairs": entries}
         scratch_index.write_text(json.dumps(index))
         # The index goes last: it is what says that the cache is there.
         scratch_pixels.replace(pixels_path)
         scratch_index.replace(index_path)
+    return index
 
 
 def _view(pixels: np.ndarray, entry: dict) -> Pair:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,7 +16,7 @@ from clsd_fast import EDSR
 from .build import build_model
 from .checkpoint import load_weights, read_torch, save_student, write_atomically
 from .config import Config, TrainConfig
-from .data import Pair, load_cached, load_training_pairs
+from .data import Pair, Pairs, load_cached, load_training_pairs
 from .errors import UserError
 from .images import images_to_tensor
 from .metrics import Quality, least_size, mean_quality, quality
@@ -59,11 +60,14 @@ class Run:
         self.iteration = 0
         if resume:
             self._load_state()
-        self.train_pairs = load_training_pairs(config.data, config.scale)
+        self.train_pairs = load_training_pairs(config.data, config.scale, config.output)
         self.val_pairs = _validation_pairs(config)
         output.mkdir(parents=True, exist_ok=True)
         (output / CONFIG).write_text(config.to_yaml())
         self.history = History(output / HISTORY, self.iteration)
+        print(f"clsd: {self.train_pairs.summary('training')}", file=sys.stderr)
+        if self.val_pairs:
+            print(f"clsd: {self.val_pairs.summary('validation')}", file=sys.stderr)
 
     def train(self) -> list[dict[str, Any]]:
         """Train to the last iteration; returns the history, as in ``history.jsonl``.
@@ -217,10 +221,11 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _validation_pairs(config: Config) -> list[Pair]:
-    if not config.data.val:
-        return []
-    pairs = load_cached(config.data.val, config.data.val_lr, config.scale, config.data)
+def _validation_pairs(config: Config) -> Pairs:
+    data = config.data
+    if not data.val:
+        return Pairs()
+    pairs = load_cached(data.val, data.val_lr, config.scale, data, config.output)
     least = least_size(config.scale)
     for pair in pairs:
         if min(pair.hr.shape[:2]) < least:

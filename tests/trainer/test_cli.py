@@ -52,7 +52,8 @@ def test_module_runs_as_a_command(tmp_path, settings):
     assert done.stdout == f"wrote {tmp_path / 'run' / 'student.safetensors'}\n"
     # Off a terminal the progress is plain lines.
     lines = done.stderr.splitlines()
-    assert [line.split()[0] for line in lines] == ["1/2", "2/2"]
+    assert lines[0] == "clsd: training: 2 images used"
+    assert [line.split()[0] for line in lines[1:]] == ["1/2", "2/2"]
     assert "\x1b" not in done.stderr and "\r" not in done.stderr
     again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert again.returncode == 2
@@ -124,7 +125,7 @@ def test_diverging_run_names_the_iteration(tmp_path, settings, capsys):
     with pytest.raises(SystemExit) as stop:
         run(*settings, *options)
     assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    _, line = capsys.readouterr().err.splitlines()
     assert "expected a finite loss, got nan at iteration 2" in line
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert not names & {"state.pt", "student.safetensors"}

@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import ExifTags, Image
 from support.trainer_util import noise, write_images
 
 from clsd_train import data
 from clsd_train.config import DataConfig
 from clsd_train.data import load_cached, load_training_pairs, read_pairs
-from clsd_train.errors import UserError
+from clsd_train.errors import Notice, UserError
 from clsd_train.images import (
     BadImageError,
     bicubic_downscale,
@@ -61,12 +61,19 @@ def test_hr_is_cropped_to_a_multiple_of_the_scale(tmp_path):
     np.testing.assert_array_equal(pair.hr, noise(32, 29)[:30, :27])
 
 
-@pytest.mark.parametrize("lr_name", ["a", "ax2"])
-def test_given_lr_is_matched_by_stem(tmp_path, lr_name):
-    hr = write_images(tmp_path / "hr", a=(20, 16))
-    lr = write_images(tmp_path / "lr", **{lr_name: (10, 8)})
-    (pair,) = read_pairs([hr], [lr], 2)
-    np.testing.assert_array_equal(pair.lr, noise(10, 8))
+def test_clips_with_equal_frame_names_are_trained_on_their_own_lr(tmp_path):
+    for clip in range(3):
+        hr = write_images(tmp_path / "HR" / f"{clip}", **{"0": (24, 24 + clip), "1": (28, 24)})
+        (tmp_path / "LR" / f"{clip}").mkdir(parents=True)
+        for path in hr.iterdir():
+            lr = Image.fromarray(bicubic_downscale(crop_to_multiple(read_image(path), 2), 2))
+            lr.save(tmp_path / "LR" / f"{clip}" / path.name)
+    folders = {"train": tmp_path / "HR", "train_lr": tmp_path / "LR"}
+    data = DataConfig(**folders, patch_size=8, cache=tmp_path / "cache")
+    pairs = load_training_pairs(data, 2)
+    assert [pair.name for pair in pairs] == [f"{clip}/{frame}" for clip in "012" for frame in "01"]
+    for pair in pairs:
+        np.testing.assert_array_equal(bicubic_downscale(pair.hr, 2), pair.lr)
 
 
 def test_lr_of_another_name_or_size_is_named(tmp_path):
@@ -77,35 +84,6 @@ def test_lr_of_another_name_or_size_is_named(tmp_path):
     wrong = write_images(tmp_path / "wrong", a=(10, 9))
     with pytest.raises(BadImageError, match=r"wrong/a\.png: expected 10x8 .*, got 10x9"):
         list(read_pairs([hr], [wrong], 2))
-
-
-def test_grey_palette_and_opaque_alpha_become_rgb(tmp_path):
-    grey = noise(8, 8)[..., 0]
-    expected = np.repeat(grey[..., None], 3, axis=2)
-    opaque = np.dstack([expected, np.full((8, 8), 255, np.uint8)])
-    for name, image in (
-        ("grey", Image.fromarray(grey)),
-        ("alpha", Image.fromarray(opaque)),
-        ("palette", Image.fromarray(grey).convert("P")),
-    ):
-        image.save(tmp_path / f"{name}.png")
-        np.testing.assert_array_equal(read_image(tmp_path / f"{name}.png"), expected)
-
-
-def test_images_of_other_kinds_are_refused(tmp_path):
-    Image.fromarray(noise(8, 8)[..., 0].astype(np.uint16) * 256).save(tmp_path / "deep.png")
-    Image.fromarray(np.dstack([noise(8, 8), noise(8, 8)[..., 0]])).save(tmp_path / "clear.png")
-    with pytest.raises(BadImageError, match=r"deep\.png: expected 8-bit .*, got mode I;16"):
-        read_image(tmp_path / "deep.png")
-    with pytest.raises(BadImageError, match=r"clear\.png: expected an opaque image"):
-        read_image(tmp_path / "clear.png")
-
-
-def test_image_beyond_the_pixel_limit_is_refused(tmp_path, monkeypatch):
-    write_images(tmp_path, big=(40, 40))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(BadImageError, match=r"big\.png: .* more pixels than Pillow opens"):
-        read_image(tmp_path / "big.png")
 
 
 @pytest.fixture
@@ -125,13 +103,57 @@ def test_bad_image_is_refused_by_name_and_leaves_no_cache(broken, tmp_path):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_bad_images_are_skipped_with_a_warning(broken, tmp_path):
+def test_bad_images_are_skipped_with_a_warning_at_each_use(broken, tmp_path):
+    (broken / "zz.png").symlink_to("nowhere")
     options = DataConfig(train=broken, patch_size=8, on_bad_image="skip", cache=tmp_path / "cache")
-    with pytest.warns(UserWarning) as caught:
-        pairs = load_training_pairs(options, 2)
-    assert [pair.name for pair in pairs] == ["good"]
-    assert ["truncated.png" in str(w.message) for w in caught] == [True, False]
-    assert "words.png" in str(caught[1].message)
+    for _ in ("written", "read"):
+        with pytest.warns(Notice) as caught:
+            pairs = load_training_pairs(options, 2)
+        assert [pair.name for pair in pairs] == ["good"]
+        named = [str(warning.message).split(": ")[1] for warning in caught]
+        assert named == [str(broken / f"{name}.png") for name in ("truncated", "words", "zz")]
+        assert all(str(warning.message).endswith("; skipped") for warning in caught)
+        assert pairs.summary("training") == "training: 1 image used; left out: skipped 3"
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_dangling_link_is_refused_by_name(tmp_path):
+    hr = write_images(tmp_path / "hr", a=(40, 40))
+    (hr / "b.png").symlink_to("nowhere")
+    options = DataConfig(train=hr, patch_size=8, cache=tmp_path / "cache")
+    with pytest.raises(BadImageError, match=r"b\.png: expected an image, got a link to nothing"):
+        load_training_pairs(options, 2)
+
+
+def test_pages_and_frames_are_no_training_image(tmp_path):
+    hr = write_images(tmp_path / "hr", a=(40, 40))
+    frames = [Image.fromarray(noise(40, 40, seed)) for seed in range(3)]
+    frames[0].save(hr / "stack.tif", save_all=True, append_images=frames[1:])
+    options = {"train": hr, "patch_size": 8, "cache": tmp_path / "cache"}
+    line = r"stack\.tif: expected one picture, got 3 pages or frames"
+    with pytest.raises(BadImageError, match=line):
+        load_training_pairs(DataConfig(**options), 2)
+    with pytest.warns(Notice, match=line):
+        assert len(load_training_pairs(DataConfig(**options, on_bad_image="skip"), 2)) == 1
+
+
+def test_folders_of_a_run_are_no_part_of_each_other(tmp_path):
+    hr = write_images(tmp_path / "hr", a=(40, 40))
+    lr = write_images(hr / "small", a=(20, 20))
+    val = write_images(hr / "val", a=(44, 44))
+    write_images(hr / "run" / "plots", p=(40, 40))
+    write_images(hr / ".ipynb_checkpoints", a=(40, 40))
+    options = {"train": hr, "val": val, "patch_size": 8, "cache": hr / "cache"}
+    pairs = load_training_pairs(DataConfig(**options, train_lr=lr), 2, output=hr / "run")
+    assert [pair.name for pair in pairs] == ["a"]
+    assert pairs.left_out == {
+        "hidden": 1,
+        "folder of LR images": 1,
+        "folder of validation images": 1,
+        "folder of the output": 1,
+    }
+    (pair,) = load_cached([val], [], 2, DataConfig(**options))
+    assert pair.hr.shape == (44, 44, 3)
 
 
 def test_image_smaller_than_a_patch(tmp_path):
@@ -139,16 +161,20 @@ def test_image_smaller_than_a_patch(tmp_path):
     options = {"train": hr, "patch_size": 10, "cache": tmp_path / "cache"}
     with pytest.raises(UserError, match="small: expected HR of at least 20x20 pixels, got 40x18"):
         load_training_pairs(DataConfig(**options), 2)
-    with pytest.warns(UserWarning, match="small: .*; skipped"):
-        (pair,) = load_training_pairs(DataConfig(**options, on_bad_image="skip"), 2)
-    assert pair.name == "large"
+    with pytest.warns(Notice, match="small: .*; skipped"):
+        pairs = load_training_pairs(DataConfig(**options, on_bad_image="skip"), 2)
+    assert [pair.name for pair in pairs] == ["large"]
+    assert pairs.left_out == {"smaller than a patch": 1}
 
 
-def test_missing_and_empty_folders_are_named(tmp_path):
-    with pytest.raises(UserError, match="nowhere: no such folder"):
-        find_images([tmp_path / "nowhere"])
-    with pytest.raises(UserError, match="expected images in .*, got none"):
-        find_images([tmp_path])
+def test_turned_hr_is_cut_down_upright(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    (tmp_path / "hr").mkdir()
+    Image.fromarray(noise(16, 24)).save(tmp_path / "hr" / "a.png", exif=exif)
+    pair = only(tmp_path / "hr")
+    np.testing.assert_array_equal(pair.hr, np.rot90(noise(16, 24), -1))
+    assert pair.lr.shape == (12, 8, 3)
 
 
 def test_cache_gives_the_same_pixels_and_decodes_once(tmp_path, monkeypatch):
@@ -175,6 +201,36 @@ def test_changed_source_scale_or_role_makes_a_new_cache(tmp_path):
     assert len(load_cached([hr], [lr], 2, options)) == 1
     write_images(tmp_path / "hr", a=(28, 16))
     assert load_cached([hr], (), 2, options)[0].lr.shape == (14, 8, 3)
+
+
+@pytest.mark.parametrize("damage", ["no pixels", "short pixels", "torn index", "other index"])
+def test_damaged_cache_is_made_again(tmp_path, damage):
+    hr = write_images(tmp_path / "hr", a=(20, 16))
+    options = DataConfig(cache=tmp_path / "cache")
+    expected = load_cached([hr], (), 2, options)[0].hr.copy()
+    index, pixels = ((next((tmp_path / "cache").glob(f"*{s}"))) for s in (".json", ".bin"))
+    if damage == "no pixels":
+        pixels.unlink()
+    elif damage == "short pixels":
+        pixels.write_bytes(pixels.read_bytes()[:-1])
+    else:
+        index.write_text("[" if damage == "torn index" else "[]")
+    np.testing.assert_array_equal(load_cached([hr], (), 2, options)[0].hr, expected)
+
+
+def test_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    hr = write_images(tmp_path / "hr", a=(20, 16))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"write the cache to, got .*file/cache: Not a directory"):
+        load_cached([hr], (), 2, DataConfig(cache=tmp_path / "file" / "cache"))
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(data.Path, "home", no_home)
+    with pytest.raises(UserError, match=r"data\.cache: expected a folder, got none and no home"):
+        load_cached([hr], (), 2, DataConfig())
 
 
 def test_cache_folder_follows_xdg(tmp_path, monkeypatch):

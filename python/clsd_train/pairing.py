@@ -1,0 +1,146 @@
+"""Which LR image belongs to which HR image: by the path below their folders."""
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from .errors import UserError
+from .listing import NOTHING_APART, ImageFile, list_images
+
+# Words of folder names, between _ and -, by which data sets tell HR from LR: DIV2K_train_HR,
+# DIV2K_train_LR_bicubic/X2; GTmod12, LRbicx2, X2_sub (BasicSR); train_sharp_bicubic/X4 (REDS).
+HIGH = re.compile(r"hr|gt(mod\d+)?|sharp")
+LOW = re.compile(r"lr|lrbicx\d|bicubic")
+SCALE = re.compile(r"(?:lrbic)?x(\d)")
+
+
+class PairFiles(NamedTuple):
+    """Where an HR image and its LR image lie; without LR, it is made from HR."""
+
+    name: str
+    hr: Path
+    lr: Path | None
+
+
+class PairListing(NamedTuple):
+    """Pairs, and how many entries of the folders were left out for which reason."""
+
+    files: list[PairFiles]
+    left_out: Counter[str]
+
+
+def find_pairs(
+    hr_folders: Sequence[Path],
+    lr_folders: Sequence[Path],
+    scale: int,
+    apart: Mapping[Path, str] = NOTHING_APART,
+) -> PairListing:
+    """The images of each HR folder with those of the LR folder in the same place of the list.
+
+    An LR image belongs to the HR image of the same path below the folder. Where no HR image has its
+    path, folders that state resolution or this scale (``DIV2K_train_HR``, ``X2``) and a final
+    ``x<scale>`` of the LR file's name do not count.
+
+    Args:
+        hr_folders: folders of HR images. Subfolders that are named as of LR images are left out if
+            there are others.
+        lr_folders: as many folders of LR images; none if they are to be made.
+        scale: HR pixels per LR pixel.
+        apart: folders with other roles, as of :func:`list_images`.
+
+    Raises:
+        UserError: for a missing folder, HR without LR, or if two files fit one.
+    """
+    if lr_folders and len(lr_folders) != len(hr_folders):
+        raise UserError(
+            "data: expected as many LR as HR folders, in the same order, "
+            f"got {len(lr_folders)} and {len(hr_folders)}"
+        )
+    roles = {
+        **apart,
+        **dict.fromkeys(hr_folders, "HR images"),
+        **dict.fromkeys(lr_folders, "LR images"),
+    }
+    pairs: list[PairFiles] = []
+    left_out: Counter[str] = Counter()
+    given: Sequence[Path | None] = lr_folders or [None] * len(hr_folders)
+    for hr_folder, lr_folder in zip(hr_folders, given, strict=True):
+        hr_listing = list_images(hr_folder, roles)
+        hr_files = _without_low(hr_listing.files)
+        left_out += hr_listing.left_out
+        left_out["in a folder named as of LR images"] += len(hr_listing.files) - len(hr_files)
+        if lr_folder is None:
+            pairs += [PairFiles(file.name, file.path, None) for file in hr_files]
+            continue
+        if os.path.realpath(lr_folder) == os.path.realpath(hr_folder):
+            raise UserError(f"data: expected LR images in another folder than HR, got {lr_folder}")
+        lr_listing = list_images(lr_folder, roles)
+        matched = _match(hr_files, lr_listing.files, scale, lr_folder)
+        left_out += lr_listing.left_out
+        left_out["LR of another scale or without HR"] += len(lr_listing.files) - len(matched)
+        pairs += matched
+    return PairListing(pairs, +left_out)
+
+
+def _match(
+    hr_files: list[ImageFile], lr_files: list[ImageFile], scale: int, lr_folder: Path
+) -> list[PairFiles]:
+    by_name, by_bare_name = defaultdict(list), defaultdict(list)
+    for file in hr_files:
+        by_name[file.name].append(file)
+        by_bare_name[_bare_name(file.name, scale)].append(file)
+    lr_of: dict[Path, ImageFile] = {}
+    for lr in lr_files:
+        bare_name = _bare_name(lr.name, scale).removesuffix(f"x{scale}")
+        fitting = by_name.get(lr.name) or by_bare_name.get(bare_name) or []
+        for hr in fitting:
+            if len(fitting) > 1:
+                _refuse("HR", lr, fitting)
+            if hr.path in lr_of:
+                _refuse("LR", hr, [lr_of[hr.path], lr])
+            lr_of[hr.path] = lr
+    for file in hr_files:
+        if file.path not in lr_of:
+            raise UserError(
+                f"data: expected an LR image {file.name} or {file.name}x{scale} for {file.path}, "
+                f"got none in {lr_folder}"
+            )
+    return [PairFiles(file.name, file.path, lr_of[file.path].path) for file in hr_files]
+
+
+def _refuse(kind: str, file: ImageFile, fitting: list[ImageFile]) -> None:
+    first, second, *_ = fitting
+    raise UserError(
+        f"data: expected one {kind} image for {file.path}, got {first.path} and {second.path}"
+    )
+
+
+def _bare_name(name: str, scale: int) -> str:
+    """The name without the folders that state resolution or this scale."""
+    *folders, stem = name.split("/")
+    return "/".join([*(f for f in folders if not _states_only(f, scale)), stem])
+
+
+def _states_only(folder: str, scale: int) -> bool:
+    words = _words(folder)
+    scales = {match[1] for word in words if (match := SCALE.fullmatch(word))}
+    is_high = any(HIGH.fullmatch(word) for word in words)
+    return scales <= {str(scale)} and (is_high or _is_low(folder))
+
+
+def _is_low(folder: str) -> bool:
+    words = _words(folder)
+    # A scale alone says so only in front: X2, X2_sub, but not bmw-x3.
+    return any(LOW.fullmatch(word) for word in words) or bool(SCALE.fullmatch(words[0]))
+
+
+def _words(folder: str) -> list[str]:
+    return re.split("[_-]", folder.lower())
+
+
+def _without_low(files: list[ImageFile]) -> list[ImageFile]:
+    high = [f for f in files if not any(map(_is_low, PurePosixPath(f.name).parts[:-1]))]
+    return high or files
