@@ -8,21 +8,26 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from tyro.conf import Positional, arg
 
 from clsd_fast import EDSR
 from clsd_fast.env import report
 
-from .checkpoint import load_student, write_atomically
+from .checkpoint import load_student
 from .config import load_config
-from .data import Pair, read_pairs
-from .errors import UserError
-from .images import bicubic_upscale, find_images, read_image
+from .data import Pair, decode_pairs
+from .errors import Notice, UserError
+from .images import bicubic_upscale
+from .listing import summarize
 from .metrics import Quality, mean_quality, quality
+from .pairing import find_pairs
+from .upscale import plan_upscaling, upscale_files
 from .upscale import upscale as upscale_image
+
+MEAN = "mean"  # what the mean of all images' scores is called
 
 
 def train(
@@ -63,12 +68,15 @@ def evaluate(
     if json_path and not json_path.parent.is_dir():
         raise UserError(f"eval: expected an existing folder for {json_path}, got none")
     scores = {}
-    for pair in read_pairs(hr, lr, student.scale):
+    listing = find_pairs(hr, lr, student.scale)
+    for pair in decode_pairs(listing.files, student.scale):
+        if pair.name == MEAN:
+            raise UserError(f"eval: expected images of other names than {MEAN}, got {pair.name}")
         if pair.name in scores:
             raise UserError(f"eval: expected images of distinct names, got {pair.name} twice")
         scores[pair.name] = _score(student, pair)
     bicubics, students = zip(*scores.values(), strict=True)
-    rows = {**scores, "mean": (mean_quality(bicubics), mean_quality(students))}
+    rows = {**scores, MEAN: (mean_quality(bicubics), mean_quality(students))}
     _print_scores(student.scale, rows)
     if json_path:
         content = {
@@ -76,6 +84,7 @@ def evaluate(
             for name, (bicubic, ours) in rows.items()
         }
         json_path.write_text(json.dumps(content, indent=2) + "\n")
+    print(f"clsd: {summarize('eval', len(scores), listing.left_out)}", file=sys.stderr)
 
 
 def _score(student: EDSR, pair: Pair) -> tuple[Quality, Quality]:
@@ -91,7 +100,7 @@ def _print_scores(scale: int, scores: dict[str, tuple[Quality, Quality]]) -> Non
     table = Table("image", "bicubic dB", "student dB", "bicubic SSIM", "student SSIM")
     for name, (bicubic, ours) in scores.items():
         decibels = f"{bicubic.psnr:.2f}", f"{ours.psnr:.2f}"
-        table.add_row(name, *decibels, f"{bicubic.ssim:.4f}", f"{ours.ssim:.4f}")
+        table.add_row(Text(name), *decibels, f"{bicubic.ssim:.4f}", f"{ours.ssim:.4f}")
     table.title = f"x{scale}, Y channel, {scale} pixels shaved"
     Console().print(table)
 
@@ -107,38 +116,14 @@ def upscale(
     Args:
         checkpoint: weights of a student.
         inputs: image files and folders of them.
-        output: folder for NAME_x<scale>.png.
+        output: folder for NAME_x<scale>.png, at the path below the given folder.
         overwrite: replace existing files.
     """
     student = load_student(checkpoint)
-    for item in inputs:
-        if not item.exists():
-            raise UserError(f"upscale: expected an image file or a folder, got {item}: not there")
-    files = [path for item in inputs for path in (find_images([item]) if item.is_dir() else [item])]
-    if not files:
-        raise UserError("upscale: expected image files or folders, got none")
-    targets = [output / f"{path.stem}_x{student.scale}.png" for path in files]
-    _check_targets(files, targets, overwrite)
-    for path in files:  # all are read before one is written, but not all are kept
-        read_image(path)
-    output.mkdir(parents=True, exist_ok=True)
-    for path, target in zip(files, targets, strict=True):
-        sr = Image.fromarray(upscale_image(student, read_image(path)))
-        write_atomically(target, sr.save)
+    tasks, left_out = plan_upscaling(inputs, output, student.scale, overwrite)
+    for target in upscale_files(student, tasks):
         print(f"wrote {target}")
-
-
-def _check_targets(files: list[Path], targets: list[Path], overwrite: bool) -> None:
-    if len(set(targets)) < len(targets):
-        twice = next(t for t in targets if targets.count(t) > 1)
-        named = ", ".join(str(f) for f, t in zip(files, targets, strict=True) if t == twice)
-        raise UserError(f"upscale: expected one input for {twice}, got {named}")
-    existing = [target for target in targets if target.exists()]
-    if existing and not overwrite:
-        raise UserError(
-            f"upscale: expected a new file, got {existing[0]}, which exists "
-            "(--overwrite replaces it)"
-        )
+    print(f"clsd: {summarize('upscale', len(tasks), left_out)}", file=sys.stderr)
 
 
 def info(checkpoint: Positional[Path | None] = None) -> None:
@@ -186,6 +171,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; bad input prints one line on stderr and exits with 2."""
+    warnings.filterwarnings("always", category=Notice)
     warnings.showwarning = lambda message, *_: print(f"clsd: warning: {message}", file=sys.stderr)
     try:
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="clsd", args=arguments)

@@ -1,11 +1,24 @@
-"""A trained student on whole images."""
+"""A trained student on whole images, and on files of them."""
+
+import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 
 from clsd_fast import EDSR
 
-from .images import images_to_tensor
+from .checkpoint import write_atomically
+from .errors import Notice, UserError
+from .images import Picture, bicubic_upscale, images_to_tensor, read_picture, to_rgb
+from .listing import ImageFile, list_images
 
 TILE = 512
 
@@ -44,3 +57,101 @@ def _forward(student: EDSR, image: np.ndarray) -> np.ndarray:
     lr = images_to_tensor(image[None], parameter.device) * (student.value_range / 255)
     sr = student(lr)[0] * (255 / student.value_range)
     return sr.clamp(0, 255).round().byte().permute(1, 2, 0).cpu().numpy()
+
+
+def upscale_picture(student: EDSR, picture: Picture) -> Picture:
+    """A picture ``scale`` times the size, of the same channels and profile.
+
+    Grey goes through the student as RGB, and back by luma. Alpha does not: MATLAB's bicubic keeps
+    what is opaque opaque, and colours are upscaled as if all were.
+    """
+    pixels, channels = picture.pixels, picture.pixels.shape[2]
+    colours = upscale(student, to_rgb(pixels))
+    if channels < 3:
+        colours = np.asarray(Image.fromarray(colours).convert("L"))[..., None]
+    if channels in (2, 4):
+        alpha = bicubic_upscale(pixels[..., -1:], student.scale)
+        colours = np.concatenate((colours, alpha), axis=2)
+    return Picture(colours, picture.icc_profile)
+
+
+class Task(NamedTuple):
+    """An image file and the PNG file to be made of it."""
+
+    source: Path
+    target: Path
+
+
+def plan_upscaling(
+    inputs: Sequence[Path], output: Path, scale: int, overwrite: bool
+) -> tuple[list[Task], Counter[str]]:
+    """What is to be read and written: NAME_x<scale>.png, at the path below the given folder.
+
+    Every input is read once here, so that nothing is written if one of them is bad. Also returns
+    how many entries of the folders were left out for which reason: in the output folder, earlier
+    outputs.
+
+    Raises:
+        UserError: for no, missing or bad inputs, and targets that exist, meet or are inputs.
+    """
+    if not inputs:
+        raise UserError("upscale: expected image files or folders, got none")
+    if output.exists() and not output.is_dir():
+        raise UserError(f"upscale: expected a folder as output, got {output}: a file")
+    files: list[ImageFile] = []
+    left_out: Counter[str] = Counter()
+    for item in inputs:
+        if not item.exists():
+            raise UserError(f"upscale: expected an image file or a folder, got {item}: not there")
+        if not item.is_dir():
+            files.append(ImageFile(item.stem, item))
+            continue
+        listing = list_images(item, {output: "the output"})
+        sources = listing.files
+        if os.path.realpath(item) == os.path.realpath(output):
+            sources = _without_outputs(sources)
+        files += sources
+        left_out += listing.left_out
+        left_out["output of an earlier run"] += len(listing.files) - len(sources)
+    tasks = [Task(file.path, output / f"{file.name}_x{scale}.png") for file in files]
+    _check_targets(tasks, overwrite)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Notice)  # said when the picture is used
+        for task in tasks:
+            read_picture(task.source)
+    return tasks, +left_out
+
+
+def _without_outputs(files: list[ImageFile]) -> list[ImageFile]:
+    names = {file.name for file in files}
+    made = (re.fullmatch(r"(.+)_x\d+", file.name, re.DOTALL) for file in files)
+    return [f for f, match in zip(files, made, strict=True) if not match or match[1] not in names]
+
+
+def _check_targets(tasks: Sequence[Task], overwrite: bool) -> None:
+    counts = Counter(task.target for task in tasks)
+    twice = next((target for target, count in counts.items() if count > 1), None)
+    if twice:
+        named = ", ".join(str(task.source) for task in tasks if task.target == twice)
+        raise UserError(f"upscale: expected one input for {twice}, got {named}")
+    sources = {os.path.realpath(task.source) for task in tasks}
+    for _, target in tasks:
+        if os.path.realpath(target) in sources:
+            raise UserError(f"upscale: expected outputs that are no inputs, got {target}")
+        if target.is_dir():
+            raise UserError(f"upscale: expected a new file, got {target}, which is a folder")
+        if target.exists() and not overwrite:
+            raise UserError(
+                f"upscale: expected a new file, got {target}, which exists "
+                "(--overwrite replaces it)"
+            )
+
+
+def upscale_files(student: EDSR, tasks: Sequence[Task]) -> Iterator[Path]:
+    """Do the tasks one after the other; yields each file when it is complete."""
+    for source, target in tasks:
+        pixels, icc_profile = upscale_picture(student, read_picture(source))
+        image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, partial(image.save, icc_profile=icc_profile))
+        yield target
