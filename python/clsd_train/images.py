@@ -2,10 +2,9 @@
 
 import os
 import stat
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,7 +89,7 @@ def _decode(path: Path) -> Picture:
     with Image.open(path, formats=FORMATS) as image:
         _check_frames(path, image)
         _check_depth(path, image)
-        with _raise_libtiff_errors():
+        with _raise_libtiff_errors() if image.format == "TIFF" else nullcontext():
             image.load()
         _turn_upright(image)
         return Picture(_to_pixels(path, image), image.info.get("icc_profile"))
@@ -104,16 +103,25 @@ def _raise_libtiff_errors() -> Iterator[None]:
     except OSError:  # a process without stderr
         yield
         return
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-        said.seek(0)
-        if text := said.readline().decode(errors="replace").strip():
-            raise OSError(text)
+    reader, writer = os.pipe()
+    for end in (reader, writer):
+        os.set_blocking(end, False)  # of very many words the last are lost, and nothing waits
+    os.dup2(writer, 2)
+    failure = None
+    try:
+        yield
+    except OSError as error:  # "decoder error -2": libtiff knows more
+        failure = error
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(writer)
+        said = os.read(reader, 4096).decode(errors="replace").splitlines()
+        os.close(reader)
+    if said:
+        raise OSError(said[0])
+    if failure:
+        raise failure
 
 
 def _turn_upright(image: Image.Image) -> None:

@@ -95,6 +95,8 @@ def _read_folder(
             subfolders.append((entry.is_symlink(), str(path)))
         elif suffix in SUFFIXES:
             files.append(ImageFile(path.relative_to(root).with_suffix("").as_posix(), path))
+        elif not os.path.exists(path):  # perhaps a folder on a disk that is not there
+            left_out["link to nothing"] += 1
         else:
             left_out[suffix or "without suffix"] += 1
     return subfolders

@@ -63,7 +63,7 @@ def test_no_link_leads_round_or_to_a_folder_twice(tmp_path):
     (folder / "x" / "to_y").symlink_to(folder / "y")
     (folder / "y" / "to_x").symlink_to(folder / "x")
     (folder / "broken").symlink_to(folder / "broken")
-    expected = {"link to a folder that is listed": 4, "without suffix": 1}
+    expected = {"link to a folder that is listed": 4, "link to nothing": 1}
     assert names(folder) == (["a", "x/b", "y/c"], expected)
 
 
