@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import PIL
 
 from .config import DataConfig, OnBadImage
 from .errors import Notice, UserError
@@ -128,13 +129,14 @@ def load_cached(
 ) -> Pairs:
     """All pairs as views of one memory-mapped file, which is written at the first use.
 
-    The file is named by its images' names, paths, sizes and times of change: a changed image makes
-    a new cache. It appears complete or not at all. What was said while it was made is kept in it
-    and said at each use.
+    The file is named by its images' names, paths, sizes and times of change, and by Pillow's
+    version: a changed image makes a new cache. It appears complete or not at all. What was said
+    while it was made is kept in it and said at each use.
     """
     listing = find_pairs(hr_folders, lr_folders, scale, _roles(data, output))
     folder = data.cache or _default_cache()
-    identity = [RECIPE, scale, data.on_bad_image, [_fingerprint(file) for file in listing.files]]
+    sources = [_fingerprint(file) for file in listing.files]
+    identity = [RECIPE, PIL.__version__, scale, data.on_bad_image, sources]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     index_path, pixels_path = folder / f"{key}.json", folder / f"{key}.bin"
     index = _read_index(index_path, pixels_path)
@@ -170,13 +172,14 @@ def _fingerprint(file: PairFiles) -> list[Any]:
     return [file.name, *(_stat(path) if path else None for path in (file.hr, file.lr))]
 
 
-def _stat(path: Path) -> tuple[str, int, int]:
+def _stat(path: Path) -> list[Any]:
     real = os.path.realpath(path)
     try:
         result = os.stat(real)
     except OSError:  # reading it will say why
-        return real, 0, 0
-    return real, result.st_size, result.st_mtime_ns
+        return [real]
+    # The second time also changes when a file becomes readable, or was given its old first time.
+    return [real, result.st_size, result.st_mtime_ns, result.st_ctime_ns]
 
 
 def _default_cache() -> Path:

@@ -237,3 +237,21 @@ def test_cache_folder_follows_xdg(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     load_cached([write_images(tmp_path / "hr", a=(8, 8))], (), 2, DataConfig())
     assert len(list((tmp_path / "xdg" / "clsd-fast").iterdir())) == 2
+
+
+def test_file_that_became_readable_is_no_longer_skipped(tmp_path, monkeypatch):
+    hr = write_images(tmp_path / "hr", a=(20, 16), b=(20, 16))
+    options = DataConfig(cache=tmp_path / "cache", on_bad_image="skip")
+
+    def locked(path):
+        if path.name == "b.png":
+            raise BadImageError("data: b.png: expected an image, got none for you")
+        return read_image(path)
+
+    with monkeypatch.context() as patch, pytest.warns(Notice, match="none for you; skipped"):
+        patch.setattr(data, "read_image", locked)
+        assert len(load_cached([hr], (), 2, options)) == 1
+    before = (hr / "b.png").stat().st_ctime_ns
+    while (hr / "b.png").stat().st_ctime_ns == before:  # a clock of few milliseconds
+        (hr / "b.png").chmod(0o600)
+    assert len(load_cached([hr], (), 2, options)) == 2
