@@ -23,7 +23,7 @@ from .errors import Notice, UserError
 from .images import bicubic_upscale
 from .listing import summarize
 from .metrics import Quality, mean_quality, quality
-from .pairing import find_pairs
+from .pairing import PairFiles, find_pairs
 from .upscale import plan_upscaling, upscale_files
 from .upscale import upscale as upscale_image
 
@@ -67,14 +67,11 @@ def evaluate(
         raise UserError("eval: expected a folder of HR images, got none")
     if json_path and not json_path.parent.is_dir():
         raise UserError(f"eval: expected an existing folder for {json_path}, got none")
-    scores = {}
     listing = find_pairs(hr, lr, student.scale)
-    for pair in decode_pairs(listing.files, student.scale):
-        if pair.name == MEAN:
-            raise UserError(f"eval: expected images of other names than {MEAN}, got {pair.name}")
-        if pair.name in scores:
-            raise UserError(f"eval: expected images of distinct names, got {pair.name} twice")
-        scores[pair.name] = _score(student, pair)
+    _check_names(listing.files)
+    scores = {
+        pair.name: _score(student, pair) for pair in decode_pairs(listing.files, student.scale)
+    }
     bicubics, students = zip(*scores.values(), strict=True)
     rows = {**scores, MEAN: (mean_quality(bicubics), mean_quality(students))}
     _print_scores(student.scale, rows)
@@ -85,6 +82,19 @@ def evaluate(
         }
         json_path.write_text(json.dumps(content, indent=2) + "\n")
     print(f"clsd: {summarize('eval', len(scores), listing.left_out)}", file=sys.stderr)
+
+
+def _check_names(files: Sequence[PairFiles]) -> None:
+    seen: dict[str, PairFiles] = {}
+    for file in files:
+        if file.name == MEAN:
+            raise UserError(f"eval: expected images of other names than {MEAN}, got {file.hr}")
+        if file.name in seen:
+            raise UserError(
+                f"eval: expected images of distinct names, got {file.name} twice: "
+                f"{seen[file.name].hr} and {file.hr}"
+            )
+        seen[file.name] = file
 
 
 def _score(student: EDSR, pair: Pair) -> tuple[Quality, Quality]:

@@ -56,10 +56,19 @@ def test_names_are_shown_as_they_are(tmp_path, student_file, capsys):
     assert all(name in out for name in (*names, "[/b]"))
 
 
+def test_two_images_of_one_name_are_refused_by_both(tmp_path, student_file, capsys):
+    folders = [write_images(tmp_path / f"{number}" / "HR", a=(32, 32)) for number in range(2)]
+    line = refused(capsys, tmp_path, "eval", student_file, *folders)
+    named = " and ".join(str(folder / "a.png") for folder in folders)
+    assert line == f"clsd: eval: expected images of distinct names, got a twice: {named}"
+
+
 def test_name_of_the_last_line_is_refused(tmp_path, student_file, capsys):
     folder = write_images(tmp_path / "set", mean=(32, 32))
     line = refused(capsys, tmp_path, "eval", student_file, folder)
-    assert line == "clsd: eval: expected images of other names than mean, got mean"
+    assert (
+        line == f"clsd: eval: expected images of other names than mean, got {folder / 'mean.png'}"
+    )
 
 
 @pytest.mark.parametrize("given", ["file", "avif"])
