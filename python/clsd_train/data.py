@@ -21,6 +21,8 @@ from .pairing import PairFiles, find_pairs
 
 # Part of the cache's key: raise it when the pixels that are stored change.
 RECIPE = "matlab-bicubic-2"
+# What reading a cache raises that is missing or damaged.
+NO_CACHE = (OSError, ValueError, LookupError, TypeError, RecursionError)
 
 
 class Pair(NamedTuple):
@@ -139,22 +141,22 @@ def load_cached(
     identity = [RECIPE, PIL.__version__, scale, data.on_bad_image, sources]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     index_path, pixels_path = folder / f"{key}.json", folder / f"{key}.bin"
-    index = _read_index(index_path, pixels_path)
-    if index is None:
+    try:
+        said, found = _read_cache(index_path, pixels_path)
+    except NO_CACHE:
+        pairs = decode_pairs(listing.files, scale, data.on_bad_image)
         try:
-            pairs = decode_pairs(listing.files, scale, data.on_bad_image)
-            index = _write_cache(pairs, index_path, pixels_path)
+            _write_cache(pairs, index_path, pixels_path)
         except OSError as error:
             raise UserError(
                 f"data: expected a folder to write the cache to, got {folder}: {error.strerror}"
             ) from None
-    for text in index["warnings"]:
+        said, found = _read_cache(index_path, pixels_path)
+    for text in said:
         warnings.warn(text, Notice, stacklevel=2)
-    if not index["pairs"]:
+    if not found:
         raise UserError("data: expected at least one usable image, got none")
-    left_out = listing.left_out + Counter(skipped=len(listing.files) - len(index["pairs"]))
-    pixels = np.memmap(pixels_path, dtype=np.uint8, mode="r")
-    return Pairs([_view(pixels, entry) for entry in index["pairs"]], left_out)
+    return Pairs(found, listing.left_out + Counter(skipped=len(listing.files) - len(found)))
 
 
 def _roles(data: DataConfig, output: Path | None) -> Mapping[Path, str]:
@@ -190,16 +192,23 @@ def _default_cache() -> Path:
         raise UserError("config: data.cache: expected a folder, got none and no home") from None
 
 
-def _read_index(index_path: Path, pixels_path: Path) -> dict[str, Any] | None:
-    """The index of a cache that is whole."""
-    try:
-        index = json.loads(index_path.read_bytes())
-        return index if pixels_path.stat().st_size == index["bytes"] else None
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
+def _read_cache(index_path: Path, pixels_path: Path) -> tuple[list[str], list[Pair]]:
+    """What was said while a cache was made, and its pairs.
+
+    Raises:
+        NO_CACHE: if it is not there, or not whole.
+    """
+    index = json.loads(index_path.read_bytes())
+    said = [str(text) for text in index["warnings"]]
+    if not index["pairs"]:
+        return said, []
+    if pixels_path.stat().st_size != index["bytes"]:
+        raise ValueError("the pixels are another cache's")
+    pixels = np.memmap(pixels_path, dtype=np.uint8, mode="r")
+    return said, [_view(pixels, entry) for entry in index["pairs"]]
 
 
-def _write_cache(pairs: Iterator[Pair], index_path: Path, pixels_path: Path) -> dict[str, Any]:
+def _write_cache(pairs: Iterator[Pair], index_path: Path, pixels_path: Path) -> None:
     index_path.parent.mkdir(parents=True, exist_ok=True)
     entries, offset = [], 0
     with (
@@ -222,7 +231,6 @@ def _write_cache(pairs: Iterator[Pair], index_path: Path, pixels_path: Path) -> 
         # The index goes last: it is what says that the cache is there.
         scratch_pixels.replace(pixels_path)
         scratch_index.replace(index_path)
-    return index
 
 
 def _view(pixels: np.ndarray, entry: dict) -> Pair:

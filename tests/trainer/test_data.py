@@ -203,18 +203,27 @@ def test_changed_source_scale_or_role_makes_a_new_cache(tmp_path):
     assert load_cached([hr], (), 2, options)[0].lr.shape == (14, 8, 3)
 
 
-@pytest.mark.parametrize("damage", ["no pixels", "short pixels", "torn index", "other index"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda index, pixels: pixels.unlink(),
+        lambda index, pixels: pixels.write_bytes(pixels.read_bytes()[:-1]),
+        lambda index, pixels: pixels.write_bytes(pixels.read_bytes() + b"x"),
+        lambda index, pixels: pixels.write_bytes(b""),
+        lambda index, pixels: index.write_text(index.read_text()[:-1]),
+        lambda index, pixels: index.write_text(index.read_text().replace("[0,", "[null,")),
+        lambda index, pixels: index.write_text(index.read_text().replace("[0,", "[9999999,")),
+        lambda index, pixels: index.write_bytes(b"\xff\0"),
+        lambda index, pixels: index.write_text("[]"),
+        lambda index, pixels: index.write_text("[" * 100_000),
+    ],
+)
 def test_damaged_cache_is_made_again(tmp_path, damage):
     hr = write_images(tmp_path / "hr", a=(20, 16))
     options = DataConfig(cache=tmp_path / "cache")
     expected = load_cached([hr], (), 2, options)[0].hr.copy()
-    index, pixels = ((next((tmp_path / "cache").glob(f"*{s}"))) for s in (".json", ".bin"))
-    if damage == "no pixels":
-        pixels.unlink()
-    elif damage == "short pixels":
-        pixels.write_bytes(pixels.read_bytes()[:-1])
-    else:
-        index.write_text("[" if damage == "torn index" else "[]")
+    index, pixels = (next((tmp_path / "cache").glob(f"*{s}")) for s in (".json", ".bin"))
+    damage(index, pixels)
     np.testing.assert_array_equal(load_cached([hr], (), 2, options)[0].hr, expected)
 
 
