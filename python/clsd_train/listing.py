@@ -2,6 +2,7 @@
 
 import heapq
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from .errors import UserError
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # What systems put beside the files of a person; all else of theirs begins with a dot.
 SYSTEM_FOLDERS = ("@eaDir", "__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information")
+# How `clsd upscale` names what it makes.
+OUTPUT = re.compile(r"(.+)_x[234]", re.DOTALL)
 NOTHING_APART: Mapping[Path, str] = MappingProxyType({})
 # Reasons that are listed one by one; the rarer ones are added up.
 MAX_REASONS = 8
@@ -36,8 +39,9 @@ class Listing(NamedTuple):
 def list_images(folder: Path, apart: Mapping[Path, str] = NOTHING_APART) -> Listing:
     """The image files of a folder and its subfolders, linked ones included.
 
-    Hidden entries, files of other suffixes and the folders of ``apart`` are left out and counted.
-    Each folder is read once: links to one that is listed, or that leads to the link, are left out.
+    Hidden entries, files of other suffixes, the folders of ``apart`` and what ``clsd upscale`` has
+    made of another image of the folder are left out and counted. Each folder is read once: links to
+    one that is listed, or that leads to the link, are left out.
 
     Args:
         folder: to begin at; itself never hidden, never apart.
@@ -72,7 +76,9 @@ def list_images(folder: Path, apart: Mapping[Path, str] = NOTHING_APART) -> List
         raise UserError(
             f"data: expected images in {folder} ({', '.join(SUFFIXES)}), got none{reasons}"
         )
-    return Listing(sorted(files, key=lambda file: file.path), left_out)
+    sources = _without_outputs(files)
+    left_out["output of clsd upscale"] += len(files) - len(sources)
+    return Listing(sorted(sources, key=lambda file: file.path), +left_out)
 
 
 def _read_folder(
@@ -100,6 +106,18 @@ def _read_folder(
         else:
             left_out[suffix or "without suffix"] += 1
     return subfolders
+
+
+def _without_outputs(files: list[ImageFile]) -> list[ImageFile]:
+    names = {file.name for file in files}
+    return [file for file in files if not _is_output(file.name, names)]
+
+
+def _is_output(name: str, names: set[str]) -> bool:
+    """Whether this is NAME_x<scale> of another name, perhaps in an output folder in front."""
+    match = OUTPUT.fullmatch(name)
+    parts = match[1].split("/") if match else []
+    return any("/".join(parts[start:]) in names for start in range(len(parts)))
 
 
 def _is_within(path: str, folder: str) -> bool:

@@ -1,7 +1,6 @@
 """A trained student on whole images, and on files of them."""
 
 import os
-import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -88,8 +87,7 @@ def plan_upscaling(
     """What is to be read and written: NAME_x<scale>.png, at the path below the given folder.
 
     Every input is read once here, so that nothing is written if one of them is bad. Also returns
-    how many entries of the folders were left out for which reason: in the output folder, earlier
-    outputs.
+    how many entries of the folders were left out for which reason.
 
     Raises:
         UserError: for no, missing or bad inputs, and targets that exist, meet or are inputs.
@@ -107,25 +105,15 @@ def plan_upscaling(
             files.append(ImageFile(item.stem, item))
             continue
         listing = list_images(item, {output: "the output"})
-        sources = listing.files
-        if os.path.realpath(item) == os.path.realpath(output):
-            sources = _without_outputs(sources)
-        files += sources
+        files += listing.files
         left_out += listing.left_out
-        left_out["output of an earlier run"] += len(listing.files) - len(sources)
     tasks = [Task(file.path, output / f"{file.name}_x{scale}.png") for file in files]
     _check_targets(tasks, overwrite)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Notice)  # said when the picture is used
         for task in tasks:
             read_picture(task.source)
-    return tasks, +left_out
-
-
-def _without_outputs(files: list[ImageFile]) -> list[ImageFile]:
-    names = {file.name for file in files}
-    made = (re.fullmatch(r"(.+)_x\d+", file.name, re.DOTALL) for file in files)
-    return [f for f, match in zip(files, made, strict=True) if not match or match[1] not in names]
+    return tasks, left_out
 
 
 def _check_targets(tasks: Sequence[Task], overwrite: bool) -> None:

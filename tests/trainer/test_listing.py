@@ -43,6 +43,14 @@ def test_folders_of_another_role_are_left_out(tmp_path):
     assert names(folder, out=tmp_path, hr=folder)[0] == ["LR/a", "a", "deep/run/pictures/b"]
 
 
+def test_what_was_made_of_another_image_is_left_out(tmp_path):
+    folder = write_images(tmp_path, a=(4, 4), a_x2=(4, 4), a_x4=(4, 4), b_x2=(4, 4), a_x9=(4, 4))
+    write_images(folder / "sr", a_x2=(4, 4), c_x2=(4, 4))
+    write_images(folder / "sr" / "sr", c_x2=(4, 4))
+    found = ["a", "a_x9", "b_x2", "sr/c_x2", "sr/sr/c_x2"]
+    assert names(folder) == (found, {"output of clsd upscale": 3})
+
+
 def test_linked_files_and_folders_are_followed(tmp_path):
     elsewhere = write_images(tmp_path / "elsewhere" / "deep", a=(4, 4)).parent
     folder = write_images(tmp_path / "hr", own=(4, 4))

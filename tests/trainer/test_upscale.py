@@ -85,16 +85,17 @@ def test_folders_below_the_given_one_are_kept(tmp_path, student_file, capsys):
 
 def test_own_outputs_are_no_inputs(tmp_path, student_file, capsys):
     photos = write_images(tmp_path / "photos", a=(8, 8), lone_x4=(8, 8))
-    for _ in range(2):
-        run(student_file, photos, output=photos, options=["--overwrite"])
-        run(student_file, photos, output=photos / "sr", options=["--overwrite"])
-    pictures = ["a.png", "a_x2.png", "lone_x4.png", "lone_x4_x2.png"]
-    again = ["a_x2_x2.png", "lone_x4_x2_x2.png"]  # of the folder above, where they are inputs
-    in_sr = [f"sr/{name}" for name in (*again, "a_x2.png", "lone_x4_x2.png")]
-    assert written(photos) == sorted([*pictures, *in_sr])
-    first, *_, last = capsys.readouterr().err.splitlines()
-    assert first == "clsd: upscale: 2 images used"
-    assert last == "clsd: upscale: 4 images used; left out: folder of the output 1"
+    for output in (photos, photos, photos / "sr", photos / "sr", tmp_path / "other"):
+        run(student_file, photos, output=output, options=["--overwrite"])
+    made = ["a_x2.png", "lone_x4_x2.png"]
+    expected = [*made, *(f"sr/{name}" for name in made), "a.png", "lone_x4.png"]
+    assert written(photos) == sorted(expected)
+    assert written(tmp_path / "other") == made
+    lines = capsys.readouterr().err.splitlines()
+    outputs = "clsd: upscale: 2 images used; left out: output of clsd upscale 2"
+    assert lines[:2] == ["clsd: upscale: 2 images used", outputs]
+    assert lines[3] == f"{outputs}, folder of the output 1"
+    assert lines[4] == outputs.replace("upscale 2", "upscale 4")
 
 
 def test_an_input_is_never_replaced(tmp_path, student_file, capsys):
