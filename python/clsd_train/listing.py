@@ -97,7 +97,7 @@ def _read_folder(
         path = folder / entry.name
         if entry.name.startswith(".") or entry.name in SYSTEM_FOLDERS:
             left_out["hidden"] += 1
-        elif os.path.isdir(path):
+        elif entry.is_dir(follow_symlinks=False) or os.path.isdir(path):
             subfolders.append((entry.is_symlink(), str(path)))
         elif suffix in SUFFIXES:
             files.append(ImageFile(path.relative_to(root).with_suffix("").as_posix(), path))

@@ -94,8 +94,6 @@ def plan_upscaling(
     """
     if not inputs:
         raise UserError("upscale: expected image files or folders, got none")
-    if output.exists() and not output.is_dir():
-        raise UserError(f"upscale: expected a folder as output, got {output}: a file")
     files: list[ImageFile] = []
     left_out: Counter[str] = Counter()
     for item in inputs:
@@ -124,6 +122,9 @@ def _check_targets(tasks: Sequence[Task], overwrite: bool) -> None:
         raise UserError(f"upscale: expected one input for {twice}, got {named}")
     sources = {os.path.realpath(task.source) for task in tasks}
     for _, target in tasks:
+        nearest = next(path for path in target.parents if path.exists())
+        if not nearest.is_dir():
+            raise UserError(f"upscale: expected a folder as output, got {nearest}: a file")
         if os.path.realpath(target) in sources:
             raise UserError(f"upscale: expected outputs that are no inputs, got {target}")
         if target.is_dir():

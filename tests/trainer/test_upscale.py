@@ -116,6 +116,12 @@ def test_what_cannot_be_written_is_refused_first(tmp_path, student_file, capsys,
     assert f"expected a folder as output, got {student_file}: a file" in refused(
         capsys, tmp_path, *arguments
     )
+    write_images(tmp_path / "in" / "clip", c=(8, 8))
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "clip").write_text("precious")
+    arguments = ("upscale", student_file, tmp_path / "in", "--output", tmp_path / "new", *option)
+    line = refused(capsys, tmp_path, *arguments)
+    assert line.endswith(f"expected a folder as output, got {tmp_path / 'new' / 'clip'}: a file")
     assert written(tmp_path / "sr") == []
 
 
