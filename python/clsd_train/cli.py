@@ -133,7 +133,8 @@ def upscale(
     tasks, left_out = plan_upscaling(inputs, output, student.scale, overwrite)
     for target in upscale_files(student, tasks):
         print(f"wrote {target}")
-    print(f"clsd: {summarize('upscale', len(tasks), left_out)}", file=sys.stderr)
+    if any(item.is_dir() for item in inputs):
+        print(f"clsd: {summarize('upscale', len(tasks), left_out)}", file=sys.stderr)
 
 
 def info(checkpoint: Positional[Path | None] = None) -> None:

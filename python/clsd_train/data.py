@@ -144,6 +144,9 @@ def load_cached(
     try:
         said, found = _read_cache(index_path, pixels_path)
     except NO_CACHE:
+        if index_path.exists():
+            text = f"data: expected a whole cache, writing {index_path} again"
+            warnings.warn(text, Notice, stacklevel=2)
         pairs = decode_pairs(listing.files, scale, data.on_bad_image)
         try:
             _write_cache(pairs, index_path, pixels_path)

@@ -16,6 +16,8 @@ HIGH = re.compile(r"hr|gt(mod\d+)?|sharp")
 LOW = re.compile(r"lr|lrbicx\d|bicubic")
 SCALE = re.compile(r"(?:lrbic)?x(\d)")
 
+Folders = Sequence[Path]
+
 
 class PairFiles(NamedTuple):
     """Where an HR image and its LR image lie; without LR, it is made from HR."""
@@ -33,60 +35,73 @@ class PairListing(NamedTuple):
 
 
 def find_pairs(
-    hr_folders: Sequence[Path],
-    lr_folders: Sequence[Path],
+    hr_folders: Folders,
+    lr_folders: Folders,
     scale: int,
     apart: Mapping[Path, str] = NOTHING_APART,
 ) -> PairListing:
     """The images of each HR folder with those of the LR folder in the same place of the list.
 
-    An LR image belongs to the HR image of the same path below the folder. Where no HR image has its
-    path, folders that state resolution or this scale (``DIV2K_train_HR``, ``X2``) and a final
+    Where the lists are not of one length, all LR folders are searched for all HR images. An LR
+    image belongs to the HR image of the same path below the folder. Where no HR image has its path,
+    folders that state resolution or this scale (``DIV2K_train_HR``, ``X2``) and a final
     ``x<scale>`` of the LR file's name do not count.
 
     Args:
         hr_folders: folders of HR images. Subfolders that are named as of LR images are left out if
             there are others.
-        lr_folders: as many folders of LR images; none if they are to be made.
+        lr_folders: folders of LR images; none if they are to be made.
         scale: HR pixels per LR pixel.
         apart: folders with other roles, as of :func:`list_images`.
 
     Raises:
         UserError: for a missing folder, HR without LR, or if two files fit one.
     """
-    if lr_folders and len(lr_folders) != len(hr_folders):
-        raise UserError(
-            "data: expected as many LR as HR folders, in the same order, "
-            f"got {len(lr_folders)} and {len(hr_folders)}"
-        )
     roles = {
         **apart,
         **dict.fromkeys(hr_folders, "HR images"),
         **dict.fromkeys(lr_folders, "LR images"),
     }
-    pairs: list[PairFiles] = []
     left_out: Counter[str] = Counter()
-    given: Sequence[Path | None] = lr_folders or [None] * len(hr_folders)
-    for hr_folder, lr_folder in zip(hr_folders, given, strict=True):
-        hr_listing = list_images(hr_folder, roles)
-        hr_files = _without_low(hr_listing.files)
-        left_out += hr_listing.left_out
-        left_out["in a folder named as of LR images"] += len(hr_listing.files) - len(hr_files)
-        if lr_folder is None:
+
+    def list_all(folders: Folders) -> list[ImageFile]:
+        files = []
+        for folder in folders:
+            listing = list_images(folder, roles)
+            files += listing.files
+            left_out.update(listing.left_out)
+        return files
+
+    pairs: list[PairFiles] = []
+    for hr_group, lr_group in _group(hr_folders, lr_folders):
+        listed = list_all(hr_group)
+        hr_files = _without_low(listed)
+        left_out["in a folder named as of LR images"] += len(listed) - len(hr_files)
+        if not lr_group:
             pairs += [PairFiles(file.name, file.path, None) for file in hr_files]
             continue
-        if os.path.realpath(lr_folder) == os.path.realpath(hr_folder):
-            raise UserError(f"data: expected LR images in another folder than HR, got {lr_folder}")
-        lr_listing = list_images(lr_folder, roles)
-        matched = _match(hr_files, lr_listing.files, scale, lr_folder)
-        left_out += lr_listing.left_out
-        left_out["LR of another scale or without HR"] += len(lr_listing.files) - len(matched)
+        lr_files = list_all(lr_group)
+        matched = _match(hr_files, lr_files, scale, lr_group)
+        left_out["LR of another scale or without HR"] += len(lr_files) - len(matched)
         pairs += matched
     return PairListing(pairs, +left_out)
 
 
+def _group(hr_folders: Folders, lr_folders: Folders) -> list[tuple[Folders, Folders]]:
+    """Which folders are searched together: those in one place of the lists if it has two."""
+    if not lr_folders:
+        return [([folder], []) for folder in hr_folders]
+    real = {os.path.realpath(folder) for folder in hr_folders}
+    for folder in lr_folders:
+        if os.path.realpath(folder) in real:
+            raise UserError(f"data: expected LR images in another folder than HR, got {folder}")
+    if len(hr_folders) != len(lr_folders):
+        return [(hr_folders, lr_folders)]
+    return [([hr], [lr]) for hr, lr in zip(hr_folders, lr_folders, strict=True)]
+
+
 def _match(
-    hr_files: list[ImageFile], lr_files: list[ImageFile], scale: int, lr_folder: Path
+    hr_files: list[ImageFile], lr_files: list[ImageFile], scale: int, lr_folders: Folders
 ) -> list[PairFiles]:
     by_name, by_bare_name = defaultdict(list), defaultdict(list)
     for file in hr_files:
@@ -106,7 +121,7 @@ def _match(
         if file.path not in lr_of:
             raise UserError(
                 f"data: expected an LR image {file.name} or {file.name}x{scale} for {file.path}, "
-                f"got none in {lr_folder}"
+                f"got none in {', '.join(map(str, lr_folders))}"
             )
     return [PairFiles(file.name, file.path, lr_of[file.path].path) for file in hr_files]
 

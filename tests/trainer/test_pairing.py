@@ -111,13 +111,27 @@ def test_an_image_of_another_clip_is_no_match(tmp_path):
     assert refusal(tmp_path) == line
 
 
-def test_folders_come_in_pairs(tmp_path):
-    touch(tmp_path, "hr/a.png", "hr2/b.png", "lr/a.png", "lr/b.png")
-    line = "data: expected as many LR as HR folders, in the same order, got 1 and 2"
-    assert refusal(tmp_path, ["hr", "hr2"], ["lr"]) == line
+def test_lists_of_other_lengths_are_searched_as_a_whole(tmp_path):
+    touch(tmp_path, "hr/a.png", "hr/b.png", "lr1/a.png", "lr2/bx2.png")
+    pairs = [("hr/a.png", "lr1/a.png"), ("hr/b.png", "lr2/bx2.png")]
+    assert found(tmp_path, ["hr"], ["lr1", "lr2"]) == (["a", "b"], pairs, {})
+    touch(tmp_path, "lr2/a.png")
+    line = "data: expected one LR image for hr/a.png, got lr1/a.png and lr2/a.png"
+    assert refusal(tmp_path, ["hr"], ["lr1", "lr2"]) == line
+    touch(tmp_path, "hr2/a.png")
+    line = "data: expected one HR image for lr1/a.png, got hr/a.png and hr2/a.png"
+    assert refusal(tmp_path, ["hr", "hr2"], ["lr1"]) == line
+    touch(tmp_path, "hr3/c.png")
+    line = "data: expected an LR image c or cx2 for hr3/c.png, got none in lr1, lr2, lr2"
+    assert refusal(tmp_path, ["hr3", "hr3"], ["lr1", "lr2", "lr2"]) == line
+
+
+def test_one_folder_cannot_be_both(tmp_path):
+    touch(tmp_path, "hr/a.png", "lr/a.png")
     (tmp_path / "link").symlink_to("hr")
     line = "data: expected LR images in another folder than HR, got link"
-    assert refusal(tmp_path, ["hr"], ["link"]) == line
+    for folders in (["link"], ["lr", "link"]):
+        assert refusal(tmp_path, ["hr"], folders) == line
 
 
 def test_folders_named_as_of_lr_images_are_no_hr(tmp_path):
