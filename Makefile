@@ -86,13 +86,14 @@ gpu-memcheck gpu-racecheck: gpu-%: gpu-build ## there: every kernel under comput
 	fi
 
 # The operators' tests on kernels that report bad accesses and undefined operations; they take ten
-# times as long there, so those of 1000 rows are left out, as in the temperature's gradient.
+# times as long there, so those of 1000 rows are left out, as in the temperature's gradient, and what
+# `make test` leaves to `make test-all`.
 sanitize: .venv/installed ## the operators' tests under AddressSanitizer and UBSan
 	CLSD_FAST_SANITIZE=on $(BIN)/pip install --no-deps --no-build-isolation --upgrade \
 	    --target build/sanitized .
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized \
-	    $(BIN)/pytest $(WORKERS) \
+	    $(BIN)/pytest $(WORKERS) -m "not thorough" \
 	    -k "(native or threads) and not 1000 and not gradient_of_the_temperature" \
 	    $(addprefix tests/ops/test_,$(addsuffix .py,$(OPERATORS)))
 
