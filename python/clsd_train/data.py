@@ -113,21 +113,40 @@ def load_cached(
     """All pairs as views of one memory-mapped file, which is written at the first use.
 
     The file is named by its sources' paths, sizes and times of change: a changed source makes a
-    new cache. It appears complete or not at all.
+    new cache. It appears complete or not at all; one that is damaged is written again.
     """
     sources = [_fingerprint(folders) for folders in (hr_folders, lr_folders)]
     identity = [RECIPE, scale, data.on_bad_image, sources]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     folder = data.cache or _default_cache()
     index_path, pixels_path = folder / f"{key}.json", folder / f"{key}.bin"
-    if not index_path.exists():
+    cached = _read_cache(index_path, pixels_path, scale)
+    if cached is None:
         pairs = read_pairs(hr_folders, lr_folders, scale, data.on_bad_image)
         _write_cache(pairs, index_path, pixels_path)
-    index = json.loads(index_path.read_text())
-    if not index:
+        cached = _read_cache(index_path, pixels_path, scale)
+    if not cached:
         raise UserError("data: expected at least one usable image, got none")
-    pixels = np.memmap(pixels_path, dtype=np.uint8, mode="r")
-    return [_view(pixels, entry) for entry in index]
+    return cached
+
+
+def _read_cache(index_path: Path, pixels_path: Path, scale: int) -> list[Pair] | None:
+    """The pairs of a cache; None if there is none, or a damaged one."""
+    if not index_path.exists():
+        return None
+    try:
+        index = json.loads(index_path.read_text(encoding="utf-8"))
+        if index == []:
+            return []
+        pixels = np.memmap(pixels_path, dtype=np.uint8, mode="r")
+        pairs = [_view(pixels, entry) for entry in index]
+        if all(tuple(scale * s for s in p.lr.shape[:2]) == p.hr.shape[:2] for p in pairs):
+            return pairs
+    # What a damaged index may lead to; UnicodeDecodeError is a ValueError.
+    except (FileNotFoundError, ValueError, TypeError, LookupError, RecursionError):
+        pass
+    warnings.warn(f"data: expected a whole cache, writing {index_path} again", stacklevel=2)
+    return None
 
 
 def _fingerprint(folders: Sequence[Path]) -> list[tuple[str, int, int]]:
@@ -136,7 +155,7 @@ def _fingerprint(folders: Sequence[Path]) -> list[tuple[str, int, int]]:
 
 
 def _default_cache() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(root) / "clsd-fast"
 
 
@@ -153,7 +172,7 @@ def _write_cache(pairs: Iterator[Pair], index_path: Path, pixels_path: Path) -> 
                     file.write(np.ascontiguousarray(image).data)
                     offset += image.size
                 index.append(entry)
-        scratch_index.write_text(json.dumps(index))
+        scratch_index.write_text(json.dumps(index), encoding="utf-8")
         # The index goes last: it is what says that the cache is there.
         scratch_pixels.replace(pixels_path)
         scratch_index.replace(index_path)

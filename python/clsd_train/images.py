@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 
 from .errors import UserError
+from .paths import what_is_at
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
@@ -26,7 +27,8 @@ def find_images(folders: Sequence[Path]) -> list[Path]:
     files = []
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"data: expected a folder of images, got {folder}: no such folder")
+            got = what_is_at(folder, "folder")
+            raise UserError(f"data: expected a folder of images, got {folder}: {got}")
         found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
         if not found:
             raise UserError(f"data: expected images in {folder}, got none")
