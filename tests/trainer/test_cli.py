@@ -114,9 +114,9 @@ def test_train_refuses_an_output_that_cannot_be_made(tmp_path, settings, capsys)
     assert "Not a directory" in line
 
 
-def test_resume_without_a_run_is_refused(tmp_path, settings, capsys):
-    line = refused(capsys, tmp_path, *settings, "--resume")
-    assert "state.pt: no such file" in line
+def test_resume_begins_where_there_is_no_run(tmp_path, settings):
+    run(*settings, "train.iterations=1", "--resume")
+    assert load_student(tmp_path / "run" / "student.safetensors").scale == 2
 
 
 def test_diverging_run_names_the_iteration(tmp_path, settings, capsys):
