@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from .errors import UserError
@@ -20,6 +20,14 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             **options,
         )
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """The arguments; what stands behind ``--`` is no option."""
+        words = list(arguments)
+        end = words.index("--") if "--" in words else len(words)
+        # argparse forgets the -- before it comes to the positionals.
+        files = [f"./{word}" if word.startswith("-") else word for word in words[end + 1 :]]
+        return self.parse_intermixed_args(words[:end] + files)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self._command}: {message}" if self._command else message)

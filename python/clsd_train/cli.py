@@ -32,7 +32,7 @@ def train(arguments: Sequence[str]) -> None:
         action="store_true",
         help="continue the output folder's run with its settings, or begin where there is none",
     )
-    options = parser.parse_intermixed_args(arguments)
+    options = parser.parse(arguments)
     from .run_config import read_settings
 
     config = read_settings(options.settings)
@@ -51,7 +51,7 @@ def print_config(arguments: Sequence[str]) -> None:
     """Print all settings as YAML, with their meanings."""
     from .run_config import read_settings
 
-    options = _settings_parser("config", print_config).parse_intermixed_args(arguments)
+    options = _settings_parser("config", print_config).parse(arguments)
     print(read_settings(options.settings).to_yaml(), end="")
 
 
@@ -69,7 +69,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     """Score a student on folders of images: PSNR and SSIM on Y, beside bicubic."""
     parser = Parser("eval", description=evaluate.__doc__)
     add_checkpoint(parser)
-    parser.add_argument("hr", nargs="+", help="folders of HR images")
+    parser.add_argument("hr", nargs="*", help="folders of HR images")
     parser.add_argument(
         "--lr",
         nargs="+",
@@ -79,8 +79,10 @@ def evaluate(arguments: Sequence[str]) -> None:
         help="folders of their LR images; made by MATLAB's bicubic if not given",
     )
     add_target(parser, "--json", help="also write the scores to this file")
-    options = parser.parse_intermixed_args(arguments)
+    options = parser.parse(arguments)
     hr, lr = _folders("eval", options.hr), _folders("eval", options.lr)
+    if not hr:
+        raise UserError("eval: expected a folder of HR images, got none")
     json_path = options.json
     if json_path and not json_path.parent.is_dir():
         raise UserError(f"eval: expected an existing folder for {json_path}, got none")
@@ -137,11 +139,13 @@ def upscale(arguments: Sequence[str]) -> None:
     """Upscale images to PNG."""
     parser = Parser("upscale", description=upscale.__doc__)
     add_checkpoint(parser)
-    parser.add_argument("inputs", nargs="+", help="image files and folders of them")
+    parser.add_argument("inputs", nargs="*", help="image files and folders of them")
     add_target(parser, "--output", required=True, help="folder for NAME_x<scale>.png")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
-    options = parser.parse_intermixed_args(arguments)
+    options = parser.parse(arguments)
     inputs, output = _folders("upscale", options.inputs), options.output
+    if not inputs:
+        raise UserError("upscale: expected image files or folders, got none")
     for item in inputs:
         if not item.exists():
             raise UserError(f"upscale: expected an image file or a folder, got {item}: not there")
@@ -183,7 +187,7 @@ def info(arguments: Sequence[str]) -> None:
     """Describe a checkpoint, or this installation."""
     parser = Parser("info", description=info.__doc__)
     add_checkpoint(parser, nargs="?")
-    options = parser.parse_intermixed_args(arguments)
+    options = parser.parse(arguments)
     if options.checkpoint is None:
         from clsd_fast.env import report
 
@@ -215,7 +219,7 @@ def demo(arguments: Sequence[str]) -> None:
         default=Path("demo-output"),
         help="new or empty folder for metrics.json, comparison.png and curve.png",
     )
-    options = parser.parse_intermixed_args(arguments)
+    options = parser.parse(arguments)
     from .demo import run_demo
 
     run_demo(options.output)
@@ -251,6 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     A signal exits with 128 and its number, as a shell says it.
     """
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of files that are refused or read anyway
     warnings.filterwarnings("always", category=Notice)
     warnings.showwarning = lambda message, *_: _tell(f"warning: {message}")
     for stream in (sys.stdout, sys.stderr):
@@ -285,7 +290,7 @@ def _run(arguments: list[str]) -> None:
     parser.epilog = f"commands:\n{names}\n\n`clsd COMMAND --help` has the rest."
     parser.add_argument("--version", action="store_true", help="print the version")
     parser.add_argument("command", nargs="?", help="one of those below")
-    options = parser.parse_intermixed_args(arguments)
+    options = parser.parse(arguments)
     if not options.version:
         got = repr(options.command) if options.command else "none"
         raise UserError(f"expected a command ({', '.join(COMMANDS)}), got {got}")
@@ -315,7 +320,7 @@ def _explain(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or "memory" in text:
         return f"expected enough memory for these sizes, got {text or 'too little'}"
     # Of clsd_fast: a backend or an instruction set that an environment variable asks for.
-    return text if re.match(r"\w+: expected .*, got ", text) else None
+    return text if re.match(r"(\w+: )+expected .*, got ", text) else None
 
 
 def _drop_output() -> None:

@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from .config import Config, flatten, is_key, load_config
 from .errors import UserError, shorten
 from .paths import expand_input
+from .yaml_text import dump_scalar
 
 
 def read_settings(settings: Sequence[str], saved: Config | None = None) -> Config:
@@ -23,6 +25,7 @@ def read_settings(settings: Sequence[str], saved: Config | None = None) -> Confi
     return load_config(*_split(settings), saved)
 
 
+@cache
 def describe_settings() -> str:
     """Every key with its default and its meaning, for people."""
     lines = ["settings, with their defaults:"]
@@ -31,7 +34,7 @@ def describe_settings() -> str:
         if key in sections:
             lines += ["", f"  {meaning}"]
         else:
-            lines.append(f"  {key}={value}".ljust(36) + f" {meaning}")
+            lines.append(f"  {key}={dump_scalar(value)}".ljust(36) + f" {meaning}")
     return "\n".join(lines)
 
 
