@@ -22,7 +22,7 @@ OTHERS = {
     "SFENet1.": "an RDN",
     "pre_process.": "an MDSR",
     "conv_first.": "BasicSR's naming",
-    "student.": "the state of a run, whose student is in student.safetensors beside it",
+    "student.": "a CLSD with its heads (a run has its student in student.safetensors)",
 }
 
 
