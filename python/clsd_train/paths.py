@@ -2,6 +2,7 @@
 
 import glob
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,11 +13,17 @@ def expand_path(text: str | Path) -> Path:
     """A path with ``~`` expanded.
 
     Raises:
-        UserError: for an empty path, which would mean the current folder, or a NUL in it.
+        UserError: for an empty path, which would mean the current folder, and for one that no
+            file can have.
     """
     name = os.fspath(text)
     if not name:
         raise UserError("expected a path, got an empty one")
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        encoding = sys.getfilesystemencoding()
+        raise UserError(f"expected a path in {encoding}, got {shorten(name)}") from None
     if "\0" in name:
         raise UserError(f"expected a path, got {shorten(name)} with a NUL")
     return Path(os.path.expanduser(name))

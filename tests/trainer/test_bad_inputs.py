@@ -42,7 +42,18 @@ SPECIAL = [
     "\0",
     "é\n",
 ]
-SPECIAL += ["[]", "{}", "&a [*a]", "!!float x", "!!timestamp x", "9" * 5000, "nan", "-0", "\udcff"]
+SPECIAL += [
+    "[]",
+    "{}",
+    "&a [*a]",
+    "!!float x",
+    "!!timestamp x",
+    "9" * 5000,
+    "nan",
+    "-0",
+    "\udcff",
+    "\ud800",
+]
 #: No file has such a name, and no text of it is a help option.
 words = st.one_of(st.text(max_size=8), st.sampled_from(SPECIAL), st.from_regex(r"--[a-z-]{1,9}"))
 
