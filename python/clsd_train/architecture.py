@@ -1,5 +1,6 @@
 """Which network a state_dict is of, and that network."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -66,13 +67,34 @@ def infer_sizes(state: dict[str, Tensor], path: Path, mean_shift: bool) -> Sizes
     if absent:
         hint = " (--no-mean-shift for one without)" if absent == ["sub_mean.bias"] else ""
         raise UserError(f"{expected} none of {few(absent)} among {few(state)}{hint}")
-    head, up = state["head.0.weight"].shape, state["tail.0.0.weight"].shape
-    if len(head) != 4 or len(up) != 4 or head[0] == 0 or up[0] not in (4 * head[0], 9 * head[0]):
-        shapes = f"a head of shape {list(head)} and an upsampler of shape {list(up)}"
+    channels = _channels(state)
+    if not channels:
+        shapes = ", ".join(f"{key} of shape {list(state[key].shape)}" for key in needed[:2])
         raise UserError(f"{expected} {shapes}")
-    scale = 3 if up[0] == 9 * head[0] else (4 if "tail.0.2.weight" in state else 2)
-    num_blocks = sum(key.startswith("body.") and key.endswith(".body.0.weight") for key in state)
-    return Sizes(scale, max(num_blocks, 1), head[0])
+    scale = 3 if len(state["tail.0.0.weight"]) == 9 * channels else 2
+    scale = 4 if "tail.0.2.weight" in state else scale
+    return Sizes(scale, max(len(_branches(state)), 1), channels)
+
+
+def _channels(state: dict[str, Tensor]) -> int:
+    """The channels that head and upsampler agree on, else 0.
+
+    Also 0 where the file is much too small for its blocks: a student is not made by a claim alone.
+    """
+    head, up = state["head.0.weight"].shape, state["tail.0.0.weight"].shape
+    channels = head[0] if len(head) == 4 else 0
+    branches = _branches(state)
+    agree = (
+        head == (channels, 3, 3, 3)
+        and up in ((4 * channels, channels, 3, 3), (9 * channels, channels, 3, 3))
+        and 2 * sum(weight.numel() for weight in branches) >= len(branches) * 9 * channels**2
+    )
+    return channels if agree else 0
+
+
+def _branches(state: dict[str, Tensor]) -> list[Tensor]:
+    """The first weight of each residual block."""
+    return [v for k, v in state.items() if re.fullmatch(r"body\.\d+\.body\.0\.weight", k)]
 
 
 def assumed_reading(state: dict[str, Tensor]) -> Reading:
@@ -87,13 +109,12 @@ def _range_of_mean(state: dict[str, Tensor]) -> float:
 
 
 def make_student(sizes: Sizes, reading: Reading, state: dict[str, Tensor], path: Path) -> EDSR:
-    """The student with these weights, which are not copied.
+    """The student with these weights.
 
     Raises:
         UserError: if the weights do not fit.
     """
-    with torch.device("meta"):  # sizes that a file claims take no memory before they are checked
-        student = EDSR(*sizes, reading.res_scale, reading.value_range)
+    student = EDSR(*sizes, reading.res_scale, reading.value_range)
     if reading.mean_shift:
         # A mean shift that was made for another range is the same colour in this one.
         factor = reading.value_range / _range_of_mean(state)
@@ -102,8 +123,7 @@ def make_student(sizes: Sizes, reading: Reading, state: dict[str, Tensor], path:
         student.sub_mean = student.add_mean = nn.Identity()  # type: ignore[assignment]
         state = {k: v for k, v in state.items() if k not in MEAN_SHIFT}
     check_weights(student, state, path)
-    state = {key: value.detach().float().contiguous() for key, value in state.items()}
-    student.load_state_dict(state, assign=True)
+    student.load_state_dict(state)
     return student
 
 

@@ -20,7 +20,7 @@ RES_SCALES, VALUE_RANGES, MEAN_SHIFTS = (1.0, 0.1), (255.0, 1.0), (True, False)
 # In dB of PSNR to bicubic. A trained network read as it was trained comes to more than 30, and a
 # network that is not trained to less than 20, in whichever way it is read.
 LEAST, CLEARLY = 20.0, 3.0
-SIZE = 24
+SIZE = 16
 
 
 def choose_reading(
