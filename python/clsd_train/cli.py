@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from .arguments import Parser, add_checkpoint, add_target
 from .errors import Notice, UserError, one_line
 from .interrupt import Interrupted, RaiseOnSignal
-from .paths import expand_inputs
+from .paths import expand_inputs, expand_path
 
 # PyTorch takes more than a second to import: no command waits for what it does not use.
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _settings_parser(command: str, function: Callable[..., None]) -> Parser:
 def evaluate(arguments: Sequence[str]) -> None:
     """Score a student on folders of images: PSNR and SSIM on Y, beside bicubic."""
     parser = Parser("eval", description=evaluate.__doc__)
-    add_checkpoint(parser)
+    add_checkpoint(parser, nargs="?")
     parser.add_argument("hr", nargs="*", help="folders of HR images")
     parser.add_argument(
         "--lr",
@@ -80,9 +80,12 @@ def evaluate(arguments: Sequence[str]) -> None:
     )
     add_target(parser, "--json", help="also write the scores to this file")
     options = parser.parse(arguments)
+    if options.checkpoint is None:
+        _take_checkpoint_of_lr(options)
     hr, lr = _folders("eval", options.hr), _folders("eval", options.lr)
     if not hr:
-        raise UserError("eval: expected a folder of HR images, got none")
+        hint = f" (--lr takes all of {', '.join(options.lr)})" if lr else ""
+        raise UserError(f"eval: expected a folder of HR images, got none{hint}")
     json_path = options.json
     if json_path and not json_path.parent.is_dir():
         raise UserError(f"eval: expected an existing folder for {json_path}, got none")
@@ -110,6 +113,17 @@ def evaluate(arguments: Sequence[str]) -> None:
         write_atomically(json_path, lambda path: path.write_text(text, encoding="utf-8"))
 
 
+def _take_checkpoint_of_lr(options: argparse.Namespace) -> None:
+    """``--lr`` takes all words up to the next option: a file among them is no folder of images."""
+    for place, word in enumerate(options.lr):
+        if os.path.isfile(os.path.expanduser(word)):
+            options.checkpoint = expand_path(word)
+            options.hr = options.lr[place + 1 :] + options.hr
+            options.lr = options.lr[:place]
+            return
+    raise UserError("eval: expected weights of a student and folders of HR images, got none")
+
+
 def _score(student: "EDSR", pair: "Pair") -> "tuple[Quality, Quality]":
     from .images import bicubic_upscale
     from .metrics import quality
@@ -125,12 +139,13 @@ def _score(student: "EDSR", pair: "Pair") -> "tuple[Quality, Quality]":
 
 def _print_scores(scale: int, scores: "dict[str, tuple[Quality, Quality]]") -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("image", "bicubic dB", "student dB", "bicubic SSIM", "student SSIM")
     for name, (bicubic, ours) in scores.items():
         decibels = f"{bicubic.psnr:.2f}", f"{ours.psnr:.2f}"
-        table.add_row(name, *decibels, f"{bicubic.ssim:.4f}", f"{ours.ssim:.4f}")
+        table.add_row(escape(one_line(name)), *decibels, f"{bicubic.ssim:.4f}", f"{ours.ssim:.4f}")
     table.title = f"x{scale}, Y channel, {scale} pixels shaved"
     Console().print(table)
 

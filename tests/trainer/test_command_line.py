@@ -69,17 +69,32 @@ def test_images_and_options_in_any_order(here, order):
     assert sorted(path.name for path in (here / "sr").iterdir()) == ["a_x2.png", "b_x2.png"]
 
 
-def test_several_folders_of_lr_images(here, capsys):
-    for name in ("first", "second"):
-        (here / name).mkdir()
-    for name, (height, width) in {"first/a": (20, 24), "second/b": (18, 16)}.items():
-        write_images(here / name.split("/")[0], **{name[-1]: (height, width)})
-    main(["eval", "student.safetensors", "hr", "--lr", "first", "--lr", "second"])
-    main(["eval", "student.safetensors", "hr", "--lr", "first", "second"])
-    first, second = capsys.readouterr().out.split("x2, Y channel")[1:]
-    assert (
-        first.split("student SSIM")[1].split()[:20] == second.split("student SSIM")[1].split()[:20]
-    )
+def test_lr_images_in_any_order(here):
+    for folder, name, size in (("first", "a", (20, 24)), ("second", "b", (18, 16))):
+        write_images(here / folder, **{name: size})
+    for number, order in enumerate(
+        [
+            ("student.safetensors", "hr", "--lr", "first", "--lr", "second"),
+            ("student.safetensors", "hr", "--lr", "first", "second"),
+            ("--lr", "first", "second", "student.safetensors", "hr"),
+            ("--lr", "first", "--lr", "second", "student.safetensors", "hr"),
+        ]
+    ):
+        main(["eval", "--json", f"{number}.json", *order])
+        assert (here / f"{number}.json").read_text() == (here / "0.json").read_text()
+
+
+def test_folders_that_lr_takes_are_named(here, capsys):
+    line = refused(capsys, here, "eval", "student.safetensors", "--lr", "hr", "hr")
+    assert line.endswith("expected a folder of HR images, got none (--lr takes all of hr, hr)")
+    assert "expected weights of a student" in refused(capsys, here, "eval", "--lr", "hr")
+
+
+@pytest.mark.parametrize("name", ["[red]", "[b]x", "a b"])
+def test_an_image_is_shown_by_its_name(here, capsys, name):
+    (here / "hr" / "a.png").rename(here / "hr" / f"{name}.png")
+    main(["eval", "student.safetensors", "hr"])
+    assert name in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("folder", ["lr=1e-4", "scale=3", "train.learning_rate=1e-4", "a b", "[x]"])
