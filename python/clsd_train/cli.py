@@ -140,9 +140,10 @@ def _score(student: "EDSR", pair: "Pair") -> "tuple[Quality, Quality]":
 def _print_scores(scale: int, scores: "dict[str, tuple[Quality, Quality]]") -> None:
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("image", "bicubic dB", "student dB", "bicubic SSIM", "student SSIM")
+    image = Column("image", overflow="fold")  # no part of a name is left out
+    table = Table(image, "bicubic dB", "student dB", "bicubic SSIM", "student SSIM")
     for name, (bicubic, ours) in scores.items():
         decibels = f"{bicubic.psnr:.2f}", f"{ours.psnr:.2f}"
         table.add_row(escape(one_line(name)), *decibels, f"{bicubic.ssim:.4f}", f"{ours.ssim:.4f}")

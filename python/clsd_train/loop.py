@@ -1,6 +1,7 @@
 """The training loop."""
 
 import math
+import shlex
 import sys
 import time
 from typing import Any, NoReturn
@@ -47,7 +48,7 @@ class Run:
         self.iteration = 0
         self.folder = RunFolder(config.output, resume)
         try:
-            self._prepare(resume and self.folder.has_state)
+            self._prepare(resume)
         except BaseException:
             self.close()
             raise
@@ -67,7 +68,7 @@ class Run:
             options.eps,
             fused=True,
         )
-        if resume:
+        if resume and self.folder.has_state:
             self._load_state()
         self.train_pairs = load_training_pairs(config.data, config.scale)
         self.val_pairs = _validation_pairs(config)
@@ -75,6 +76,8 @@ class Run:
         self.folder.write_config(config)
         self.history = History(config.output / HISTORY, self.iteration)
         if saved:
+            if self.iteration == 0:
+                _tell(f"no checkpoint is in {config.output}, its run begins again")
             self._tell_changes(changes(saved, config))
         if self.iteration >= options.iterations:
             _tell(f"nothing is left of {options.iterations} iterations, {self.iteration} are done")
@@ -113,8 +116,8 @@ class Run:
         )
         batches = Prefetcher(sampler, self.iteration + 1)
         progress = Progress(self.iteration, options.iterations)
-        board = SummaryWriter(self.config.output / TENSORBOARD, purge_step=self.iteration + 1)
         try:
+            board = SummaryWriter(self.config.output / TENSORBOARD, purge_step=self.iteration + 1)
             with progress, board as writer, NoteSignal() as noted:
                 while self.iteration < options.iterations:
                     self._iterate(batches, progress, writer)
@@ -129,7 +132,7 @@ class Run:
         raise Interrupted(
             signum,
             f"interrupted, iteration {self.iteration} is saved "
-            f"(clsd train output={output} --resume continues)",
+            f"(clsd train {shlex.quote(f'output={output}')} --resume continues)",
         )
 
     def _iterate(self, batches: Prefetcher, progress: Progress, writer: SummaryWriter) -> None:

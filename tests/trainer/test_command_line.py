@@ -97,6 +97,16 @@ def test_an_image_is_shown_by_its_name(here, capsys, name):
     assert name in capsys.readouterr().out
 
 
+def test_no_part_of_a_long_name_is_left_out(here, capsys):
+    name = "".join(f"{number:03}" for number in range(60))
+    (here / "hr" / "a.png").rename(here / "hr" / f"{name}.png")
+    main(["eval", "student.safetensors", "hr"])
+    cells = [
+        line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if "│" in line
+    ]
+    assert name in "".join(cells)
+
+
 @pytest.mark.parametrize("folder", ["lr=1e-4", "scale=3", "train.learning_rate=1e-4", "a b", "[x]"])
 def test_a_file_is_a_file_whatever_its_path(here, folder):
     (here / folder).mkdir()

@@ -210,8 +210,16 @@ def test_start_and_resume_agree_on_a_run_without_a_checkpoint(here, monkeypatch,
             train(*TINY, "train.iterations=3", "output=run")
     line = refused(capsys, here, "train", *TINY, "output=run")
     assert line.endswith("got run (--resume continues its run)")
-    train("output=run", "--resume")
-    assert [entry["iteration"] for entry in history_of(here / "run")] == [1, 2, 3]
+    capsys.readouterr()
+    train("output=run", "train.gamma=0.3", "--resume")
+    err = capsys.readouterr().err.splitlines()
+    assert err[:2] == [
+        "clsd: no checkpoint is in run, its run begins again",
+        "clsd: train.gamma: 0.5 -> 0.3",
+    ]
+    settings, *steps = history_of(here / "run")
+    assert settings["changed"] == {"train.gamma": [0.5, 0.3]}
+    assert [entry["iteration"] for entry in steps] == [1, 2, 3]
 
 
 def test_other_peoples_folders_are_left_alone(here, capsys):
