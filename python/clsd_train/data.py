@@ -123,7 +123,11 @@ def load_cached(
     cached = _read_cache(index_path, pixels_path, scale)
     if cached is None:
         pairs = read_pairs(hr_folders, lr_folders, scale, data.on_bad_image)
-        _write_cache(pairs, index_path, pixels_path)
+        try:
+            _write_cache(pairs, index_path, pixels_path)
+        except OSError as error:
+            got = error.strerror or error
+            raise UserError(f"data: expected to write the cache {folder}, got {got}") from None
         cached = _read_cache(index_path, pixels_path, scale)
     if not cached:
         raise UserError("data: expected at least one usable image, got none")

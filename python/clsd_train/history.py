@@ -39,7 +39,7 @@ class History:
         except OSError as error:
             raise UserError(
                 f"train: expected to write {self._path}, got {error.strerror}; "
-                "the last checkpoint is kept"
+                "what was there is kept"
             ) from None
 
 

@@ -8,10 +8,10 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from clsd_fast import EDSR
 
+from .board import Board
 from .build import build_model
 from .checkpoint import load_optimizer, load_weights, read_state, save_student, write_state
 from .config import Config, TrainConfig, changes
@@ -116,11 +116,11 @@ class Run:
         )
         batches = Prefetcher(sampler, self.iteration + 1)
         progress = Progress(self.iteration, options.iterations)
+        board = Board(self.config.output / TENSORBOARD, self.iteration + 1)
         try:
-            board = SummaryWriter(self.config.output / TENSORBOARD, purge_step=self.iteration + 1)
-            with progress, board as writer, NoteSignal() as noted:
+            with progress, board, NoteSignal() as noted:
                 while self.iteration < options.iterations:
-                    self._iterate(batches, progress, writer)
+                    self._iterate(batches, progress, board)
                     if noted.signum is not None:
                         self._interrupt(noted.signum)
         finally:
@@ -135,7 +135,7 @@ class Run:
             f"(clsd train {shlex.quote(f'output={output}')} --resume continues)",
         )
 
-    def _iterate(self, batches: Prefetcher, progress: Progress, writer: SummaryWriter) -> None:
+    def _iterate(self, batches: Prefetcher, progress: Progress, board: Board) -> None:
         options = self.config.train
         started = time.perf_counter()
         losses = self._step(*batches.take())
@@ -144,10 +144,10 @@ class Run:
         if self.iteration % options.log_every == 0 or self.iteration == 1 or last:
             rate = self.optimizer.param_groups[0]["lr"]
             entry = {**losses, "learning_rate": rate, "step_seconds": seconds}
-            self._log("train", entry, writer)
+            self._log("train", entry, board)
         if self.val_pairs and (self.iteration % options.eval_every == 0 or last):
             result = validate(self.model.student, self.val_pairs)
-            self._log("val", result._asdict(), writer)
+            self._log("val", result._asdict(), board)
             progress.psnr = result.psnr
         if self.iteration % options.save_every == 0 or last:
             self.save()
@@ -178,10 +178,9 @@ class Run:
     def _kept(self) -> str:
         return "the last checkpoint is kept" if self.folder.has_state else "nothing was saved yet"
 
-    def _log(self, kind: str, values: dict[str, float], writer: SummaryWriter) -> None:
+    def _log(self, kind: str, values: dict[str, float], board: Board) -> None:
         self.history.add({"kind": kind, "iteration": self.iteration, **values})
-        for name, value in values.items():
-            writer.add_scalar(f"{kind}/{name}", value, self.iteration)
+        board.add(kind, values, self.iteration)
 
     def save(self) -> None:
         """Write the student's weights and the run's state, each complete or not at all.

@@ -14,6 +14,7 @@ import yaml
 from support.trainer_util import contents, refused, tiny_config, write_images
 
 from clsd_train import loop
+from clsd_train.board import Board
 from clsd_train.checkpoint import load_student
 from clsd_train.cli import main
 from clsd_train.data import load_cached
@@ -370,6 +371,21 @@ def test_a_full_disk_is_one_sentence(here, capsys, small_disk):
     for name in ("state.pt", "student.safetensors"):
         assert contents(here / "run")[here / "run" / name] == before[here / "run" / name]
     assert not list((here / "run").glob(".*"))
+
+
+def test_a_log_that_cannot_grow_is_one_sentence(tmp_path, capsys, small_disk):
+    board = Board(tmp_path / "board", 1)
+    with pytest.raises(UserError, match=r"expected to write .*board, got File too large"), board:
+        small_disk(1000)
+        for iteration in range(1000):
+            board.add("train", {"rec": 0.5}, iteration)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_cache_that_finds_no_room_is_one_sentence(here, capsys, small_disk):
+    small_disk(100)
+    line = refused(capsys, here, "train", *TINY, "output=run")
+    assert line == "clsd: data: expected to write the cache cache, got File too large"
 
 
 def test_a_history_that_cannot_grow_is_one_sentence(tmp_path, small_disk):
