@@ -50,9 +50,13 @@ Blocks = Annotated[int, Field(gt=0, le=4096)]
 Channels = Annotated[int, Field(gt=0, le=2**16)]
 Threads = Annotated[int, Field(gt=0, le=1024)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+# Bytes of a YAML file: a device, or a file that was named by mistake, may have no end.
+LARGEST = 2**20
 # What pydantic says in the words of programs.
 SENTENCES = {
     "model_type": "section of keys",
+    "tuple_type": "list, such as [1, 2]",
+    "path_type": "path",
     "int_parsing": "valid integer",
     "int_parsing_size": "integer of fewer digits",
     "int_from_float": "valid integer",
@@ -250,10 +254,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         UserError: for a file that is missing or no YAML mapping.
     """
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"config: expected a readable file, got {path}: {reason}") from None
+    if len(content) > LARGEST:
+        raise UserError(f"config: expected at most {LARGEST} bytes of YAML in {path}, got more")
     values = parse(content, _is_text, str(path))
     if values is None:
         return {}
