@@ -78,6 +78,9 @@ def test_config_file_then_overrides(tmp_path, settings, capsys):
         ("data.val=nowhere", "nowhere: no such folder"),
         ("data.train=[]", "data.train: expected a folder of HR images"),
         ("train.device=abacus", "train.device: expected a device, got 'abacus'"),
+        ("train.device=meta", "train.device: expected a device, got 'meta'"),
+        ("train.device=0", "train.device: expected a device, got '0'"),
+        ("train.threads=1000000", "train.threads: expected less than or equal to 1024"),
     ],
 )
 def test_train_refuses(tmp_path, settings, capsys, setting, words):
