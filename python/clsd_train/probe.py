@@ -17,8 +17,9 @@ from .upscale import upscale
 
 # What published EDSRs have.
 RES_SCALES, VALUE_RANGES, MEAN_SHIFTS = (1.0, 0.1), (255.0, 1.0), (True, False)
-# In dB of PSNR to bicubic. A trained network read as it was trained comes to more than 30, and a
-# network that is not trained to less than 20, in whichever way it is read.
+# In dB of PSNR to bicubic. Five students of 16 blocks x 24 channels, trained in different ways for
+# 500 steps, came to 34 to 38 read as they were trained; four of them were 4 to 28 below that in
+# EDSR-baseline's way. Seven students that were not trained came to at most 15 in any way.
 LEAST, CLEARLY = 20.0, 3.0
 SIZE = 16
 
@@ -44,8 +45,6 @@ def choose_reading(
     scores = {assumed: _likeness(make_student(sizes, assumed, state, path))}
     for values in itertools.product(*choices):
         reading = Reading(*values)
-        if reading.mean_shift and "sub_mean.bias" not in state:
-            continue
         if reading not in scores:
             scores[reading] = _likeness(make_student(sizes, reading, state, path))
     nearest = max(scores, key=lambda reading: scores[reading])
