@@ -1,7 +1,8 @@
 """``python -m clsd_fast.env``: what this installation can do, for bug reports."""
 
 import platform
-from importlib import import_module
+from contextlib import suppress
+from importlib import import_module, metadata
 from pathlib import Path
 
 import torch
@@ -43,10 +44,17 @@ def _triton_state() -> str:
     if triton.missing is not None:
         return f"missing: {triton.missing}; GPU calls run on the reference backend"
     try:
-        version = import_module("triton").__version__
+        version = _triton_version()
     except ImportError as error:
         return f"do not import: {error}"
     return f"Triton {version}, on GPUs, for {', '.join(triton.OPERATORS)}"
+
+
+def _triton_version() -> str:
+    if not torch.cuda.is_available():  # nothing would run, and importing it takes a while
+        with suppress(metadata.PackageNotFoundError):  # it has other names in other builds
+            return metadata.version("triton")
+    return str(import_module("triton").__version__)
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ def _validated(name: str, source: str) -> str:
     return name
 
 
-_current = _validated(os.environ.get("CLSD_FAST_BACKEND", "auto"), "CLSD_FAST_BACKEND")
+_current = _validated(os.environ.get("CLSD_FAST_BACKEND") or "auto", "CLSD_FAST_BACKEND")
 
 
 class use_backend:  # noqa: N801 - used like torch.no_grad

@@ -1,39 +1,37 @@
 """Weights on disk: the student alone as safetensors, a run's full state beside it."""
 
+import io
 import json
-import os
-import pickle
-import tempfile
-from collections.abc import Callable, Iterable
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 import clsd_fast
 from clsd_fast import EDSR
 
-from .errors import UserError
+from .architecture import Reading, Sizes, check_weights, infer_sizes, make_student
+from .errors import UserError, shorten
+from .files import write_atomically
+from .paths import what_is_at
+from .probe import choose_reading
 
-ARCHITECTURE = ("scale", "num_blocks", "channels", "res_scale", "value_range")
 # Where training codes keep the weights, the best candidate first.
 CONTAINERS = ("params_ema", "params", "state_dict", "model")
-
-
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call ``write`` on a scratch file beside path, then put it in path's place."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-        scratch_path = Path(scratch) / path.name
-        write(scratch_path)
-        os.replace(scratch_path, path)
+STATE_KEYS = {"iteration": int, "model": dict, "optimizer": dict, "rng": Tensor}
 
 
 def save_student(student: EDSR, path: Path) -> None:
     """Write the student's weights, with its architecture in the metadata."""
-    metadata = {name: json.dumps(getattr(student, name)) for name in ARCHITECTURE}
+    stated = {**Sizes.of(student)._asdict(), **Reading.of(student)._asdict()}
+    if stated["mean_shift"]:  # as in every EDSR of this trainer
+        del stated["mean_shift"]
+    metadata = {name: json.dumps(value) for name, value in stated.items()}
     metadata["clsd_fast"] = clsd_fast.__version__
     weights = {name: value.contiguous() for name, value in student.state_dict().items()}
     # Not save_file, which makes the file readable for its owner alone.
@@ -41,35 +39,132 @@ def save_student(student: EDSR, path: Path) -> None:
     write_atomically(path, lambda scratch: scratch.write_bytes(content))
 
 
-def load_student(path: Path) -> EDSR:
+def load_student(
+    path: Path,
+    res_scale: float | None = None,
+    value_range: float | None = None,
+    mean_shift: bool | None = None,
+) -> EDSR:
     """The student of a file: ours (.safetensors), or EDSR-PyTorch's naming (.pt, .pth).
 
     Weights in a container (params_ema, params, state_dict, model) or under ``module.`` are
-    found. A ``.pt`` file says nothing of ``res_scale``: 1.0, as in EDSR-baseline.
+    found. A file that is not ours says nothing of how its weights are read: that is what the
+    arguments say. What they leave open is EDSR-baseline's, with a warning, unless the images
+    that the student then makes speak against it.
+
+    Args:
+        path: the file.
+        res_scale: factor of each residual branch.
+        value_range: value of white.
+        mean_shift: whether the mean colour is taken off the image and added again.
 
     Raises:
-        UserError: if the file is missing, unreadable, or of another architecture.
+        UserError: if the file is missing, unreadable, of another architecture, or most likely
+            read in another way than is assumed.
     """
     if not path.is_file():
-        raise UserError(f"checkpoint: expected a file, got {path}: no such file")
-    if path.suffix == ".safetensors":
-        state, architecture = _read_safetensors(path)
+        raise UserError(f"checkpoint: expected a file, got {path}: {what_is_at(path, 'file')}")
+    metadata: dict[str, str] = {}
+    if path.suffix.lower() == ".safetensors":
+        state, metadata = _read_safetensors(path)
     else:
-        state, architecture = _unwrap(read_torch(path), path), {}
-    student = EDSR(**{**_infer_architecture(state, path), **architecture})
-    load_weights(student, state, path)
-    return student.eval()
+        state = _unwrap(read_torch(path), path)
+    given = {"res_scale": res_scale, "value_range": value_range, "mean_shift": mean_shift}
+    stated = {**_stated(metadata, path), **{k: v for k, v in given.items() if v is not None}}
+    sizes = infer_sizes(state, path, mean_shift=stated.get("mean_shift", True))
+    for name, value in _stated_sizes(metadata, path).items():
+        if getattr(sizes, name) != value:
+            raise UserError(
+                f"checkpoint: expected {name} {getattr(sizes, name)}, as of the weights, in the "
+                f"metadata of {path}, got {value}"
+            )
+    reading = choose_reading(sizes, state, stated, path)
+    return make_student(sizes, reading, state, path).eval()
 
 
 def read_torch(path: Path) -> Any:
-    """A file of ``torch.save``, tensors and plain containers only."""
+    """A file of ``torch.save``, tensors and plain containers only.
+
+    Raises:
+        UserError: if it is missing, damaged or holds Python objects.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint: expected a file, got {path}: {what_is_at(path, 'file')}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"checkpoint: expected a file, got {path}: no such file") from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"checkpoint: expected a PyTorch file, got {path}: {reason}") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to say
+        raise UserError(_why_not(path, error)) from None
+
+
+def _why_not(path: Path, error: Exception) -> str:
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    found = re.search(r"GLOBAL ([\w.]+)", text)
+    if found:
+        return (
+            f"checkpoint: expected tensors in {path}, got Python objects ({found[1]}); "
+            "save model.state_dict() instead of the model"
+        )
+    if "TorchScript" in text:
+        return f"checkpoint: expected tensors in {path}, got a TorchScript program"
+    if isinstance(error, (OSError, RuntimeError)) and text:
+        reason = text.split("\n")[0]
+    else:  # the unpickler's words are about bytes
+        reason = "damaged, or of another format"
+    return f"checkpoint: expected a PyTorch file, got {path}: {reason}"
+
+
+def write_state(path: Path, state: dict[str, Any]) -> None:
+    """Write what :func:`read_state` reads."""
+    # torch.save itself says of a full disk what no one understands.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomically(path, lambda scratch: scratch.write_bytes(buffer.getbuffer()))
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The state of a run.
+
+    Raises:
+        UserError: if the file is missing or damaged, or holds something else.
+    """
+    state = read_torch(path)
+    fits = isinstance(state, dict) and all(
+        isinstance(state.get(key), kind) for key, kind in STATE_KEYS.items()
+    )
+    own = torch.get_rng_state()
+    if (
+        not fits
+        or state["iteration"] < 0
+        or (state["rng"].dtype, state["rng"].shape) != (own.dtype, own.shape)
+        or not all(isinstance(value, Tensor) for value in state["model"].values())
+    ):
+        raise UserError(f"checkpoint: expected the state of a run in {path}, got something else")
+    return state
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: Path) -> None:
+    """``load_state_dict`` that says in one line that a state does not fit.
+
+    Raises:
+        UserError: if it is not of these parameters.
+    """
+    try:
+        optimizer.load_state_dict(state)
+        fits = all(
+            value.shape in (parameter.shape, ())
+            for parameter, values in optimizer.state.items()
+            for value in values.values()
+        )
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise UserError(
+            f"checkpoint: expected the optimizer's state of this model in {path}, got another"
+        )
 
 
 def load_weights(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
@@ -78,66 +173,62 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], path: Path) -> Non
     Raises:
         UserError: if keys are missing or too many, or shapes differ.
     """
-    own = module.state_dict()
-    differences = {
-        "missing": own.keys() - state.keys(),
-        "unexpected": state.keys() - own.keys(),
-        "of another shape": {
-            key for key in own.keys() & state.keys() if own[key].shape != state[key].shape
-        },
-    }
-    if any(differences.values()):
-        parts = [f"{_few(keys)} {what}" for what, keys in differences.items() if keys]
-        name = type(module).__name__
-        raise UserError(f"checkpoint: expected the weights of this {name} in {path}, "
-                        f"got {'; '.join(parts)}")  # fmt: skip
+    check_weights(module, state, path)
     module.load_state_dict(state)
 
 
-def _few(keys: Iterable[str]) -> str:
-    ordered = sorted(keys)
-    more = f", ... {len(ordered)} in all" if len(ordered) > 3 else ""
-    return ", ".join(ordered[:3]) + more
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+            return state, file.metadata() or {}
+    except MemoryError:
+        raise
+    except Exception as error:  # of a damaged header, and of types that this torch has not
         raise UserError(f"checkpoint: expected safetensors, got {path}: {error}") from None
-    known = {name: json.loads(metadata[name]) for name in ARCHITECTURE if name in metadata}
-    return state, known
+
+
+def _stated(metadata: dict[str, str], path: Path) -> dict[str, Any]:
+    """How the metadata of a file of ours says that its weights are read."""
+    if "clsd_fast" not in metadata:
+        return {}
+    stated = {"mean_shift": True, **_parse(metadata, Reading._fields, path)}
+    for name, value in stated.items():
+        valid = isinstance(value, bool) if name == "mean_shift" else _is_positive(value)
+        if not valid:
+            raise _bad_metadata(path, name, value)
+    return stated
+
+
+def _stated_sizes(metadata: dict[str, str], path: Path) -> dict[str, Any]:
+    return _parse(metadata, Sizes._fields, path) if "clsd_fast" in metadata else {}
+
+
+def _parse(metadata: dict[str, str], names: tuple[str, ...], path: Path) -> dict[str, Any]:
+    values = {}
+    for name in set(names) & metadata.keys():
+        try:
+            values[name] = json.loads(metadata[name])
+        except (ValueError, RecursionError):
+            raise _bad_metadata(path, name, metadata[name]) from None
+    return values
+
+
+def _is_positive(value: object) -> bool:
+    return type(value) in (int, float) and 0 < float(value) < float("inf")  # type: ignore[arg-type]
+
+
+def _bad_metadata(path: Path, name: str, value: object) -> UserError:
+    got = f"got {shorten(value)}"
+    return UserError(f"checkpoint: expected {name} in the metadata of {path}, {got}")
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
     for name in CONTAINERS:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    ):
         raise UserError(f"checkpoint: expected a state_dict, got another object in {path}")
     return {key.removeprefix("module."): value for key, value in content.items()}
-
-
-def _infer_architecture(state: dict[str, Tensor], path: Path) -> dict[str, Any]:
-    """Sizes of an EDSR in EDSR-PyTorch's naming, from its tensors."""
-    needed = ("head.0.weight", "tail.0.0.weight", "sub_mean.bias")
-    absent = [key for key in needed if key not in state]
-    if absent:
-        raise UserError(
-            f"checkpoint: expected an EDSR in EDSR-PyTorch's naming in {path}, "
-            f"got none of {_few(absent)} among {_few(state)}"
-        )
-    channels = state["head.0.weight"].shape[0]
-    shuffled = state["tail.0.0.weight"].shape[0] // channels
-    scale = 3 if shuffled == 9 else (4 if "tail.0.2.weight" in state else 2)
-    num_blocks = sum(key.startswith("body.") and key.endswith(".body.0.weight") for key in state)
-    # The mean shift is -0.4488 at value range 1 and -114.4 at 255.
-    value_range = 255.0 if state["sub_mean.bias"].abs().max() > 1 else 1.0
-    return {
-        "scale": scale,
-        "num_blocks": max(num_blocks, 1),
-        "channels": channels,
-        "value_range": value_range,
-    }

@@ -1,77 +1,110 @@
 """The command ``clsd``."""
 
+import argparse
+import io
 import json
+import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import tyro
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-from tyro.conf import Positional, arg
+from .arguments import Parser, add_checkpoint, add_target
+from .errors import Notice, UserError, one_line
+from .interrupt import Interrupted, RaiseOnSignal
+from .paths import expand_inputs, expand_path
 
-from clsd_fast import EDSR
-from clsd_fast.env import report
+# PyTorch takes more than a second to import: no command waits for what it does not use.
+if TYPE_CHECKING:
+    from clsd_fast import EDSR
 
-from .checkpoint import load_student
-from .config import load_config
-from .data import Pair, decode_pairs
-from .errors import Notice, UserError
-from .images import bicubic_upscale
-from .listing import summarize
-from .metrics import Quality, mean_quality, quality
-from .pairing import PairFiles, find_pairs
-from .upscale import plan_upscaling, upscale_files
-from .upscale import upscale as upscale_image
+    from .data import Pair
+    from .metrics import Quality
+    from .pairing import PairFiles
 
 MEAN = "mean"  # what the mean of all images' scores is called
 
 
-def train(
-    settings: Positional[tuple[str, ...]] = (),
-    resume: bool = False,
-) -> None:
-    """Train a student.
+def train(arguments: Sequence[str]) -> None:
+    """Train a student."""
+    parser = _settings_parser("train", train)
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the output folder's run with its settings, or begin where there is none",
+    )
+    options = parser.parse(arguments)
+    from .run_config import read_settings
 
-    Args:
-        settings: a YAML file (optional, first), then overrides such as train.iterations=300.
-        resume: continue the run in the output folder.
-    """
-    from .loop import STUDENT, Run  # tensorboard takes a second to import
+    config = read_settings(options.settings)
+    from .loop import Run
+    from .run_folder import STUDENT, saved_config
 
-    is_file = bool(settings) and "=" not in settings[0]
-    config = load_config(Path(settings[0]) if is_file else None, settings[is_file:])
-    Run(config, resume).train()
+    if options.resume:
+        output = config.output  # a saved one is from before the folder was moved
+        config = read_settings(options.settings, saved_config(output))
+        config = config.model_copy(update={"output": output})
+    Run(config, options.resume).train()
     print(f"wrote {config.output / STUDENT}")
 
 
-def evaluate(
-    checkpoint: Positional[Path],
-    hr: Positional[tuple[Path, ...]],
-    lr: tuple[Path, ...] = (),
-    json_path: Annotated[Path | None, arg(name="json")] = None,
-) -> None:
-    """Score a student on folders of images: PSNR and SSIM on Y, beside bicubic.
+def print_config(arguments: Sequence[str]) -> None:
+    """Print all settings as YAML, with their meanings."""
+    from .run_config import read_settings
 
-    Args:
-        checkpoint: weights of a student.
-        hr: folders of HR images.
-        lr: folders of their LR images; made by MATLAB's bicubic if not given.
-        json_path: also write the scores to this file.
-    """
-    student = load_student(checkpoint)
+    options = _settings_parser("config", print_config).parse(arguments)
+    print(read_settings(options.settings).to_yaml(), end="")
+
+
+def _settings_parser(command: str, function: Callable[..., None]) -> Parser:
+    from .run_config import describe_settings
+
+    parser = Parser(command, description=function.__doc__, epilog=describe_settings())
+    parser.add_argument(
+        "settings", nargs="*", help="a YAML file, and overrides such as train.iterations=300"
+    )
+    return parser
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Score a student on folders of images: PSNR and SSIM on Y, beside bicubic."""
+    parser = Parser("eval", description=evaluate.__doc__)
+    add_checkpoint(parser, nargs="?")
+    parser.add_argument("hr", nargs="*", help="folders of HR images")
+    parser.add_argument(
+        "--lr",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FOLDER",
+        help="folders of their LR images; made by MATLAB's bicubic if not given",
+    )
+    add_target(parser, "--json", help="also write the scores to this file")
+    options = parser.parse(arguments)
+    if options.checkpoint is None:
+        _take_checkpoint_of_lr(options)
+    hr, lr = _folders("eval", options.hr), _folders("eval", options.lr)
     if not hr:
-        raise UserError("eval: expected a folder of HR images, got none")
+        hint = f" (--lr takes all of {', '.join(options.lr)})" if lr else ""
+        raise UserError(f"eval: expected a folder of HR images, got none{hint}")
+    json_path = options.json
     if json_path and not json_path.parent.is_dir():
         raise UserError(f"eval: expected an existing folder for {json_path}, got none")
+    if json_path and json_path.is_dir():
+        raise UserError(f"eval: expected a file for the scores, got {json_path}: a folder")
+    student = _load(options)
+    from .data import decode_pairs
+    from .files import write_atomically
+    from .listing import summarize
+    from .metrics import mean_quality
+    from .pairing import find_pairs
+
     listing = find_pairs(hr, lr, student.scale)
     _check_names(listing.files)
-    scores = {
-        pair.name: _score(student, pair) for pair in decode_pairs(listing.files, student.scale)
-    }
+    pairs = decode_pairs(listing.files, student.scale)
+    scores = {pair.name: _score(student, pair) for pair in pairs}
     bicubics, students = zip(*scores.values(), strict=True)
     rows = {**scores, MEAN: (mean_quality(bicubics), mean_quality(students))}
     _print_scores(student.scale, rows)
@@ -80,11 +113,12 @@ def evaluate(
             name: {"bicubic": bicubic._asdict(), "student": ours._asdict()}
             for name, (bicubic, ours) in rows.items()
         }
-        json_path.write_text(json.dumps(content, indent=2) + "\n")
-    print(f"clsd: {summarize('eval', len(scores), listing.left_out)}", file=sys.stderr)
+        text = json.dumps(content, indent=2) + "\n"
+        write_atomically(json_path, lambda path: path.write_text(text, encoding="utf-8"))
+    _tell(summarize("eval", len(scores), listing.left_out))
 
 
-def _check_names(files: Sequence[PairFiles]) -> None:
+def _check_names(files: "Sequence[PairFiles]") -> None:
     seen: dict[str, PairFiles] = {}
     for file in files:
         if file.name == MEAN:
@@ -97,7 +131,22 @@ def _check_names(files: Sequence[PairFiles]) -> None:
         seen[file.name] = file
 
 
-def _score(student: EDSR, pair: Pair) -> tuple[Quality, Quality]:
+def _take_checkpoint_of_lr(options: argparse.Namespace) -> None:
+    """``--lr`` takes all words up to the next option: a file among them is no folder of images."""
+    for place, word in enumerate(options.lr):
+        if os.path.isfile(os.path.expanduser(word)):
+            options.checkpoint = expand_path(word)
+            options.hr = options.lr[place + 1 :] + options.hr
+            options.lr = options.lr[:place]
+            return
+    raise UserError("eval: expected weights of a student and folders of HR images, got none")
+
+
+def _score(student: "EDSR", pair: "Pair") -> "tuple[Quality, Quality]":
+    from .images import bicubic_upscale
+    from .metrics import quality
+    from .upscale import upscale as upscale_image
+
     candidates = bicubic_upscale(pair.lr, student.scale), upscale_image(student, pair.lr)
     try:
         bicubic, ours = (quality(sr, pair.hr, student.scale) for sr in candidates)
@@ -106,47 +155,59 @@ def _score(student: EDSR, pair: Pair) -> tuple[Quality, Quality]:
     return bicubic, ours
 
 
-def _print_scores(scale: int, scores: dict[str, tuple[Quality, Quality]]) -> None:
-    table = Table("image", "bicubic dB", "student dB", "bicubic SSIM", "student SSIM")
+def _print_scores(scale: int, scores: "dict[str, tuple[Quality, Quality]]") -> None:
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    image = Column("image", overflow="fold")  # no part of a name is left out
+    table = Table(image, "bicubic dB", "student dB", "bicubic SSIM", "student SSIM")
     for name, (bicubic, ours) in scores.items():
         decibels = f"{bicubic.psnr:.2f}", f"{ours.psnr:.2f}"
-        table.add_row(Text(name), *decibels, f"{bicubic.ssim:.4f}", f"{ours.ssim:.4f}")
+        shown = Text(one_line(name))  # which means no markup
+        table.add_row(shown, *decibels, f"{bicubic.ssim:.4f}", f"{ours.ssim:.4f}")
     table.title = f"x{scale}, Y channel, {scale} pixels shaved"
     Console().print(table)
 
 
-def upscale(
-    checkpoint: Positional[Path],
-    inputs: Positional[tuple[Path, ...]],
-    output: Path,
-    overwrite: bool = False,
-) -> None:
-    """Upscale images to PNG.
+def upscale(arguments: Sequence[str]) -> None:
+    """Upscale images to PNG."""
+    parser = Parser("upscale", description=upscale.__doc__)
+    add_checkpoint(parser)
+    parser.add_argument("inputs", nargs="*", help="image files and folders of them")
+    add_target(
+        parser,
+        "--output",
+        required=True,
+        help="folder for NAME_x<scale>.png, at the path below the given folder",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+    options = parser.parse(arguments)
+    inputs, output = _folders("upscale", options.inputs), options.output
+    student = _load(options)
+    from .listing import summarize
+    from .upscale import plan_upscaling, upscale_files
 
-    Args:
-        checkpoint: weights of a student.
-        inputs: image files and folders of them.
-        output: folder for NAME_x<scale>.png, at the path below the given folder.
-        overwrite: replace existing files.
-    """
-    student = load_student(checkpoint)
-    tasks, left_out = plan_upscaling(inputs, output, student.scale, overwrite)
+    tasks, left_out = plan_upscaling(inputs, output, student.scale, options.overwrite)
     for target in upscale_files(student, tasks):
         print(f"wrote {target}")
     if any(item.is_dir() for item in inputs):
-        print(f"clsd: {summarize('upscale', len(tasks), left_out)}", file=sys.stderr)
+        _tell(summarize("upscale", len(tasks), left_out))
 
 
-def info(checkpoint: Positional[Path | None] = None) -> None:
-    """Describe a checkpoint, or this installation.
+def info(arguments: Sequence[str]) -> None:
+    """Describe a checkpoint, or this installation."""
+    parser = Parser("info", description=info.__doc__)
+    add_checkpoint(parser, nargs="?")
+    options = parser.parse(arguments)
+    if options.checkpoint is None:
+        from clsd_fast.env import report
 
-    Args:
-        checkpoint: weights of a student; without, the installation is described.
-    """
-    if checkpoint is None:
         rows = report()
     else:
-        student = load_student(checkpoint)
+        student = _load(options)
+        from .architecture import Reading
+
         trainable = sum(p.numel() for p in student.parameters() if p.requires_grad)
         rows = {
             "architecture": f"EDSR x{student.scale}",
@@ -154,26 +215,47 @@ def info(checkpoint: Positional[Path | None] = None) -> None:
             "channels": str(student.channels),
             "res_scale": str(student.res_scale),
             "value range": f"0..{student.value_range:g}",
+            "mean shift": "yes" if Reading.of(student).mean_shift else "no",
             "parameters": f"{trainable:,}",
         }
     for name, value in rows.items():
         print(f"{name:20}{value}")
 
 
-def demo(output: Path = Path("demo-output")) -> None:
-    """Train a small student with and without CLSD on photographs of scikit-image.
-
-    Args:
-        output: new or empty folder for metrics.json, comparison.png and curve.png.
-    """
+def demo(arguments: Sequence[str]) -> None:
+    """Train a small student with and without CLSD on photographs of scikit-image."""
+    parser = Parser("demo", description=demo.__doc__)
+    add_target(
+        parser,
+        "--output",
+        default=Path("demo-output"),
+        help="new or empty folder for metrics.json, comparison.png and curve.png",
+    )
+    options = parser.parse(arguments)
     from .demo import run_demo
 
-    run_demo(output)
+    run_demo(options.output)
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
+def _load(options: argparse.Namespace) -> "EDSR":
+    from .checkpoint import load_student
+
+    return load_student(
+        options.checkpoint, options.res_scale, options.value_range, options.mean_shift
+    )
+
+
+def _folders(command: str, texts: list[str]) -> tuple[Path, ...]:
+    try:
+        return expand_inputs(texts)
+    except UserError as error:
+        raise UserError(f"{command}: {error}") from None
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": demo,
     "train": train,
+    "config": print_config,
     "eval": evaluate,
     "upscale": upscale,
     "info": info,
@@ -181,14 +263,81 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; bad input prints one line on stderr and exits with 2."""
+    """Run the command; bad input prints one line on stderr and exits with 2.
+
+    A signal exits with 128 and its number, as a shell says it.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of files that are refused or read anyway
     warnings.filterwarnings("always", category=Notice)
-    warnings.showwarning = lambda message, *_: print(f"clsd: warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: _tell(f"warning: {message}")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name may be what a terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
     try:
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="clsd", args=arguments)
-    except (UserError, OSError) as error:
-        print(f"clsd: {error}", file=sys.stderr)
+        with RaiseOnSignal():
+            _run(sys.argv[1:] if arguments is None else list(arguments))
+            sys.stdout.flush()
+    except Interrupted as error:
+        _tell(str(error))
+        raise SystemExit(128 + error.signum) from None
+    except BrokenPipeError:  # who reads has enough
+        _drop_output()
+        raise SystemExit(1) from None
+    except (UserError, OSError, MemoryError, RuntimeError, ValueError) as error:
+        line = _explain(error)
+        if line is None:
+            raise
+        _tell(line)
+        _drop_output()
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("clsd: interrupted; the last checkpoint is kept", file=sys.stderr)
-        raise SystemExit(130) from None
+
+
+def _run(arguments: list[str]) -> None:
+    parser = Parser("", description="Train small super-resolution networks.")
+    first = arguments[0] if arguments else ""
+    if first in COMMANDS:
+        COMMANDS[first](arguments[1:])
+        return
+    names = "\n".join(f"  {name:10}{function.__doc__}" for name, function in COMMANDS.items())
+    parser.epilog = f"commands:\n{names}\n\n`clsd COMMAND --help` has the rest."
+    parser.add_argument("--version", action="store_true", help="print the version")
+    parser.add_argument("command", nargs="?", help="one of those below")
+    options = parser.parse(arguments)
+    if not options.version:
+        got = repr(options.command) if options.command else "none"
+        raise UserError(f"expected a command ({', '.join(COMMANDS)}), got {got}")
+    print(f"clsd {_version()}")
+
+
+def _version() -> str:
+    import clsd_fast
+
+    return clsd_fast.__version__
+
+
+def _tell(text: str) -> None:
+    print(f"clsd: {one_line(text)}", file=sys.stderr)
+
+
+def _explain(error: Exception) -> str | None:
+    """What went wrong in a sentence, None where only a traceback can say it."""
+    text = (str(error).splitlines() or [""])[0]
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        named = (
+            f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+        )
+        return f"{named}{error.strerror or text}"
+    if isinstance(error, MemoryError) or "memory" in text:
+        return f"expected enough memory for these sizes, got {text or 'too little'}"
+    # Of clsd_fast: a backend or an instruction set that an environment variable asks for.
+    return text if re.match(r"(\w+: )+expected .*, got ", text) else None
+
+
+def _drop_output() -> None:
+    """Let Python's own flush at exit not fail once more."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

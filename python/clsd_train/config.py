@@ -1,11 +1,12 @@
 """Typed configuration: defaults, a YAML file, then dotted overrides."""
 
 import difflib
+import inspect
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -13,20 +14,55 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     PositiveFloat,
-    PositiveInt,
     ValidationError,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from .errors import UserError
+from .errors import UserError, shorten
+from .paths import absolute, expand_inputs, expand_path
+from .yaml_text import DEEPEST, dump_scalar, parse
 
 
-def _as_sequence(value: Any) -> Any:
-    return (value,) if isinstance(value, (str, Path)) else value
+def _expand_folders(value: Any) -> Any:
+    texts = [value] if isinstance(value, (str, Path)) else ([] if value is None else value)
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(t, (str, Path)) for t in texts):
+        return value
+    return _valid(expand_inputs, texts)
 
 
-Folders = Annotated[tuple[Path, ...], BeforeValidator(_as_sequence)]
+def _expand(value: Any) -> Any:
+    return _valid(expand_path, value) if isinstance(value, (str, Path)) else value
+
+
+def _valid(expand: Any, value: Any) -> Any:
+    try:
+        return expand(value)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
+
+Folders = Annotated[tuple[Path, ...], BeforeValidator(_expand_folders)]
+Target = Annotated[Path, BeforeValidator(_expand)]
+# Each is far above what anyone trains, and below what overflows on the way.
+Count = Annotated[int, Field(gt=0, lt=2**31)]
+Blocks = Annotated[int, Field(gt=0, le=4096)]
+Channels = Annotated[int, Field(gt=0, le=2**16)]
+Threads = Annotated[int, Field(gt=0, le=1024)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+# Bytes of a YAML file: a device, or a file that was named by mistake, may have no end.
+LARGEST = 2**20
+# What pydantic says in the words of programs.
+SENTENCES = {
+    "model_type": "section of keys",
+    "tuple_type": "list, such as [1, 2]",
+    "path_type": "path",
+    "int_parsing": "valid integer",
+    "int_parsing_size": "integer of fewer digits",
+    "int_from_float": "valid integer",
+    "float_parsing": "valid number",
+    "bool_parsing": "true or false",
+}
 OnBadImage = Literal["refuse", "skip"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and the sampler take
 
@@ -38,67 +74,96 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The student; the defaults are EDSR-baseline."""
 
-    num_blocks: PositiveInt = 16
-    channels: PositiveInt = 64
-    res_scale: PositiveFloat = 1.0
+    num_blocks: Blocks = Field(default=16, description="residual blocks")
+    channels: Channels = Field(default=64, description="channels of all feature maps")
+    res_scale: PositiveFloat = Field(default=1.0, description="factor of each residual branch")
 
 
 class HeadsConfig(Section):
     """Auxiliary heads and the weights of their losses, as of clsd_fast.CLSD."""
 
-    taps: tuple[PositiveInt, ...] = (5, 10, 15)
-    blocks: PositiveInt = 5
-    contrast: Literal["info_nce", "patch_nce", "feature_ratio", "pos_only"] = "info_nce"
-    ds_weight: NonNegativeFloat = 1.0
-    contrast_weight: NonNegativeFloat = 0.1
-    skip: Literal["first", "tap", "none"] = "first"
-    share_tail: bool = False
-    projection_dim: PositiveInt = 128
-    temperature: PositiveFloat = 0.07
-    num_patches: PositiveInt = 256
-    eps: NonNegativeFloat = 1e-7  # of feature_ratio
+    taps: tuple[Blocks, ...] = Field(
+        default=(5, 10, 15), description="blocks, counted from 1, that heads sit on"
+    )
+    blocks: Blocks = Field(default=5, description="residual blocks of a head")
+    contrast: Literal["info_nce", "patch_nce", "feature_ratio", "pos_only"] = Field(
+        default="info_nce", description="contrastive loss"
+    )
+    ds_weight: NonNegativeFloat = Field(default=1.0, description="weight of the heads' L1 losses")
+    contrast_weight: NonNegativeFloat = Field(
+        default=0.1, description="weight of the contrastive loss"
+    )
+    skip: Literal["first", "tap", "none"] = Field(
+        default="first", description="what a head's skip adds"
+    )
+    share_tail: bool = Field(default=False, description="whether heads use the student's tail")
+    projection_dim: Channels = Field(default=128, description="features that are contrasted")
+    temperature: PositiveFloat = Field(default=0.07, description="of info_nce and patch_nce")
+    num_patches: Count = Field(default=256, description="positions per image, of patch_nce")
+    eps: NonNegativeFloat = Field(
+        default=1e-7, description="added to the denominator of feature_ratio"
+    )
 
 
 class DataConfig(Section):
     """Folders of images. Without LR folders, LR images are made by MATLAB's bicubic."""
 
-    train: Folders = ()
-    train_lr: Folders = ()
-    val: Folders = ()
-    val_lr: Folders = ()
-    patch_size: PositiveInt = 48  # LR pixels
-    on_bad_image: OnBadImage = "refuse"
-    cache: Path | None = None  # default: $XDG_CACHE_HOME/clsd-fast
+    train: Folders = Field(
+        default=(), description="folders of HR images to train on; ~ and globs are read"
+    )
+    train_lr: Folders = Field(default=(), description="folders of their LR images")
+    val: Folders = Field(
+        default=(), description="folders of HR images to validate on; none: no validation"
+    )
+    val_lr: Folders = Field(default=(), description="folders of their LR images")
+    patch_size: Count = Field(default=48, description="side of a training patch in LR pixels")
+    on_bad_image: OnBadImage = Field(
+        default="refuse", description="what to do about an unusable image"
+    )
+    cache: Target | None = Field(
+        default=None, description="folder of decoded images; null: $XDG_CACHE_HOME/clsd-fast"
+    )
 
 
 class TrainConfig(Section):
-    """Optimisation: Adam on the L1-type losses, the learning rate halved at milestones."""
+    """Optimisation: Adam on the L1-type losses, the learning rate falling at milestones."""
 
-    iterations: PositiveInt = 300_000
-    batch_size: PositiveInt = 16
-    learning_rate: PositiveFloat = 2e-4
-    milestones: tuple[Fraction, ...] = (2 / 3,)  # fractions of the run
-    gamma: PositiveFloat = 0.5
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    eps: PositiveFloat = 1e-8
-    seed: Seed = 0
-    threads: PositiveInt | None = None  # default: torch's
-    device: str = "cpu"
-    log_every: PositiveInt = 10
-    eval_every: PositiveInt = 1000
-    save_every: PositiveInt = 1000
+    iterations: Count = Field(default=300_000, description="steps of the whole run")
+    batch_size: Count = Field(default=16, description="patches of a step")
+    learning_rate: PositiveFloat = Field(
+        default=2e-4, description="of Adam, before the first milestone"
+    )
+    milestones: tuple[Fraction, ...] = Field(
+        default=(2 / 3,), description="fractions of the run at which the learning rate falls"
+    )
+    gamma: PositiveFloat = Field(
+        default=0.5, description="factor of the learning rate at a milestone"
+    )
+    betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.999), description="of Adam")
+    eps: PositiveFloat = Field(default=1e-8, description="of Adam")
+    seed: Seed = Field(default=0, description="of the weights and the batches")
+    threads: Threads | None = Field(
+        default=None, description="threads of PyTorch; null: its own choice"
+    )
+    device: str = Field(default="cpu", description="PyTorch device, such as cpu or cuda")
+    log_every: Count = Field(default=10, description="iterations between log entries")
+    eval_every: Count = Field(default=1000, description="iterations between validations")
+    save_every: Count = Field(default=1000, description="iterations between checkpoints")
 
 
 class Config(Section):
     """Everything a run is made from."""
 
-    scale: Literal[2, 3, 4] = 2
-    method: Literal["baseline", "ds", "cl", "clsd"] = "clsd"
+    scale: Literal[2, 3, 4] = Field(default=2, description="upscaling factor")
+    method: Literal["baseline", "ds", "cl", "clsd"] = Field(
+        default="clsd",
+        description="the student alone, with deep supervision, with contrast, with both",
+    )
     model: ModelConfig = ModelConfig()
     heads: HeadsConfig = HeadsConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
-    output: Path = Path("experiments/clsd")
+    output: Target = Field(default=Path("experiments/clsd"), description="folder of the run")
 
     @property
     def loss_weights(self) -> tuple[float, float]:
@@ -111,33 +176,92 @@ class Config(Section):
         )
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        """YAML with the meaning of each key behind it, which reads back as the same."""
+        lines = []
+        for key, value, meaning in self.settings():
+            *sections, name = key.split(".")
+            text = f": {dump_scalar(value)}  # " if value is not None or sections else ":  # "
+            lines.append(f"{'  ' * len(sections)}{name}{text}{meaning}\n")
+        return "".join(lines)
+
+    def settings(self) -> Iterator[tuple[str, Any, str]]:
+        """Dotted key, plain value and meaning of each setting; a section's value is None."""
+        values = flatten(self)
+        for key, field in _fields(Config):
+            yield key, values.get(key), _meaning(field)
+
+    def with_absolute_paths(self) -> "Config":
+        """The same run from any folder."""
+        data = self.data
+        folders = {k: absolute(getattr(data, k)) for k in ("train", "train_lr", "val", "val_lr")}
+        cache = absolute([data.cache])[0] if data.cache else None
+        data = data.model_copy(update={**folders, "cache": cache})
+        return self.model_copy(update={"data": data, "output": absolute([self.output])[0]})
 
 
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a YAML file (or the defaults) with overrides ``a.b=value``.
+def flatten(config: Config) -> dict[str, Any]:
+    """Plain values by dotted key."""
+    values: dict[str, Any] = {}
+    for name, value in config.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            values |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            values[name] = value
+    return values
+
+
+def changes(old: Config, new: Config) -> dict[str, list[Any]]:
+    """Old and new value of each setting that differs, by dotted key."""
+    before, after = (flatten(config.with_absolute_paths()) for config in (old, new))
+    return {key: [before[key], after[key]] for key in before if before[key] != after[key]}
+
+
+def load_config(
+    path: Path | None, overrides: Sequence[str] = (), base: Config | None = None
+) -> Config:
+    """The base (or the defaults) with the values of a YAML file, then overrides ``a.b=value``.
 
     Raises:
         UserError: for a file that is missing or no YAML mapping, an unknown key (naming the
             nearest known one) or a value that does not fit.
     """
-    values = {} if path is None else _read_yaml(path)
+    values = base.model_dump(mode="json") if base else {}
+    if path is not None:
+        _merge(values, _read_yaml(path))
     for override in overrides:
-        _apply_override(values, override)
+        _merge(values, _parse_override(override))
+    return validate_config(values)
+
+
+def validate_config(values: dict[str, Any]) -> Config:
+    """The configuration of plain values by section.
+
+    Raises:
+        UserError: for an unknown key or a value that does not fit.
+    """
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         raise UserError("; ".join(_describe(item) for item in error.errors())) from None
+    except RecursionError:
+        raise UserError("config: expected sections of values, got deeper ones") from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    """The values that a YAML file states, by section.
+
+    Raises:
+        UserError: for a file that is missing or no YAML mapping.
+    """
     try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"config: expected a readable file, got {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"config: expected YAML in {path}, got {reason}") from None
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"config: expected a readable file, got {path}: {reason}") from None
+    if len(content) > LARGEST:
+        raise UserError(f"config: expected at most {LARGEST} bytes of YAML in {path}, got more")
+    values = parse(content, _is_text, str(path))
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -145,38 +269,80 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def _parse_override(override: str) -> dict[str, Any]:
+    """The values of ``a.b=value``, by section."""
     key, equals, text = override.partition("=")
     if not equals:
-        raise UserError(f"config: expected an override key=value, got {override!r}")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    *parents, last = key.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise UserError(f"config: expected a section at {parent!r} of {key!r}, got a value")
-    values[last] = value
+        raise UserError(f"config: expected an override key=value, got {shorten(override)}")
+    if key.count(".") > DEEPEST:
+        raise UserError(_unknown_key(key))
+    value: Any = text
+    # A path is what stands there, unless it is a list of them, or none where that means something.
+    listed = text.startswith("[") and not os.path.lexists(text)
+    if not _is_text(key) or listed or (text == "null" and _TEXT_KEYS[key] is None):
+        try:
+            value = parse(text, _is_text, "the override", key) if text else ""
+        except UserError:
+            value = text
+    for part in reversed(key.split(".")[1:]):
+        value = {part: value}
+    return {key.split(".")[0]: value}
+
+
+def _merge(values: dict[str, Any], added: dict[str, Any]) -> None:
+    for key, value in added.items():
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            _merge(values[key], value)
+        else:
+            values[key] = value
 
 
 def _describe(error: ErrorDetails) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return _unknown_key(key)
+    if error["type"] == "value_error":
+        return f"config: {shorten(key)[1:-1]}: {error['ctx']['error']}"
     expected = error["msg"].removeprefix("Input should be ").removeprefix("a ")
-    return f"config: {key}: expected {expected}, got {error['input']!r}"
+    if error["type"] in SENTENCES:
+        expected = SENTENCES[error["type"]]
+    return f"config: {shorten(key)[1:-1]}: expected {expected}, got {shorten(error['input'])}"
 
 
 def _unknown_key(key: str) -> str:
-    known = list(_known_keys(Config))
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    return f"config: unknown key {key!r}, nearest known is {nearest[0]!r}"
+    known = [name for name, _ in _fields(Config)]
+    nearest = difflib.get_close_matches(key[:80], known, n=1, cutoff=0.0)
+    return f"config: unknown key {shorten(key)}, nearest known is {nearest[0]!r}"
 
 
-def _known_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def _fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     for name, field in section.model_fields.items():
-        yield prefix + name
+        yield prefix + name, field
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from _known_keys(field.annotation, f"{prefix}{name}.")
+            yield from _fields(field.annotation, f"{prefix}{name}.")
+
+
+def is_key(key: str) -> bool:
+    """Whether there is such a setting."""
+    return any(key == name for name, _ in _fields(Config))
+
+
+def _is_text(key: str) -> bool:
+    """Whether a setting is a text or paths: what may look like a number."""
+    return key in _TEXT_KEYS
+
+
+def _holds_text(annotation: Any) -> bool:
+    if get_origin(annotation) is Literal:
+        return False
+    return annotation in (str, Path) or any(map(_holds_text, get_args(annotation)))
+
+
+# With their defaults.
+_TEXT_KEYS = {name: f.default for name, f in _fields(Config) if _holds_text(f.annotation)}
+
+
+def _meaning(field: FieldInfo) -> str:
+    if get_origin(field.annotation) is Literal:
+        return f"{field.description}: {', '.join(map(str, get_args(field.annotation)))}"
+    return field.description or inspect.getdoc(field.annotation) or ""

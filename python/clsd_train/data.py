@@ -151,9 +151,8 @@ def load_cached(
         try:
             _write_cache(pairs, index_path, pixels_path)
         except OSError as error:
-            raise UserError(
-                f"data: expected a folder to write the cache to, got {folder}: {error.strerror}"
-            ) from None
+            got = error.strerror or error
+            raise UserError(f"data: expected to write the cache {folder}, got {got}") from None
         said, found = _read_cache(index_path, pixels_path)
     for text in said:
         warnings.warn(text, Notice, stacklevel=2)

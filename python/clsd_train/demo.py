@@ -20,7 +20,7 @@ from .config import Config
 from .data import Pair
 from .errors import UserError
 from .images import bicubic_upscale
-from .loop import Run, check_output, validate
+from .loop import Run, validate
 from .metrics import Quality, mean_quality, quality
 from .upscale import upscale
 
@@ -73,7 +73,8 @@ def run_demo(output: Path) -> None:
     """
     if find_spec("skimage") is None:
         raise UserError("demo: expected scikit-image (pip install 'clsd-fast[demo]'), got none")
-    check_output(output, resume=False)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"demo: expected an empty or new folder, got {output}")
     config = _configure(output)
     console = Console()
     console.print(_describe(config), highlight=False)
@@ -162,7 +163,7 @@ def _write_metrics(
         metrics |= {f"{key}_psnr": score.psnr, f"{key}_ssim": score.ssim}
         metrics |= {f"{key}_parameters": parameters, f"{key}_seconds": seconds}
     metrics["config"] = config.model_dump(mode="json")
-    path.write_text(json.dumps(metrics, indent=2) + "\n")
+    path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
 
 
 def _draw_comparison(path: Path, pairs: list[Pair], students: dict[str, EDSR]) -> None:

@@ -1,4 +1,6 @@
-"""What a user can put right."""
+"""What a user can put right, and how it is said."""
+
+import reprlib
 
 
 class UserError(Exception):
@@ -7,3 +9,21 @@ class UserError(Exception):
 
 class Notice(UserWarning):
     """What a user has to know, whatever warnings are switched off. The command prints it."""
+
+
+def one_line(text: str) -> str:
+    """The text with everything escaped that would break or colour a line, lone surrogates too."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shorten(value: object, length: int = 80) -> str:
+    """How a value is quoted in a message: its repr, cut to a length."""
+    # A container may share its parts and be far larger in print than in memory.
+    text = repr(value) if not isinstance(value, (list, tuple, dict)) else _outline(value)
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def _outline(value: list | tuple | dict) -> str:
+    outline = reprlib.Repr()
+    outline.maxlevel, outline.maxstring, outline.maxlong = 2, 60, 60
+    return outline.repr(value)

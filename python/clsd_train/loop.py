@@ -1,40 +1,43 @@
 """The training loop."""
 
-import json
 import math
+import shlex
 import sys
 import time
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from clsd_fast import EDSR
 
+from .board import Board
 from .build import build_model
-from .checkpoint import load_weights, read_torch, save_student, write_atomically
-from .config import Config, TrainConfig
+from .checkpoint import load_optimizer, load_weights, read_state, save_student, write_state
+from .config import Config, TrainConfig, changes
 from .data import Pair, Pairs, load_cached, load_training_pairs
-from .errors import UserError
+from .errors import UserError, one_line, shorten
+from .history import History
 from .images import images_to_tensor
+from .interrupt import Interrupted, NoteSignal
 from .metrics import Quality, least_size, mean_quality, quality
 from .progress import Progress
+from .run_folder import HISTORY, STATE, STUDENT, TENSORBOARD, RunFolder
 from .sampler import Prefetcher, make_sampler
 from .upscale import upscale
-
-STUDENT, STATE, HISTORY, CONFIG = "student.safetensors", "state.pt", "history.jsonl", "config.yaml"
 
 
 class Run:
     """One training run: model, optimizer, data and the files under ``config.output``.
 
-    Nothing is written before everything that the configuration names is read and checked.
+    Nothing is written before everything that the configuration names is read and checked. The
+    folder is this run's, and no other's, until :meth:`train` has ended or :meth:`close` is called.
 
     Args:
         config: the run.
-        resume: continue from ``state.pt`` in the output folder, bit-exactly.
+        resume: continue from ``state.pt`` in the output folder, bit-exactly where the settings are
+            the same; what differs is in effect, is told on stderr and logged. Without a
+            ``state.pt``, begin.
 
     Raises:
         UserError: if data, options or the output folder do not fit.
@@ -42,8 +45,16 @@ class Run:
 
     def __init__(self, config: Config, resume: bool = False) -> None:
         self.config = config
-        options, output = config.train, config.output
-        check_output(output, resume)
+        self.iteration = 0
+        self.folder = RunFolder(config.output, resume)
+        try:
+            self._prepare(resume)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, resume: bool) -> None:
+        config, options = self.config, self.config.train
         self.device = _device(options.device)
         if options.threads:
             torch.set_num_threads(options.threads)
@@ -57,24 +68,47 @@ class Run:
             options.eps,
             fused=True,
         )
-        self.iteration = 0
-        if resume:
+        if resume and self.folder.has_state:
             self._load_state()
         self.train_pairs = load_training_pairs(config.data, config.scale, config.output)
         self.val_pairs = _validation_pairs(config)
-        output.mkdir(parents=True, exist_ok=True)
-        (output / CONFIG).write_text(config.to_yaml())
-        self.history = History(output / HISTORY, self.iteration)
-        print(f"clsd: {self.train_pairs.summary('training')}", file=sys.stderr)
+        saved = self.folder.saved_config() if resume else None
+        self.folder.write_config(config)
+        self.history = History(config.output / HISTORY, self.iteration)
+        if saved:
+            if self.iteration == 0:
+                _tell(f"no checkpoint is in {config.output}, its run begins again")
+            self._tell_changes(changes(saved, config))
+        _tell(self.train_pairs.summary("training"))
         if self.val_pairs:
-            print(f"clsd: {self.val_pairs.summary('validation')}", file=sys.stderr)
+            _tell(self.val_pairs.summary("validation"))
+        if self.iteration >= options.iterations:
+            _tell(f"nothing is left of {options.iterations} iterations, {self.iteration} are done")
+
+    def _tell_changes(self, changed: dict[str, list[Any]]) -> None:
+        for key, (old, new) in changed.items():
+            _tell(f"{key}: {shorten(old)} -> {shorten(new)}")
+        if changed:
+            self.history.add({"kind": "settings", "iteration": self.iteration, "changed": changed})
+
+    def close(self) -> None:
+        """Let others have the folder."""
+        self.folder.release()
 
     def train(self) -> list[dict[str, Any]]:
         """Train to the last iteration; returns the history, as in ``history.jsonl``.
 
         Raises:
             UserError: if the loss is not finite. The last checkpoint stays as it was.
+            Interrupted: after SIGINT or SIGTERM, when the step is finished and saved.
         """
+        try:
+            self._train()
+        finally:
+            self.close()
+        return self.history.entries
+
+    def _train(self) -> None:
         options = self.config.train
         sampler = make_sampler(
             self.train_pairs,
@@ -85,15 +119,26 @@ class Run:
         )
         batches = Prefetcher(sampler, self.iteration + 1)
         progress = Progress(self.iteration, options.iterations)
+        board = Board(self.config.output / TENSORBOARD, self.iteration + 1)
         try:
-            with progress, SummaryWriter(self.config.output / "tensorboard") as writer:
+            with progress, board, NoteSignal() as noted:
                 while self.iteration < options.iterations:
-                    self._iterate(batches, progress, writer)
+                    self._iterate(batches, progress, board)
+                    if noted.signum is not None:
+                        self._interrupt(noted.signum)
         finally:
             batches.close()
-        return self.history.entries
 
-    def _iterate(self, batches: Prefetcher, progress: Progress, writer: SummaryWriter) -> None:
+    def _interrupt(self, signum: int) -> NoReturn:
+        self.save()
+        output = self.config.output
+        raise Interrupted(
+            signum,
+            f"interrupted, iteration {self.iteration} is saved "
+            f"(clsd train {shlex.quote(f'output={output}')} --resume continues)",
+        )
+
+    def _iterate(self, batches: Prefetcher, progress: Progress, board: Board) -> None:
         options = self.config.train
         started = time.perf_counter()
         losses = self._step(*batches.take())
@@ -102,10 +147,10 @@ class Run:
         if self.iteration % options.log_every == 0 or self.iteration == 1 or last:
             rate = self.optimizer.param_groups[0]["lr"]
             entry = {**losses, "learning_rate": rate, "step_seconds": seconds}
-            self._log("train", entry, writer)
+            self._log("train", entry, board)
         if self.val_pairs and (self.iteration % options.eval_every == 0 or last):
             result = validate(self.model.student, self.val_pairs)
-            self._log("val", result._asdict(), writer)
+            self._log("val", result._asdict(), board)
             progress.psnr = result.psnr
         if self.iteration % options.save_every == 0 or last:
             self.save()
@@ -130,13 +175,15 @@ class Run:
     def _stop(self, expected: str, got: object) -> NoReturn:
         raise UserError(
             f"train: expected {expected}, got {got} at iteration {self.iteration}; "
-            "the last checkpoint is kept (lower train.learning_rate?)"
+            f"{self._kept()} (lower train.learning_rate?)"
         )
 
-    def _log(self, kind: str, values: dict[str, float], writer: SummaryWriter) -> None:
+    def _kept(self) -> str:
+        return "the last checkpoint is kept" if self.folder.has_state else "nothing was saved yet"
+
+    def _log(self, kind: str, values: dict[str, float], board: Board) -> None:
         self.history.add({"kind": kind, "iteration": self.iteration, **values})
-        for name, value in values.items():
-            writer.add_scalar(f"{kind}/{name}", value, self.iteration)
+        board.add(kind, values, self.iteration)
 
     def save(self) -> None:
         """Write the student's weights and the run's state, each complete or not at all.
@@ -151,35 +198,25 @@ class Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "rng": torch.get_rng_state(),
+            "config": self.config.with_absolute_paths().model_dump(mode="json"),
         }
         output = self.config.output
-        write_atomically(output / STATE, lambda path: torch.save(state, path))
+        write_state(output / STATE, state)
         save_student(self.model.student, output / STUDENT)
 
     def _load_state(self) -> None:
-        path = self.config.output / STATE
-        state = read_torch(path)
+        path, options = self.config.output / STATE, self.config.train
+        state = read_state(path)
         load_weights(self.model, state["model"], path)
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"], path)
+        for group in self.optimizer.param_groups:  # the rate is set at each step
+            group.update(betas=options.betas, eps=options.eps)
         torch.set_rng_state(state["rng"])
         self.iteration = state["iteration"]
 
 
-class History:
-    """A list of entries that is also a file of JSON lines; a resumed run cuts off its future."""
-
-    def __init__(self, path: Path, last_iteration: int) -> None:
-        self._path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        past = [json.loads(line) for line in lines]
-        self.entries = [entry for entry in past if entry["iteration"] <= last_iteration]
-        text = "".join(json.dumps(entry) + "\n" for entry in self.entries)
-        write_atomically(path, lambda scratch: scratch.write_text(text))
-
-    def add(self, entry: dict[str, Any]) -> None:
-        self.entries.append(entry)
-        with self._path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+def _tell(text: str) -> None:
+    print(f"clsd: {one_line(text)}", file=sys.stderr)
 
 
 def learning_rate(options: TrainConfig, iteration: int) -> float:
@@ -198,22 +235,11 @@ def validate(student: EDSR, pairs: list[Pair]) -> Quality:
     return mean_quality([quality(upscale(student, p.lr), p.hr, student.scale) for p in pairs])
 
 
-def check_output(output: Path, resume: bool) -> None:
-    """Refuse a folder that holds something, unless its run is to be continued."""
-    if resume:
-        return
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(
-            f"train: expected an empty or new output folder, got {output} "
-            "(--resume continues its run)"
-        )
-
-
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()  # also what has no values, as meta
+    except Exception as error:  # each device that is not there has its own kind
         reason = str(error).split("\n")[0]
         raise UserError(
             f"config: train.device: expected a device, got {name!r}: {reason}"

@@ -14,8 +14,8 @@ from PIL import Image
 
 from clsd_fast import EDSR
 
-from .checkpoint import write_atomically
 from .errors import Notice, UserError
+from .files import write_atomically
 from .images import Picture, bicubic_upscale, images_to_tensor, read_picture, to_rgb
 from .listing import ImageFile, list_images
 

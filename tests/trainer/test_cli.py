@@ -79,6 +79,9 @@ def test_config_file_then_overrides(tmp_path, settings, capsys):
         ("data.val=nowhere", "nowhere: no such folder"),
         ("data.train=[]", "data.train: expected a folder of HR images"),
         ("train.device=abacus", "train.device: expected a device, got 'abacus'"),
+        ("train.device=meta", "train.device: expected a device, got 'meta'"),
+        ("train.device=0", "train.device: expected a device, got '0'"),
+        ("train.threads=1000000", "train.threads: expected less than or equal to 1024"),
     ],
 )
 def test_train_refuses(tmp_path, settings, capsys, setting, words):
@@ -115,9 +118,9 @@ def test_train_refuses_an_output_that_cannot_be_made(tmp_path, settings, capsys)
     assert "Not a directory" in line
 
 
-def test_resume_without_a_run_is_refused(tmp_path, settings, capsys):
-    line = refused(capsys, tmp_path, *settings, "--resume")
-    assert "state.pt: no such file" in line
+def test_resume_begins_where_there_is_no_run(tmp_path, settings):
+    run(*settings, "train.iterations=1", "--resume")
+    assert load_student(tmp_path / "run" / "student.safetensors").scale == 2
 
 
 def test_diverging_run_names_the_iteration(tmp_path, settings, capsys):

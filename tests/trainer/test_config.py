@@ -68,6 +68,11 @@ def test_config_is_frozen():
             "config: train.learning_rate: expected finite number, got inf",
         ),
         ("scale.x=1", "config: scale: expected 2, 3 or 4, got {'x': 1}"),
+        ("heads.taps=4", "config: heads.taps: expected list, such as [1, 2], got 4"),
+        ("train=5", "config: train: expected section of keys, got 5"),
+        ("train.seed=x", "config: train.seed: expected valid integer, got 'x'"),
+        ("data.train=", "config: data.train: expected a path, got an empty one"),
+        ("output=", "config: output: expected a path, got an empty one"),
         ("scale", "config: expected an override key=value, got 'scale'"),
     ],
 )
@@ -94,6 +99,39 @@ def test_file_that_is_no_mapping_is_refused(tmp_path, text):
 def test_missing_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="none.yaml: No such file"):
         load_config(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["seed: 1\n  x", "train: {seed: !!float x}", "train: !!timestamp x", "scale: 2020-13-45",
+     "a: &a [*a]", "a: &a {b: *a}", "[" * 5000, "a: " * 3000, "\x00", "? [a]\n: 1", "1: 2",
+     "train: {seed: 1}\ntrain: {seed: 2}", "train: {seed: 1, seed: 2}"],
+)  # fmt: skip
+def test_file_of_anything_is_one_line(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"^config: ") as error:
+        load_config(path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_a_key_that_stands_twice_is_named(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("train: {seed: 1}\ntrain: {iterations: 2}\n")
+    with pytest.raises(UserError, match="expected 'train' once in .*, got it twice"):
+        load_config(path)
+
+
+def test_an_override_of_a_section_keeps_the_rest(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("train: {seed: 1, iterations: 9}\n")
+    config = load_config(path, ["train={iterations: 2}"])
+    assert (config.train.seed, config.train.iterations) == (1, 2)
+
+
+def test_endless_file_is_refused():
+    with pytest.raises(UserError, match="expected at most 1048576 bytes of YAML in /dev/zero"):
+        load_config(Path("/dev/zero"))
 
 
 def test_empty_file_is_the_defaults(tmp_path):

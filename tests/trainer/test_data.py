@@ -232,7 +232,7 @@ def test_damaged_cache_is_made_again(tmp_path, damage):
 def test_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     hr = write_images(tmp_path / "hr", a=(20, 16))
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"write the cache to, got .*file/cache: Not a directory"):
+    with pytest.raises(UserError, match=r"write the cache .*file/cache, got Not a directory"):
         load_cached([hr], (), 2, DataConfig(cache=tmp_path / "file" / "cache"))
 
     def no_home():

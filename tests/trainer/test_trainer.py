@@ -212,6 +212,7 @@ def test_checkpoint_round_trip(tmp_path, scale, value_range):
     assert (loaded.res_scale, loaded.value_range) == (0.5, value_range)
 
 
+@pytest.mark.filterwarnings("ignore::clsd_train.errors.Notice")
 @pytest.mark.parametrize("wrap", [None, "params", "params_ema", "state_dict", "model"])
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_torch_file_in_edsr_naming_loads(tmp_path, wrap, prefix):

@@ -39,11 +39,12 @@ Isa choose() {
 #endif
       {"portable", true, portable::kFloatKernels, portable::kDoubleKernels},
   };
-  const char* forced = std::getenv("CLSD_FAST_ISA");
+  const char* named = std::getenv("CLSD_FAST_ISA");
+  const std::string forced = named ? named : "";
   std::string available;
   for (const Isa& isa : candidates) {
     if (!isa.available) continue;
-    if (!forced || std::string(forced) == isa.name) return isa;
+    if (forced.empty() || forced == isa.name) return isa;
     available += std::string(available.empty() ? "" : ", ") + isa.name;
   }
   throw std::runtime_error("CLSD_FAST_ISA: expected one of " + available + ", got '" + forced +
