@@ -130,16 +130,14 @@ def _check_temperature(
     op: str, query: Tensor, temperature: float | Tensor
 ) -> tuple[Tensor | None, float]:
     """The temperature as a 0-dim tensor, or None, and as a number."""
+    temperature = _checks.number(op, "temperature", temperature)
     if not isinstance(temperature, Tensor):
         if not temperature > 0:  # so that nan is refused too
             _checks.fail(op, "temperature > 0", temperature)
         return None, temperature
-    if temperature.numel() != 1 or not temperature.is_floating_point():
-        got = f"{_checks.dtype_name(temperature.dtype)} of shape {list(temperature.shape)}"
-        _checks.fail(op, "temperature a number or a floating-point tensor of one element", got)
     # In the dtype of the statistics, so that every kernel reads one type.
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    learned = temperature.reshape(()).to(dtype)
+    learned = temperature.to(dtype)
     _checks.check_type(op, dtype, query.device, temperature=learned)
     return learned, 1.0
 

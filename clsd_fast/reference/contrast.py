@@ -120,7 +120,7 @@ def _info_nce_logits(
 
 
 def distance_ratio_loss(
-    anchor: Tensor, positive: Tensor, negatives: Tensor | None, eps: float
+    anchor: Tensor, positive: Tensor, negatives: Tensor | None, eps: float | Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, distance to the positive and mean distance to the negatives, [..., N] each."""
     features = anchor.shape[-1]
