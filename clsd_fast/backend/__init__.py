@@ -16,17 +16,12 @@ from torch import Tensor
 from .._library import NAMESPACE, SCHEMAS, references
 from .._torch import is_transformed
 from . import cuda, native, triton
+from ._choices import one_of
 
 BACKENDS = ("auto", "native", "triton", "reference")
 
 
-def _validated(name: str, source: str) -> str:
-    if name not in BACKENDS:
-        raise ValueError(f"{source}: expected one of {', '.join(BACKENDS)}, got {name!r}")
-    return name
-
-
-_current = _validated(os.environ.get("CLSD_FAST_BACKEND", "auto"), "CLSD_FAST_BACKEND")
+_current = one_of(os.environ.get("CLSD_FAST_BACKEND", "auto"), "CLSD_FAST_BACKEND", *BACKENDS)
 
 
 class use_backend:  # noqa: N801 - used like torch.no_grad
@@ -52,7 +47,7 @@ class use_backend:  # noqa: N801 - used like torch.no_grad
 
     def __init__(self, name: str) -> None:
         global _current
-        name = _validated(name, "use_backend")
+        name = one_of(name, "use_backend", *BACKENDS)
         self._previous = _current
         _current = name
 

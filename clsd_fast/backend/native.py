@@ -6,6 +6,7 @@ them.
 """
 
 import ctypes
+import os
 import warnings
 from pathlib import Path
 
@@ -13,11 +14,15 @@ import torch
 
 from .._library import SCHEMAS
 from .._torch import constant_when_traced, has_kernel_for_key
+from ._choices import one_of
 
 PACKAGE = Path(__file__).resolve().parents[1]
 LIBRARY = PACKAGE / "_C.so"
 CUDA_LIBRARY = PACKAGE / "_C_cuda.so"
 CUDA_NAMESPACE = "clsd_fast_cuda"
+
+#: What the CPU library, which reads the variable itself, may convolve by.
+convolutions = one_of(os.environ.get("CLSD_FAST_CONV", "auto"), "CLSD_FAST_CONV", "auto", "direct")
 
 #: Device types that the loaded libraries have kernels for.
 devices: frozenset[str] = frozenset()

@@ -69,9 +69,12 @@ def info_nce(
     The native kernel never stores the logits of more than some hundred rows. With up to 16,384
     keys, the forward of a reduced loss also computes the gradients (of float32 and float64 rows),
     and they are what is saved. Otherwise it keeps a running maximum and sum, and the backward
-    recomputes. With one row and no ``negative_keys`` the loss is 0. A row whose norm
-    is below 1e-12 has similarity 0 to everything and gradient 0. Under autocast the rows are
-    cast to float32. Saved for backward: the inputs, and the gradients or three numbers a row.
+    recomputes. With one row and no ``negative_keys`` the loss is 0. A row whose norm is below 1e-12
+    has similarity 0 to everything and gradient 0. NaN and infinities go where the formula sends
+    them, which gives an excluded pair no gradient whatever its row's loss. In Triton and plain
+    PyTorch, the norm of a float32 row that is longer than 1.8e19 overflows, and its similarities
+    are 0. Under autocast the rows are cast to float32. Saved for backward: the inputs, and the
+    gradients or three numbers a row.
 
     Source: van den Oord et al., contrastive predictive coding (arXiv 1807.03748), with the
     cosine similarity and temperature of SimCLR (arXiv 2002.05709).

@@ -44,7 +44,8 @@ def residual_block(
     Under autocast x is cast to the autocast dtype, the skip connection included; the parameters are
     not (:func:`clsd_fast.conv3x3`).
     Saved for backward: x, the weights and the hidden map after its ReLU; nothing is saved, and
-    the hidden map is not kept, where no gradient is recorded.
+    the hidden map is not kept, where no gradient is recorded. Values that are not finite or very
+    large are as in :func:`clsd_fast.conv3x3`.
 
     Source: Lim et al., Enhanced Deep Residual Networks (arXiv 1707.02921), figure 2c.
     """

@@ -55,9 +55,10 @@ def residual_blocks(
         ValueError: if a shape, dtype, device, length or tap does not fit.
         RuntimeError: if the chosen backend cannot serve the tensors' device.
 
-    Autocast and the parameters' dtypes are as in :func:`clsd_fast.conv3x3`. Saved for backward: x,
-    the weights, and of every block the hidden map and the result; nothing where no gradient is
-    recorded. Up to 8 blocks have their gradients computed together.
+    Autocast, the parameters' dtypes, and values that are not finite or very large are as in
+    :func:`clsd_fast.conv3x3`. Saved for backward: x, the weights, and of every block the hidden map
+    and the result; nothing where no gradient is recorded. Up to 8 blocks have their gradients
+    computed together.
 
     Source: Lim et al., Enhanced Deep Residual Networks (arXiv 1707.02921), figure 2c.
     """
