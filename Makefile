@@ -7,6 +7,8 @@ TORCH ?= torch==2.13.0
 # On that torch, CUDA kernels could not run: `make cuda` checks that they compile. For a torch with
 # CUDA, CLSD_FAST_CUDA=auto.
 export CLSD_FAST_CUDA ?= off
+# Kept, so that what has changed is compiled.
+export CLSD_FAST_BUILD ?= build
 BIN := .venv/bin
 OPERATORS := conv3x3 residual_block pixel_shuffle_upsample upsample_tail pairwise_similarity \
     info_nce distance_ratio_loss library
