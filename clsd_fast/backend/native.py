@@ -82,7 +82,7 @@ def _warn_of_shadowing() -> None:
                 f"clsd_fast: expected the installation {installed}, got the sources {PACKAGE} in "
                 "its place, which have no native library: calls run on the reference backend; "
                 "start Python in another folder",
-                stacklevel=2,
+                stacklevel=5,  # where the package is imported
             )
             return
 

@@ -54,8 +54,8 @@ def conv3x3(
     Native results, gradients too, are bit-equal from run to run; on the CPU also for any number of
     threads.
 
-    On the CPU, float32 and 16-bit maps of 16, 24, 32, ... channels are convolved by Winograd, as
-    cuDNN does: a NaN or an infinity reaches all outputs of the 4x4 squares that see it, and beside
+    On the CPU, float32 and 16-bit maps of 16 channels and more are convolved by Winograd, as cuDNN
+    does: a NaN or an infinity reaches all outputs of the 4x4 squares that see it, and beside
     a finite value v, outputs that do not see it are off by up to 2e-7 * abs(v). With
     ``CLSD_FAST_CONV=direct`` in the environment when the package is imported, a value reaches what
     it does in PyTorch (``docs/cpu.md``).
