@@ -32,7 +32,12 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from ._torch import below_autograd, is_batched_by_autograd, is_transformed
+from ._torch import (
+    below_autograd,
+    is_batched_by_autograd,
+    is_below_transforms,
+    is_transformed,
+)
 
 NAMESPACE = "clsd_fast"
 
@@ -82,7 +87,22 @@ SCHEMAS = {
 #: The operators in plain PyTorch, by name.
 references: dict[str, Callable] = {}
 
-_library = torch.library.Library(NAMESPACE, "DEF")
+
+class _Library(torch.library.Library):
+    """With operators that transforms of torch.func and forward-mode differentiation see as plain
+    PyTorch, as they come to them from exported programs and callers of ``torch.ops``."""
+
+    def impl(self, op_name: str, fn: Callable, dispatch_key: str = "", **options: Any) -> None:
+        if dispatch_key == "Autograd":
+            fn = partial(_differentiate, fn, references[op_name])
+        super().impl(op_name, fn, dispatch_key, **options)
+
+
+def _differentiate(kernel: Callable, reference: Callable, keyset: Any, *args: Any) -> Any:
+    return reference(*args) if is_below_transforms() else kernel(keyset, *args)
+
+
+_library = _Library(NAMESPACE, "DEF")
 for _name, _schema in SCHEMAS.items():
     _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
 
@@ -108,6 +128,7 @@ def register(
     references[name] = reference
     _library.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, fake, lib=_library)
+    _library.impl(name, reference, "FuncTorchBatched")
     operator = getattr(torch.ops.clsd_fast, name).default
     if backward is None:
         refuse = _refuse_double_backward(name.removesuffix("_backward"))

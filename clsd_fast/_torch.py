@@ -19,6 +19,7 @@ __all__ = [
     "constant_when_traced",
     "has_kernel_for_key",
     "is_batched_by_autograd",
+    "is_below_transforms",
     "is_transformed",
     "may_be_batched",
 ]
@@ -30,6 +31,11 @@ def is_transformed() -> bool:
     Neither sees into a kernel: a tangent would be lost without an error.
     """
     return transforms_are_active() or forward_ad._current_level >= 0
+
+
+def is_below_transforms() -> bool:
+    """:func:`is_transformed` as a kernel asks it that the dispatcher has found for autograd."""
+    return functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
 
 
 def may_be_batched(tensor: Tensor) -> bool:

@@ -45,7 +45,7 @@ def residual_block(
     if not save_hidden:
         return output, x.new_empty(0)
     # A copy: what an operator returns must not be what it has computed from.
-    return output, hidden.clone(memory_format=torch.channels_last)
+    return output, in_format(torch.channels_last, hidden.clone())
 
 
 def residual_blocks(

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from support.calls import CALLS
+from support.calls import CALLS, FORWARDS
+from support.every_operator import operator_ids
 from torch.autograd import forward_ad
 
 import clsd_fast
@@ -129,6 +130,56 @@ def test_compiled_transforms(backend, name):
     gradient = torch.func.grad(lambda *t: function(*t).square().sum())
     compiled = torch.compile(gradient, fullgraph=True, backend="aot_eager")
     close(compiled(*tensors), gradients(function, tensors)[0])
+
+
+def first_output(op, values):
+    """An operator itself, as a function of its floating-point tensors outside of lists."""
+    places = [
+        i for i, v in enumerate(values) if isinstance(v, torch.Tensor) and v.is_floating_point()
+    ]
+
+    def function(*tensors):
+        arguments = list(values)
+        for place, tensor in zip(places, tensors, strict=True):
+            arguments[place] = tensor
+        result = getattr(torch.ops.clsd_fast, op)(*arguments)
+        while not isinstance(result, torch.Tensor):
+            result = result[0]
+        return result
+
+    return function, [values[place] for place in places]
+
+
+@pytest.mark.parametrize("op, values", FORWARDS, ids=operator_ids(FORWARDS))
+def test_operators_themselves(native, op, values):
+    """As exported programs and callers of torch.ops have them."""
+    if op == "residual_block":
+        values = (*values[:-1], True)
+    function, tensors = first_output(op, values)
+    directions = [torch.ones_like(t) for t in tensors]
+    expected = directional(function, tensors, directions)
+
+    def loss(*tensors):
+        return function(*tensors).square().sum()
+
+    close(torch.func.jvp(loss, tuple(tensors), tuple(directions))[1], expected)
+    with torch.no_grad(), forward_ad.dual_level():
+        duals = [forward_ad.make_dual(*pair) for pair in zip(tensors, directions, strict=True)]
+        close(forward_ad.unpack_dual(loss(*duals)).tangent, expected)
+    gradient = torch.func.grad(loss)
+    close(gradient(*tensors), gradients(function, tensors)[0])
+    dims = (0, *(None for _ in tensors[1:]))
+    pair = torch.stack([tensors[0], 2 * tensors[0]])
+    for transformed in (function, gradient):
+        each = torch.func.vmap(transformed, dims)(pair, *tensors[1:])
+        close(each, torch.stack([transformed(x, *tensors[1:]) for x in pair]))
+
+
+def test_an_exported_model(native):
+    student, x = clsd_fast.EDSR(2, 2, 8).double().eval(), torch.rand(1, 3, 5, 6).double()
+    program = torch.export.export(student, (x,)).module()
+    expected = torch.func.jvp(student, (x,), (torch.ones_like(x),))[1]
+    close(torch.func.jvp(program, (x,), (torch.ones_like(x),))[1], expected)
 
 
 def test_compiled_calls_are_fused(native):
