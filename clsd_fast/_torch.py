@@ -1,4 +1,7 @@
-"""PyTorch's private names that this package uses, all of them: tried on torch 2.10 to 2.13."""
+"""PyTorch's private names that this package uses, all of them.
+
+Tried on torch 2.10 to 2.13; those of functorch and of forward_ad, which 2.10 has, on 2.13 alone.
+"""
 
 from collections.abc import Callable
 
@@ -7,7 +10,6 @@ from torch import Tensor
 from torch._C import _are_functorch_transforms_active as transforms_are_active
 from torch._C import _AutoDispatchBelowAutograd as below_autograd
 from torch._C import _dispatch_has_kernel_for_dispatch_key as has_kernel_for_key
-from torch._C import _dispatch_keys as dispatch_keys
 from torch._C import _functorch as functorch
 from torch._C import _is_any_autocast_enabled as autocasts_any
 from torch.autograd import forward_ad
@@ -54,7 +56,7 @@ def may_be_batched(tensor: Tensor) -> bool:
 def is_batched_by_autograd(grad: Tensor) -> bool:
     """Whether ``torch.autograd.grad(..., is_grads_batched=True)`` stands for the gradient: it has a
     vmap of its own, which no transform of torch.func is."""
-    return dispatch_keys(grad).has("Batched")
+    return functorch.is_legacy_batchedtensor(grad)
 
 
 def constant_when_traced(function: Callable) -> Callable:
