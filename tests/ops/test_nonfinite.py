@@ -67,10 +67,11 @@ def test_relu_passes_the_gradient_of_a_nan(backend):
     def plain(x, weight, back):
         return x + F.conv2d(F.relu(F.conv2d(x, weight, padding=1)), back, padding=1)
 
-    for a, b in zip(
-        results(block, [x, weight, back]), results(plain, [x, weight, back]), strict=True
-    ):
+    tensors = [x, weight, back]
+    for a, b in zip(results(block, tensors), results(plain, tensors), strict=True):
         assert torch.equal(kinds(a), kinds(b))
+        finite = kinds(b) == 0
+        torch.testing.assert_close(a[finite], b[finite], rtol=1e-4, atol=1e-4)
 
 
 def output_and_gradients(x: Tensor, weight: Tensor, grad: Tensor) -> list[Tensor]:
