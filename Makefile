@@ -7,6 +7,8 @@ TORCH ?= torch==2.13.0
 # On that torch, CUDA kernels could not run: `make cuda` checks that they compile. For a torch with
 # CUDA, CLSD_FAST_CUDA=auto.
 export CLSD_FAST_CUDA ?= off
+# Kept, so that what has changed is compiled.
+export CLSD_FAST_BUILD ?= build
 BIN := .venv/bin
 OPERATORS := conv3x3 residual_block pixel_shuffle_upsample upsample_tail pairwise_similarity \
     info_nce distance_ratio_loss library
@@ -85,12 +87,15 @@ gpu-memcheck gpu-racecheck: gpu-%: gpu-build ## there: every kernel under comput
 	    echo "gpu-$*: skipped, needs compute-sanitizer of the CUDA toolkit"; \
 	fi
 
+# Of this checkout, or of a source distribution.
+SOURCE ?= .
+
 # The operators' tests on kernels that report bad accesses and undefined operations; they take ten
 # times as long there, so those of 1000 rows are left out, as in the temperature's gradient, and what
 # `make test` leaves to `make test-all`.
 sanitize: .venv/installed ## the operators' tests under AddressSanitizer and UBSan
 	CLSD_FAST_SANITIZE=on $(BIN)/pip install --no-deps --no-build-isolation --upgrade \
-	    --target build/sanitized .
+	    --target build/sanitized $(SOURCE)
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized \
 	    $(BIN)/pytest $(WORKERS) -m "not thorough" \

@@ -5,15 +5,21 @@ Environment:
     CLSD_FAST_CUDA      auto (default) | on | off: CUDA kernels; auto where there is an nvcc
     TORCH_CUDA_ARCH_LIST  for which GPUs, like "8.0;9.0a"; the default is in cmake/cuda.cmake
     CLSD_FAST_SANITIZE  off (default) | on: with AddressSanitizer and UBSan, for `make sanitize`
+    CLSD_FAST_BUILD     folder in which wheels are built and which is kept, so that the next one
+                        compiles what has changed; the default is a temporary one
     MAX_JOBS            compile jobs; the default follows cores and free memory
 """
 
+import atexit
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
@@ -54,13 +60,31 @@ def tool(name: str) -> str:
     return found
 
 
+def module(name: str, requirement: str) -> ModuleType:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        wanted = f"{name.partition('.')[0]} (pip install {requirement!r})"
+        raise SystemExit(f"setup.py: expected {wanted}, got none: {error}") from None
+
+
+def folders() -> dict[str, dict[str, str]]:
+    """Where commands work. Wheels are built outside of the sources, and so is what pip asks for
+    them; in place, ``build/`` keeps what is compiled."""
+    if not {"bdist_wheel", "dist_info", "egg_info"} & set(sys.argv):
+        return {}
+    scratch = tempfile.mkdtemp(prefix="clsd-fast-")
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    build = os.environ.get("CLSD_FAST_BUILD", scratch)
+    return {"build": {"build_base": build}, "egg_info": {"egg_base": scratch}}
+
+
 class CMakeBuild(build_ext):
     """Build every native library once and lay them into the packages."""
 
     def run(self) -> None:
-        import pybind11
-        from torch.utils import cpp_extension
-
+        pybind11 = module("pybind11", "pybind11>=2.13")
+        cpp_extension = module("torch.utils.cpp_extension", "torch>=2.10")
         build = Path(self.build_temp).resolve()
         (build / "_C_cuda.so").unlink(
             missing_ok=True
@@ -109,4 +133,5 @@ setup(
     package_data={"clsd_fast": ["py.typed"]},
     ext_modules=extensions if native else [],
     cmdclass={"build_ext": CMakeBuild},
+    options=folders(),
 )

@@ -1,6 +1,6 @@
 """Fused kernels, losses and modules for training small super-resolution networks."""
 
-from . import backend, losses, nn, ops
+from . import _flops, backend, losses, nn, ops
 from .backend import use_backend
 from .distill import CLSD, CLSDOutput
 from .edsr import EDSR
@@ -17,6 +17,7 @@ from .ops import (
 
 # Not before `ops` has registered what every device has.
 backend.load()
+_flops.register()
 
 __version__ = "0.1.0"
 __all__ = [

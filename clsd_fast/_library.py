@@ -33,7 +33,12 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from ._torch import below_autograd, transforms_are_active
+from ._torch import (
+    below_autograd,
+    is_batched_by_autograd,
+    is_below_transforms,
+    is_transformed,
+)
 
 NAMESPACE = "clsd_fast"
 
@@ -90,7 +95,22 @@ SCHEMAS = {
 #: The operators in plain PyTorch, by name.
 references: dict[str, Callable] = {}
 
-_library = torch.library.Library(NAMESPACE, "DEF")
+
+class _Library(torch.library.Library):
+    """With operators that transforms of torch.func and forward-mode differentiation see as plain
+    PyTorch, as they come to them from exported programs and callers of ``torch.ops``."""
+
+    def impl(self, op_name: str, fn: Callable, dispatch_key: str = "", **options: Any) -> None:
+        if dispatch_key == "Autograd":
+            fn = partial(_differentiate, fn, references[op_name])
+        super().impl(op_name, fn, dispatch_key, **options)
+
+
+def _differentiate(kernel: Callable, reference: Callable, keyset: Any, *args: Any) -> Any:
+    return reference(*args) if is_below_transforms() else kernel(keyset, *args)
+
+
+_library = _Library(NAMESPACE, "DEF")
 for _name, _schema in SCHEMAS.items():
     _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
 
@@ -110,12 +130,13 @@ def register(
 
     The returned function is the operator with the same gradient, less the layers that
     ``torch.library`` puts around it: they take 20 us a call, as long as a small loss. Compilers
-    and function transforms still see the operator itself.
+    still see the operator itself; function transforms see plain PyTorch.
     """
     qualified = f"{NAMESPACE}::{name}"
     references[name] = reference
     _library.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, fake, lib=_library)
+    _library.impl(name, reference, "FuncTorchBatched")
     operator = getattr(torch.ops.clsd_fast, name).default
     if backward is None:
         refuse = _refuse_double_backward(name.removesuffix("_backward"))
@@ -133,7 +154,10 @@ def register(
             # Function.apply but for its look at function transforms, which `_call` has made.
             # PyTorch does not declare it where it is defined.
             differentiable = super(torch.autograd.Function, function).apply  # type: ignore[misc]
-    return partial(_call, operator, differentiable)
+    call = partial(_call, operator, differentiable, reference)
+    if backward is None and "Tensor[]" in SCHEMAS[name]:
+        return partial(_call_one_by_one, name.removesuffix("_backward"), call)
+    return call
 
 
 def _takes_lists(name: str) -> bool:
@@ -154,13 +178,28 @@ def _function(
     return type(f"{NAMESPACE}_{name}", (torch.autograd.Function,), methods)
 
 
-def _call(operator: Callable, differentiable: Callable, *args: object) -> Tensor | tuple:
-    if torch.compiler.is_compiling() or transforms_are_active():
+def _call(
+    operator: Callable, differentiable: Callable, reference: Callable, *args: object
+) -> Tensor | tuple:
+    if is_transformed():  # as vmap may be over the backward of what was recorded before
+        return reference(*args)
+    if torch.compiler.is_compiling():
         return operator(*args)
     if torch.is_grad_enabled():
         return differentiable(*args)
     with below_autograd():
         return operator(*args)
+
+
+def _call_one_by_one(op: str, call: Callable, grad: Tensor | list[Tensor], *args: object) -> Any:
+    """A backward with lists of tensors, which autograd's vmap cannot call for each gradient."""
+    first = grad[0] if isinstance(grad, list) else grad
+    if not torch.compiler.is_compiling() and is_batched_by_autograd(first):
+        raise RuntimeError(
+            f"{op}: expected one gradient at a time, got is_grads_batched=True; torch.func.vmap "
+            'and clsd_fast.use_backend("reference") take batches'
+        )
+    return call(grad, *args)
 
 
 def _refuse_double_backward(op: str) -> Callable:

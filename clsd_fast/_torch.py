@@ -1,4 +1,7 @@
-"""PyTorch's private names that this package uses, all of them: tried on torch 2.10 to 2.13."""
+"""PyTorch's private names that this package uses, all of them.
+
+Tried on torch 2.10 to 2.13; those of functorch and of forward_ad, which 2.10 has, on 2.13 alone.
+"""
 
 from collections.abc import Callable
 
@@ -7,7 +10,9 @@ from torch import Tensor
 from torch._C import _are_functorch_transforms_active as transforms_are_active
 from torch._C import _AutoDispatchBelowAutograd as below_autograd
 from torch._C import _dispatch_has_kernel_for_dispatch_key as has_kernel_for_key
+from torch._C import _functorch as functorch
 from torch._C import _is_any_autocast_enabled as autocasts_any
+from torch.autograd import forward_ad
 
 __all__ = [
     "all_gather",
@@ -15,8 +20,43 @@ __all__ = [
     "below_autograd",
     "constant_when_traced",
     "has_kernel_for_key",
-    "transforms_are_active",
+    "is_batched_by_autograd",
+    "is_below_transforms",
+    "is_transformed",
+    "may_be_batched",
 ]
+
+
+def is_transformed() -> bool:
+    """Whether a transform of torch.func or forward-mode differentiation is under way.
+
+    Neither sees into a kernel: a tangent would be lost without an error.
+    """
+    return transforms_are_active() or forward_ad._current_level >= 0
+
+
+def is_below_transforms() -> bool:
+    """:func:`is_transformed` as a kernel asks it that the dispatcher has found for autograd."""
+    return functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
+
+
+def may_be_batched(tensor: Tensor) -> bool:
+    """Whether vmap has taken a dimension out of the tensor's shape; compilers cannot tell."""
+    if not transforms_are_active():
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return False
+
+
+def is_batched_by_autograd(grad: Tensor) -> bool:
+    """Whether ``torch.autograd.grad(..., is_grads_batched=True)`` stands for the gradient: it has a
+    vmap of its own, which no transform of torch.func is."""
+    return functorch.is_legacy_batchedtensor(grad)
 
 
 def constant_when_traced(function: Callable) -> Callable:

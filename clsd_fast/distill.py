@@ -6,9 +6,11 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from ._children import are_untouched, is_untouched
+from ._torch import is_transformed
 from .edsr import EDSR
 from .losses import feature_ratio, gather_positions, pos_only, sample_positions
-from .nn import Conv3x3, ResidualBlock, ResidualBlocks
+from .nn import Conv3x3, ResidualBlock, ResidualBlocks, add_convolved
 from .ops import info_nce
 from .ops._checks import without_autocast
 
@@ -52,7 +54,7 @@ class Head(nn.Module):
 
     def forward(self, tapped: Tensor, skip: Tensor | None) -> Tensor:
         """The head's features G_k [B, C, h, w]."""
-        return self.conv(self.blocks(tapped), residual=skip)
+        return add_convolved(skip, self.conv, self.blocks(tapped))
 
 
 class CLSD(nn.Module):
@@ -117,14 +119,14 @@ class CLSD(nn.Module):
         head_blocks: int = 5,
         contrast: str = "info_nce",
         *,
-        ds_weight: float = 1.0,
-        contrast_weight: float = 0.1,
+        ds_weight: float | Tensor = 1.0,
+        contrast_weight: float | Tensor = 0.1,
         skip: str = "first",
         share_tail: bool = False,
         projection_dim: int = 128,
-        temperature: float = 0.07,
+        temperature: float | Tensor = 0.07,
         num_patches: int = 256,
-        eps: float = 1e-7,
+        eps: float | Tensor = 1e-7,
     ) -> None:
         super().__init__()
         _check_student(student, taps)
@@ -175,16 +177,16 @@ class CLSD(nn.Module):
             outputs += head_features
             tails += [cast(nn.Module, self._head(tap).tail) for tap in self.taps]
         sr, *head_sr = self.student._reconstruct_all(outputs, tails, like=hr)
-        errors, _ = _MeanAbsoluteErrors.apply(self.student.value_range, hr, sr, *head_sr)
+        errors, _ = _apply(_MeanAbsoluteErrors, self.student.value_range, hr, sr, *head_sr)
         rec, of_heads = errors.split([1, len(head_sr)])
         total = rec.squeeze(0)
         losses = {"rec": total}
         if head_sr:
             losses["ds"] = of_heads.mean()
-            total = total.add(losses["ds"], alpha=self.ds_weight)
+            total = _add_weighted(total, losses["ds"], self.ds_weight)
         if self.contrast_weight:
             losses["cl"] = self._contrastive_loss(head_features, deep.detach())
-            total = total.add(losses["cl"], alpha=self.contrast_weight)
+            total = _add_weighted(total, losses["cl"], self.contrast_weight)
         losses["total"] = total
         return CLSDOutput(sr, tuple(head_sr), losses)
 
@@ -206,7 +208,7 @@ class CLSD(nn.Module):
         if self.contrast == "pos_only":
             return pos_only(torch.stack(head_features), target) / self.student.value_range
         if self.contrast == "info_nce":
-            vectors = [_MeanOfPixels.apply(x) for x in (*head_features, target)]
+            vectors = [_apply(_MeanOfPixels, x) for x in (*head_features, target)]
         else:
             height, width = target.shape[-2:]
             positions = sample_positions(height, width, self.num_patches, target.device)
@@ -222,14 +224,23 @@ class CLSD(nn.Module):
         return cast("list[nn.Sequential]", [*of_heads, self.heads["target_projection"]])
 
 
+def _add_weighted(total: Tensor, loss: Tensor, weight: float | Tensor) -> Tensor:
+    if isinstance(weight, Tensor):  # which as alpha would lose its gradient
+        return total + weight * loss
+    return total.add(loss, alpha=weight)
+
+
+def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """The function; below function transforms its forward as PyTorch differentiates it."""
+    return function.forward(*args) if is_transformed() else function.apply(*args)
+
+
 class _MeanAbsoluteErrors(torch.autograd.Function):
     """``F.l1_loss(image, target) / value_range`` of each image, as one vector.
 
     The same arithmetic for all images at once: one by one, a training step would have ten launches
     for each, half of them on numbers.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(value_range: float, target: Tensor, *images: Tensor) -> tuple[Tensor, Tensor]:
@@ -270,8 +281,6 @@ class _MeanOfPixels(torch.autograd.Function):
     """``x.mean((-2, -1))``, in float32 for 16-bit maps. Its gradient is an expanded view: PyTorch's
     own would be divided and cast as a whole map."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         dtype = torch.float32 if x.element_size() == 2 else x.dtype
@@ -292,11 +301,22 @@ def _project(projections: list[nn.Sequential], vectors: list[Tensor]) -> Tensor:
     """``projection(x)`` of each pair, [P, ..., D], in the parameters' dtype.
 
     All together they are two batched products: one by one, each is a launch too small for a GPU.
+    Where one is not what it was made as, they are called.
     """
+    if not all(map(_is_as_made, projections)):
+        pairs = zip(projections, vectors, strict=True)
+        return torch.stack([p(x.to(next(p.parameters()).dtype)) for p, x in pairs])
     first, second = ([cast(nn.Linear, p[index]) for p in projections] for index in (0, 2))
     x = torch.stack(vectors).to(first[0].weight.dtype)
     hidden = _linear(first, x.flatten(1, -2).mT).relu()
     return _linear(second, hidden).mT.unflatten(1, x.shape[1:-1])
+
+
+def _is_as_made(projection: nn.Module) -> bool:
+    layers = nn.Linear, nn.ReLU, nn.Linear
+    return is_untouched(projection, nn.Sequential) and are_untouched(
+        cast(nn.Sequential, projection), *layers
+    )
 
 
 def _linear(layers: list[nn.Linear], x: Tensor) -> Tensor:
@@ -323,7 +343,7 @@ def _check_student(student: nn.Module, taps: Sequence[int]) -> None:
         raise ValueError(f"CLSD: expected ascending, distinct taps, got {list(taps)}")
 
 
-def _check_choices(contrast: str, skip: str, weights: tuple[float, float]) -> None:
+def _check_choices(contrast: str, skip: str, weights: tuple[float | Tensor, ...]) -> None:
     if contrast not in CONTRASTS:
         raise ValueError(f"CLSD: expected contrast in {', '.join(CONTRASTS)}, got {contrast!r}")
     if skip not in SKIPS:

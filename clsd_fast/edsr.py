@@ -1,14 +1,24 @@
 """The student: EDSR."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from ._children import is_untouched
 from ._layout import in_format_of
 from ._tail_axes import FACTORS, STAGES
 from .backend import has_kernel
-from .nn import Conv3x3, MeanShift, ResidualBlock, ResidualBlocks, UpsampleTail, run_tails
+from .nn import (
+    Conv3x3,
+    MeanShift,
+    ResidualBlock,
+    ResidualBlocks,
+    UpsampleTail,
+    add_convolved,
+    run_tails,
+)
 
 #: Mean colour of DIV2K, R G B, at value range 1.
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
@@ -40,7 +50,7 @@ class EDSR(nn.Module):
         scale: int,
         num_blocks: int = 16,
         channels: int = 64,
-        res_scale: float = 1.0,
+        res_scale: float | Tensor = 1.0,
         value_range: float = 255.0,
         *,
         collapse: bool | None = None,
@@ -94,9 +104,22 @@ class EDSR(nn.Module):
         """The features after each block of ``taps`` (counted from 1), and the deep features G.
 
         G is the body's end with the global skip, [B, C, h, w], from which the image is made.
+
+        Raises:
+            ValueError: for taps if the body is no :class:`clsd_fast.nn.ResidualBlocks` any more.
         """
-        x, tapped = self.body.run(shallow, taps, stop=-1)
-        return tapped, self.body[-1](x, residual=shallow)
+        body = cast(nn.Module, self.body)  # which it is at least, whatever has taken its place
+        if is_untouched(body, ResidualBlocks):
+            x, tapped = self.body.run(shallow, taps, stop=-1)
+            return tapped, add_convolved(shallow, self.body[-1], x)
+        if not taps:
+            return [], shallow + body(shallow)
+        if not isinstance(body, ResidualBlocks):
+            got = type(body).__name__
+            raise ValueError(f"EDSR: expected a body of ResidualBlocks for taps, got {got}")
+        maps: dict[int, Tensor | None] = dict.fromkeys(taps)
+        deep = shallow + body(shallow, maps)
+        return [cast(Tensor, maps[tap]) for tap in taps], deep
 
     def reconstruct(self, deep: Tensor, tail: nn.Module | None = None, *, like: Tensor) -> Tensor:
         """The image [B, 3, scale h, scale w] from deep features, by another tail if given.

@@ -20,6 +20,7 @@ def report() -> dict[str, str]:
         "processor": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
         "native CPU kernels": _native_state(native.LIBRARY, native.missing, "CPU calls run"),
+        "CPU convolutions": native.convolutions,
         "native CUDA kernels": _cuda_state(),
         "Triton kernels": _triton_state(),
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",

@@ -51,7 +51,7 @@ def patch_nce(
     positions: Tensor | None = None,
     *,
     num_patches: int = 256,
-    temperature: float = 0.07,
+    temperature: float | Tensor = 0.07,
 ) -> Tensor:
     """InfoNCE between the feature vectors at sampled positions of each image.
 
@@ -89,7 +89,7 @@ def patch_nce(
     return info_nce(query, key, temperature=temperature)
 
 
-def feature_ratio(features: Tensor, target: Tensor, *, eps: float = 1e-7) -> Tensor:
+def feature_ratio(features: Tensor, target: Tensor, *, eps: float | Tensor = 1e-7) -> Tensor:
     """Distance to the own target over the mean distance to the batch's other targets.
 
     Equivalent to::

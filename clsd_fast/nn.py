@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ._children import are_untouched, is_untouched
 from ._tail_axes import FACTORS, STAGES
 from .backend import has_kernel
 from .ops import (
@@ -36,22 +37,6 @@ __all__ = [
     "UpsampleTail",
 ]
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
-def _is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a call of the module is the class's forward and nothing else."""
-    attributes = module.__dict__
-    return (
-        type(module) is kind
-        and "forward" not in attributes
-        and not any(attributes[hooks] for hooks in _HOOKS)
-    )
-
-
-def _are_untouched(modules: nn.Sequential, *kinds: type[nn.Module]) -> bool:
-    return len(modules) == len(kinds) and all(map(_is_untouched, modules, kinds))
-
 
 class Conv3x3(nn.Conv2d):
     """``nn.Conv2d(in_channels, out_channels, 3, padding=1)`` on :func:`clsd_fast.conv3x3`.
@@ -60,15 +45,34 @@ class Conv3x3(nn.Conv2d):
         in_channels: C.
         out_channels: K.
 
-    Parameters, initialisation and state_dict are those of ``nn.Conv2d``; hooks run as usual.
+    Parameters, initialisation and state_dict are those of ``nn.Conv2d``; hooks run as usual. Where
+    its padding, stride, dilation or groups are no longer those, it is an ``nn.Conv2d``.
     """
+
+    _AS_MADE = ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
 
+    def is_as_made(self) -> bool:
+        options = (self.kernel_size, self.stride, self.padding, self.dilation, self.groups)
+        return (*options, self.padding_mode) == self._AS_MADE and (
+            "_conv_forward" not in self.__dict__
+        )
+
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """[N, C, H, W] to [N, K, H, W]; ``residual`` is added if given."""
-        return conv3x3(x, self.weight, self.bias, residual=residual)
+        if self.is_as_made():
+            return conv3x3(x, self.weight, self.bias, residual=residual)
+        y = super().forward(x)
+        return y if residual is None else residual + y
+
+
+def add_convolved(residual: Tensor | None, conv: nn.Module, x: Tensor) -> Tensor:
+    """``residual + conv(x)``, one operator where that is a :class:`Conv3x3` and nothing else."""
+    if residual is None:
+        return conv(x)
+    return conv(x, residual) if is_untouched(conv, Conv3x3) else residual + conv(x)
 
 
 class ResidualBlock(nn.Module):
@@ -76,13 +80,14 @@ class ResidualBlock(nn.Module):
 
     Args:
         channels: of input, output and the hidden map.
-        res_scale: factor of the branch.
+        res_scale: factor of the branch; a number, or a tensor of one element, which gets a gradient
+            (the convolutions then run one by one).
 
     The parameters are ``body.0.{weight,bias}`` and ``body.2.{weight,bias}``, as in EDSR-PyTorch's
     ``ResBlock``.
     """
 
-    def __init__(self, channels: int, res_scale: float = 1.0) -> None:
+    def __init__(self, channels: int, res_scale: float | Tensor = 1.0) -> None:
         super().__init__()
         convs = (Conv3x3(channels, channels) for _ in range(2))
         self.body = nn.Sequential(next(convs), nn.ReLU(), next(convs))
@@ -98,7 +103,11 @@ class ResidualBlock(nn.Module):
 
     def _is_fused(self) -> bool:
         layers = (Conv3x3, nn.ReLU, Conv3x3)
-        return _is_untouched(self.body, nn.Sequential) and _are_untouched(self.body, *layers)
+        return (
+            not isinstance(self.res_scale, Tensor)
+            and is_untouched(self.body, nn.Sequential)
+            and are_untouched(self.body, *layers)
+        )
 
     def _convs(self) -> tuple[Conv3x3, Conv3x3]:
         first, _, second = cast("tuple[Conv3x3, nn.ReLU, Conv3x3]", self.body)
@@ -113,8 +122,17 @@ class ResidualBlocks(nn.Sequential):
             children are as they were made. Others end the chain and are called.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(x)[0]
+    def forward(self, x: Tensor, maps: dict[int, Tensor | None] | None = None) -> Tensor:
+        """The result of all modules.
+
+        Args:
+            x: [N, C, H, W].
+            maps: by numbers of modules, counted from 1, where their results are put.
+        """
+        x, found = self.run(x, list(maps or ()))
+        if maps:
+            maps.update(zip(maps, found, strict=True))
+        return x
 
     def run(
         self, x: Tensor, taps: Sequence[int] = (), stop: int | None = None
@@ -163,7 +181,7 @@ def _chains(modules: Sequence[nn.Module]) -> Iterator[list[nn.Module]]:
 
 def _link(module: nn.Module) -> tuple | None:
     """What the blocks of a chain have in common; None for what cannot be in one."""
-    if not _is_untouched(module, ResidualBlock):
+    if not is_untouched(module, ResidualBlock):
         return None
     block = cast(ResidualBlock, module)
     if not block._is_fused() or any(conv.bias is None for conv in block._convs()):
@@ -207,13 +225,17 @@ class PixelShuffleUpsampler(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         if not self._is_fused():
             return super().forward(x)
-        for conv, shuffle in zip(_convs(self), list(self)[1::2], strict=True):
-            shuffle = cast(nn.PixelShuffle, shuffle)
-            x = pixel_shuffle_upsample(x, conv.weight, conv.bias, shuffle.upscale_factor)
+        for conv, factor in zip(_convs(self), self._stages(), strict=True):
+            x = pixel_shuffle_upsample(x, conv.weight, conv.bias, factor)
         return x
 
     def _is_fused(self) -> bool:
-        return _are_untouched(self, *(Conv3x3, nn.PixelShuffle) * (len(self) // 2))
+        return are_untouched(self, *(Conv3x3, nn.PixelShuffle) * (len(self) // 2))
+
+    def _stages(self) -> list[int]:
+        return [
+            shuffle.upscale_factor for shuffle in cast("list[nn.PixelShuffle]", list(self)[1::2])
+        ]
 
 
 def _convs(upsampler: nn.Sequential) -> list[Conv3x3]:
@@ -261,9 +283,10 @@ class UpsampleTail(nn.Sequential):
 
     def _is_composed(self, x: Tensor) -> bool:
         collapse = has_kernel("upsample_tail", x) if self.collapse is None else self.collapse
-        if not collapse or not _are_untouched(self, PixelShuffleUpsampler, Conv3x3):
+        if not collapse or not are_untouched(self, PixelShuffleUpsampler, Conv3x3):
             return False
-        return cast(PixelShuffleUpsampler, self[0])._is_fused()
+        upsampler = cast(PixelShuffleUpsampler, self[0])
+        return upsampler._is_fused() and upsampler._stages() == list(STAGES[self.upscale_factor])
 
     def _parameters_of_all(self) -> Parameters:
         upsampler, last = cast("tuple[PixelShuffleUpsampler, Conv3x3]", self)
@@ -277,7 +300,7 @@ def run_tails(tails: Sequence[nn.Module], xs: Sequence[Tensor]) -> list[Tensor]:
     composed = [
         cast(UpsampleTail, tail)
         for tail, x in zip(tails, xs, strict=True)
-        if _is_untouched(tail, UpsampleTail) and cast(UpsampleTail, tail)._is_composed(x)
+        if is_untouched(tail, UpsampleTail) and cast(UpsampleTail, tail)._is_composed(x)
     ]
     if len(composed) == len(tails) > 1 and len({tail.upscale_factor for tail in composed}) == 1:
         parameters = [tail._parameters_of_all() for tail in composed]
@@ -317,10 +340,14 @@ class InfoNCELoss(nn.Module):
     """
 
     def __init__(
-        self, temperature: float = 0.07, reduction: str = "mean", *, learn_temperature: bool = False
+        self,
+        temperature: float | Tensor = 0.07,
+        reduction: str = "mean",
+        *,
+        learn_temperature: bool = False,
     ) -> None:
         super().__init__()
-        self.temperature: nn.Parameter | float = temperature
+        self.temperature = temperature
         if learn_temperature:
             self.temperature = nn.Parameter(torch.tensor(float(temperature)))
         self.reduction = reduction
@@ -355,7 +382,7 @@ class DistanceRatioLoss(nn.Module):
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
     """
 
-    def __init__(self, eps: float = 1e-7, reduction: str = "mean") -> None:
+    def __init__(self, eps: float | Tensor = 1e-7, reduction: str = "mean") -> None:
         super().__init__()
         self.eps = eps
         self.reduction = reduction

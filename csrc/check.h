@@ -21,6 +21,12 @@ using Shape = std::vector<int64_t>;
   throw std::runtime_error(std::string(op) + ": expected " + expected + ", got " + got);
 }
 
+// In the words of PyTorch's allocator, which trainers look for to try a smaller batch.
+[[noreturn]] inline void fail_to_allocate(uint64_t bytes, const std::string& what) {
+  throw std::runtime_error("can't allocate memory: you tried to allocate " + std::to_string(bytes) +
+                           " bytes for " + what);
+}
+
 // What composes a sentence from more than literals tests first and calls `fail`: that takes longer
 // than a small operator.
 inline void check(bool condition, const char* op, const std::string& expected,

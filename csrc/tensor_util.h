@@ -77,12 +77,37 @@ inline MemoryFormat memory_format(const Tensor& x) {
   return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
 
+// Why PyTorch's last function failed, from PyTorch 2.13 on: the stable ABI of earlier ones keeps no
+// reason.
+extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
+
+[[noreturn]] inline void fail_to_make(const Tensor& like, const Shape& shape, ScalarType dtype) {
+  const std::string what = "a tensor of shape " + to_string(shape) + ", " + dtype_name(dtype);
+  if (torch_exception_get_what_without_backtrace) {
+    const char* reason = torch_exception_get_what_without_backtrace();
+    throw std::runtime_error(std::string(reason) + " (for " + what + ")");
+  }
+  // On other devices, errors of earlier work come out here, too.
+  if (!like.is_cpu()) throw std::runtime_error("PyTorch failed to make " + what);
+  uint64_t bytes = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
+  for (const int64_t size : shape) bytes *= static_cast<uint64_t>(size);
+  fail_to_allocate(bytes, what);
+}
+
+inline Tensor empty(const Tensor& like, const Shape& shape, ScalarType dtype,
+                    MemoryFormat format = MemoryFormat::Contiguous) {
+  try {
+    // The latter names the operator, which is looked up: for a small result, longer than the work.
+    if (format == MemoryFormat::Contiguous) return torch::stable::new_empty(like, shape, dtype);
+    return torch::stable::empty(shape, dtype, std::nullopt, like.device(), std::nullopt, format);
+  } catch (const std::exception&) {
+    fail_to_make(like, shape, dtype);
+  }
+}
+
 inline Tensor empty(const Tensor& like, const Shape& shape,
                     MemoryFormat format = MemoryFormat::Contiguous) {
-  // The latter names the operator, which is looked up: for a small result, longer than the work.
-  if (format == MemoryFormat::Contiguous) return torch::stable::new_empty(like, shape);
-  return torch::stable::empty(shape, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                              format);
+  return empty(like, shape, like.scalar_type(), format);
 }
 
 // The same shape for an absent gradient everywhere.
@@ -92,7 +117,7 @@ inline Tensor absent(const Tensor& like) { return empty(like, {0}); }
 inline Tensor empty_statistic(const Tensor& rows, const Shape& leading = {}) {
   Shape shape = leading;
   shape.insert(shape.end(), {rows.size(0), rows.size(1)});
-  return torch::stable::new_empty(rows, shape, accumulator_dtype(rows.scalar_type()));
+  return empty(rows, shape, accumulator_dtype(rows.scalar_type()));
 }
 
 inline void check_statistic(const char* op, const char* name, const Tensor& rows,

@@ -39,6 +39,7 @@ class Mutant(NamedTuple):
 WINOGRAD = "csrc/cpu/conv/winograd.h"
 CONV = "tests/ops/test_conv3x3.py -k native"
 NCE = "tests/ops/test_info_nce.py -k native"
+NONFINITE = "tests/ops/test_nonfinite.py -k native"
 TAIL = "tests/ops/test_upsample_tail.py -k native"
 CUDA_CONV = "tests/cuda/test_conv3x3.py"
 CUDA_SM90 = "tests/cuda/test_sm90.py"
@@ -316,12 +317,41 @@ MUTANTS = [
         "",
         CUDA_WGRAD,
     ),
+    # Values that are not finite
+    Mutant(
+        "info_nce: an excluded pair's gradient is 0 times that of its row",
+        "csrc/cpu/isa/softmax.h",
+        "logit == -kInfinity ? Vec<T>{} : grad",
+        "grad",
+        NONFINITE,
+    ),
+    Mutant(
+        "info_nce: the gradient of a key that follows a NaN",
+        "csrc/cpu/contrast/info_nce_backward.h",
+        "std::fill(padding, grad + contrast.stride, T(0));",
+        "if (row == begin) std::fill(padding, grad + contrast.stride, T(0));",
+        NONFINITE,
+    ),
+    Mutant(
+        "distances: equal numbers have a gradient of 0, whatever the weight",
+        "csrc/cpu/isa/rows.h",
+        "(value < values[j] ? -weight : weight * 0)",
+        "(value < values[j] ? -weight : Vec<T>{})",
+        NONFINITE,
+    ),
+    Mutant(
+        "convolutions: the gradient of a ReLU at a NaN is 0",
+        "csrc/cpu/isa/epilogue.h",
+        "load(pixel(epilogue.positive, i, j) + channel) <= 0 ? zero : value",
+        "load(pixel(epilogue.positive, i, j) + channel) > 0 ? value : zero",
+        NONFINITE,
+    ),
     # Triton, interpreted
     Mutant(
         "triton: an excluded key has a gradient",
         "clsd_fast/triton/info_nce.py",
-        "        exps = tl.where(kept, tl.exp(cosines * scale - highest[None, :]), 0)\n",
-        "        exps = tl.exp(cosines * scale - highest[None, :])\n",
+        "tl.where(kept, tl.exp(cosines * scale - highest[None, :]) * grad[None, :], 0)",
+        "tl.exp(cosines * scale - highest[None, :]) * grad[None, :]",
         TRITON_NCE,
     ),
     Mutant(

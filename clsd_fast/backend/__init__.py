@@ -14,18 +14,14 @@ import torch
 from torch import Tensor
 
 from .._library import NAMESPACE, SCHEMAS, references
+from .._torch import is_transformed
 from . import cuda, native, triton
+from ._choices import one_of
 
 BACKENDS = ("auto", "native", "triton", "reference")
 
 
-def _validated(name: str, source: str) -> str:
-    if name not in BACKENDS:
-        raise ValueError(f"{source}: expected one of {', '.join(BACKENDS)}, got {name!r}")
-    return name
-
-
-_current = _validated(os.environ.get("CLSD_FAST_BACKEND") or "auto", "CLSD_FAST_BACKEND")
+_current = one_of(os.environ.get("CLSD_FAST_BACKEND") or "auto", "CLSD_FAST_BACKEND", *BACKENDS)
 
 
 class use_backend:  # noqa: N801 - used like torch.no_grad
@@ -37,6 +33,11 @@ class use_backend:  # noqa: N801 - used like torch.no_grad
             where there are none of that kind; ``"reference"`` is plain PyTorch, differentiable
             to any order.
 
+    Whatever the choice, plain PyTorch serves what no kernel could differentiate: calls below the
+    transforms of ``torch.func`` (``grad``, ``jvp``, ``vmap``, ...), calls inside
+    ``torch.autograd.forward_ad.dual_level``, and calls with a tensor where kernels take a number
+    (``res_scale``, ``eps``).
+
     The initial value is that of the environment variable ``CLSD_FAST_BACKEND``, else ``auto``.
     The choice is one for the process, as with ``torch.backends``: it is not thread-local.
 
@@ -46,7 +47,7 @@ class use_backend:  # noqa: N801 - used like torch.no_grad
 
     def __init__(self, name: str) -> None:
         global _current
-        name = _validated(name, "use_backend")
+        name = one_of(name, "use_backend", *BACKENDS)
         self._previous = _current
         _current = name
 
@@ -63,18 +64,27 @@ def current_backend() -> str:
     return _current
 
 
-def uses_kernel(op: str, tensor: Tensor, *weights: Tensor, upscale_factor: int = 1) -> bool:
+def uses_kernel(
+    op: str, tensor: Tensor, *weights: Tensor, upscale_factor: int = 1, number: object = None
+) -> bool:
     """Whether ``op`` on ``tensor`` goes to a kernel of this package, not to plain PyTorch.
+
+    Args:
+        number: what kernels take as a number: of a tensor, only PyTorch has the gradient.
 
     Raises:
         RuntimeError: if the chosen backend has no such kernel.
     """
+    if isinstance(number, Tensor):
+        return False
     return implementation(op, tensor, *weights, upscale_factor=upscale_factor) != "reference"
 
 
 def has_kernel(op: str, tensor: Tensor) -> bool:
     """Whether the chosen backend has a kernel for ``op`` on ``tensor``'s device: for callers that
     have another way if not, so that nothing raises."""
+    if is_transformed():
+        return False
     names = _WHY_NOT if _current == "auto" else {_current} & _WHY_NOT.keys()
     return any(_WHY_NOT[name](op, tensor, (), 1) is None for name in names)
 
@@ -88,6 +98,8 @@ def implementation(op: str, tensor: Tensor, *weights: Tensor, upscale_factor: in
     Raises:
         RuntimeError: if the chosen backend cannot.
     """
+    if is_transformed():
+        return "reference"
     call = (op, tensor, weights, upscale_factor)
     if _current == "auto":
         for name, why_not in _WHY_NOT.items():

@@ -6,6 +6,8 @@ them.
 """
 
 import ctypes
+import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -13,11 +15,15 @@ import torch
 
 from .._library import SCHEMAS
 from .._torch import constant_when_traced, has_kernel_for_key
+from ._choices import one_of
 
 PACKAGE = Path(__file__).resolve().parents[1]
 LIBRARY = PACKAGE / "_C.so"
 CUDA_LIBRARY = PACKAGE / "_C_cuda.so"
 CUDA_NAMESPACE = "clsd_fast_cuda"
+
+#: What the CPU library, which reads the variable itself, may convolve by.
+convolutions = one_of(os.environ.get("CLSD_FAST_CONV", "auto"), "CLSD_FAST_CONV", "auto", "direct")
 
 #: Device types that the loaded libraries have kernels for.
 devices: frozenset[str] = frozenset()
@@ -40,6 +46,8 @@ def load() -> None:
     """Load the libraries of this package. One that is missing or unloadable is recorded."""
     global devices, missing, cuda_missing, cuda_operators
     missing = _load(LIBRARY)
+    if missing:
+        _warn_of_shadowing()
     # Asked of the build, not of the driver: that would start CUDA in every process that imports
     # this package, and forked workers could not use it.
     if torch.version.cuda is None:
@@ -60,6 +68,23 @@ def _load(library: Path) -> str | None:
         # PyTorch's own sentence names the file alone.
         return f"{library.name} does not load: {error.__cause__ or error}"
     return None
+
+
+def _warn_of_shadowing() -> None:
+    """Where Python has found a checkout's sources before an installation: most often, as it was
+    started there."""
+    if not (PACKAGE.parent / "CMakeLists.txt").exists():
+        return
+    for folder in sys.path:
+        installed = Path(folder).resolve() / PACKAGE.name
+        if installed != PACKAGE and (installed / LIBRARY.name).exists():
+            warnings.warn(
+                f"clsd_fast: expected the installation {installed}, got the sources {PACKAGE} in "
+                "its place, which have no native library: calls run on the reference backend; "
+                "start Python in another folder",
+                stacklevel=5,  # where the package is imported
+            )
+            return
 
 
 def operators_for(key: str) -> frozenset[str]:

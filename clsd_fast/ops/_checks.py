@@ -113,6 +113,16 @@ def check_residual_block(
     check_parameters(op, x, weight1, **dict(zip(names[2:], (weight2, bias2), strict=True)))
 
 
+def number(op: str, name: str, value: float | Tensor) -> float | Tensor:
+    """A number, or a floating-point tensor of one element, which then has no dimensions."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.numel() != 1 or not value.is_floating_point():
+        got = f"{dtype_name(value.dtype)} of shape {list(value.shape)}"
+        fail(op, f"{name} a number or a floating-point tensor of one element", got)
+    return value.reshape(())
+
+
 def cast(x: Tensor, *others: Tensor | None, dtype: torch.dtype | None = None) -> tuple[Any, ...]:
     """The tensors as autocast wants them: in ``dtype``, or in autocast's own if None.
 

@@ -19,7 +19,7 @@ def conv3x3(
     *,
     relu: bool = False,
     residual: Tensor | None = None,
-    res_scale: float = 1.0,
+    res_scale: float | Tensor = 1.0,
 ) -> Tensor:
     """3x3 convolution (stride 1, zero padding 1) with bias, scale, residual and ReLU fused.
 
@@ -37,7 +37,8 @@ def conv3x3(
         bias: [K], like weight, or None.
         relu: apply a ReLU last, after the residual.
         residual: [N, K, H, W] or None.
-        res_scale: factor of the convolution (bias included), before the residual.
+        res_scale: factor of the convolution (bias included), before the residual; a number, or a
+            floating-point tensor of one element, which gets a gradient (in plain PyTorch).
 
     Returns:
         [N, K, H, W] in x's dtype; channels_last if x is, else contiguous.
@@ -53,6 +54,12 @@ def conv3x3(
     Native results, gradients too, are bit-equal from run to run; on the CPU also for any number of
     threads.
 
+    On the CPU, float32 and 16-bit maps of 16 channels and more are convolved by Winograd, as cuDNN
+    does: a NaN or an infinity reaches all outputs of the 4x4 squares that see it, and beside
+    a finite value v, outputs that do not see it are off by up to 2e-7 * abs(v). With
+    ``CLSD_FAST_CONV=direct`` in the environment when the package is imported, a value reaches what
+    it does in PyTorch (``docs/cpu.md``).
+
     Source: the fused epilogue is that of ``cudnnConvolutionBiasActivationForward``.
     """
     op = "conv3x3"
@@ -61,7 +68,8 @@ def conv3x3(
     _checks.check_conv(op, x, weight, bias)
     _checks.check_shape(op, "residual", residual, [x.shape[0], weight.shape[0], *x.shape[2:]])
     _checks.check_like(op, x, residual=residual)
-    if uses_kernel(op, x, weight):
+    res_scale = _checks.number(op, "res_scale", res_scale)
+    if uses_kernel(op, x, weight, number=res_scale):
         return _conv3x3(x, weight, bias, residual, res_scale, relu)
     with _checks.without_autocast(x):
         return reference.conv3x3(x, weight, bias, residual, res_scale, relu)
@@ -89,8 +97,8 @@ def _backward(ctx, grad_output):
     needs = (needs_x, needs_weight, needs_bias)
     grads: Sequence[Tensor | None] = (None, None, None)
     if any(needs):
-        backward = torch.ops.clsd_fast.conv3x3_backward
-        grads = _checks.given(backward(grad_output, x, weight, ctx.res_scale, *needs), needs)
+        arguments = (grad_output, x, weight, ctx.res_scale, *needs)
+        grads = _checks.given(_conv3x3_backward(*arguments), needs)
     return *grads, grad_output if needs_residual else None, None, None
 
 

@@ -16,7 +16,7 @@ def distance_ratio_loss(
     positive: Tensor,
     negatives: Tensor | None = None,
     *,
-    eps: float = 1e-7,
+    eps: float | Tensor = 1e-7,
     reduction: str = "mean",
 ) -> Tensor:
     """Distance to the positive over the mean distance to the negatives.
@@ -33,7 +33,8 @@ def distance_ratio_loss(
         positive: [..., N, D]; row i is the positive of anchor row i.
         negatives: [..., M, D], shared by all rows of a batch, or None for the other rows'
             positives, which needs N >= 2.
-        eps: added to the denominator, >= 0.
+        eps: added to the denominator, >= 0; a number, or a floating-point tensor of one element,
+            which gets a gradient (in plain PyTorch; its sign is not checked).
         reduction: ``"mean"`` or ``"sum"`` over all rows and leading dimensions, or ``"none"``.
 
     All tensors have one dtype and device; leading dimensions broadcast.
@@ -53,7 +54,8 @@ def distance_ratio_loss(
     """
     op = "distance_ratio_loss"
     _checks.check_reduction(op, reduction)
-    if not eps >= 0:  # so that nan is refused too
+    eps = _checks.number(op, "eps", eps)
+    if not isinstance(eps, Tensor) and not eps >= 0:  # so that nan is refused too
         _checks.fail(op, "eps >= 0", eps)
     anchor, positive, negatives = _checks.cast(anchor, positive, negatives, dtype=torch.float32)
     lead = check_contrast(op, ("anchor", "positive", "negatives"), anchor, positive, negatives)
@@ -62,7 +64,7 @@ def distance_ratio_loss(
         _checks.fail(op, "two rows or given negatives", "1 row")
     if negatives is not None and negatives.shape[-2] == 0:
         _checks.fail(op, "at least 1 row of negatives", 0)
-    if uses_kernel(op, anchor):
+    if uses_kernel(op, anchor, number=eps):
         batched = [_checks.batch_rows(lead, t) for t in (anchor, positive, negatives)]
         loss, _, _ = _distance_ratio_loss(*batched, eps)
         return reduce(loss.reshape(*lead, rows), reduction)

@@ -69,9 +69,12 @@ def info_nce(
     The native kernel never stores the logits of more than some hundred rows. With up to 16,384
     keys, the forward of a reduced loss also computes the gradients (of float32 and float64 rows),
     and they are what is saved. Otherwise it keeps a running maximum and sum, and the backward
-    recomputes. With one row and no ``negative_keys`` the loss is 0. A row whose norm
-    is below 1e-12 has similarity 0 to everything and gradient 0. Under autocast the rows are
-    cast to float32. Saved for backward: the inputs, and the gradients or three numbers a row.
+    recomputes. With one row and no ``negative_keys`` the loss is 0. A row whose norm is below 1e-12
+    has similarity 0 to everything and gradient 0. NaN and infinities go where the formula sends
+    them, which gives an excluded pair no gradient whatever its row's loss. In Triton and plain
+    PyTorch, the norm of a float32 row that is longer than 1.8e19 overflows, and its similarities
+    are 0. Under autocast the rows are cast to float32. Saved for backward: the inputs, and the
+    gradients or three numbers a row.
 
     Source: van den Oord et al., contrastive predictive coding (arXiv 1807.03748), with the
     cosine similarity and temperature of SimCLR (arXiv 2002.05709).
@@ -130,16 +133,14 @@ def _check_temperature(
     op: str, query: Tensor, temperature: float | Tensor
 ) -> tuple[Tensor | None, float]:
     """The temperature as a 0-dim tensor, or None, and as a number."""
+    temperature = _checks.number(op, "temperature", temperature)
     if not isinstance(temperature, Tensor):
         if not temperature > 0:  # so that nan is refused too
             _checks.fail(op, "temperature > 0", temperature)
         return None, temperature
-    if temperature.numel() != 1 or not temperature.is_floating_point():
-        got = f"{_checks.dtype_name(temperature.dtype)} of shape {list(temperature.shape)}"
-        _checks.fail(op, "temperature a number or a floating-point tensor of one element", got)
     # In the dtype of the statistics, so that every kernel reads one type.
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    learned = temperature.reshape(()).to(dtype)
+    learned = temperature.to(dtype)
     _checks.check_type(op, dtype, query.device, temperature=learned)
     return learned, 1.0
 

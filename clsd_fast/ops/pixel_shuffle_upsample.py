@@ -32,8 +32,8 @@ def pixel_shuffle_upsample(
         ValueError: if a shape, dtype, device or the factor does not fit.
         RuntimeError: if the chosen backend cannot serve the tensors' device.
 
-    Under autocast x is cast to the autocast dtype, the parameters are not
-    (:func:`clsd_fast.conv3x3`). Saved for backward: x and weight.
+    Autocast, and values that are not finite or very large, are as in :func:`clsd_fast.conv3x3`.
+    Saved for backward: x and weight.
 
     Source: Shi et al., sub-pixel convolution (arXiv 1609.05158).
     """

@@ -16,7 +16,7 @@ def residual_block(
     bias1: Tensor | None,
     weight2: Tensor,
     bias2: Tensor | None,
-    res_scale: float = 1.0,
+    res_scale: float | Tensor = 1.0,
 ) -> Tensor:
     """Two 3x3 convolutions with a ReLU between, scaled and added to the input.
 
@@ -32,7 +32,7 @@ def residual_block(
         bias1: [M] or None.
         weight2: [C, M, 3, 3].
         bias2: [C] or None.
-        res_scale: factor of the branch.
+        res_scale: factor of the branch, as in :func:`clsd_fast.conv3x3`.
 
     Returns:
         [N, C, H, W] in x's dtype; channels_last if x is, else contiguous.
@@ -44,7 +44,8 @@ def residual_block(
     Under autocast x is cast to the autocast dtype, the skip connection included; the parameters are
     not (:func:`clsd_fast.conv3x3`).
     Saved for backward: x, the weights and the hidden map after its ReLU; nothing is saved, and
-    the hidden map is not kept, where no gradient is recorded.
+    the hidden map is not kept, where no gradient is recorded. Values that are not finite or very
+    large are as in :func:`clsd_fast.conv3x3`.
 
     Source: Lim et al., Enhanced Deep Residual Networks (arXiv 1707.02921), figure 2c.
     """
@@ -52,7 +53,8 @@ def residual_block(
     (x,) = _checks.cast(x)
     _checks.check_images(op, "x", x)
     _checks.check_residual_block(op, x, weight1, bias1, weight2, bias2)
-    if uses_kernel(op, x, weight1, weight2):
+    res_scale = _checks.number(op, "res_scale", res_scale)
+    if uses_kernel(op, x, weight1, weight2, number=res_scale):
         tensors = (x, weight1, bias1, weight2, bias2)
         save_hidden = torch.is_grad_enabled() and any(
             tensor is not None and tensor.requires_grad for tensor in tensors

@@ -1,6 +1,7 @@
 """A chain of residual blocks."""
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ def residual_blocks(
     biases1: Sequence[Tensor],
     weights2: Sequence[Tensor],
     biases2: Sequence[Tensor],
-    res_scale: float = 1.0,
+    res_scale: float | Tensor = 1.0,
     *,
     taps: Sequence[int] = (),
 ) -> tuple[Tensor, list[Tensor]]:
@@ -43,7 +44,7 @@ def residual_blocks(
         biases1: [M] of each block, or empty for blocks without.
         weights2: [C, M, 3, 3] of each block.
         biases2: [C] of each block, or empty.
-        res_scale: factor of every branch.
+        res_scale: factor of every branch, as in :func:`clsd_fast.conv3x3`.
         taps: numbers of blocks, counted from 1.
 
     Returns:
@@ -54,9 +55,10 @@ def residual_blocks(
         ValueError: if a shape, dtype, device, length or tap does not fit.
         RuntimeError: if the chosen backend cannot serve the tensors' device.
 
-    Autocast and the parameters' dtypes are as in :func:`clsd_fast.conv3x3`. Saved for backward: x,
-    the weights, and of every block the hidden map and the result; nothing where no gradient is
-    recorded. Up to 8 blocks have their gradients computed together.
+    Autocast, the parameters' dtypes, and values that are not finite or very large are as in
+    :func:`clsd_fast.conv3x3`. Saved for backward: x, the weights, and of every block the hidden map
+    and the result; nothing where no gradient is recorded. Up to 8 blocks have their gradients
+    computed together.
 
     Source: Lim et al., Enhanced Deep Residual Networks (arXiv 1707.02921), figure 2c.
     """
@@ -69,8 +71,9 @@ def residual_blocks(
         if not 1 <= tap <= count:
             _checks.fail(op, f"taps in 1..{count}", tap)
     ends = sorted({*taps, count})
-    if uses_kernel(op, x, *weights1, *weights2):
-        maps = _forward(x, parameters, res_scale, ends)
+    res_scale = _checks.number(op, "res_scale", res_scale)
+    if uses_kernel(op, x, *weights1, *weights2, number=res_scale):
+        maps = _forward(x, parameters, cast(float, res_scale), ends)
     else:
         with _checks.without_autocast(x):
             w1, b1, w2, b2 = map(list, parameters)

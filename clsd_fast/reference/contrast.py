@@ -120,7 +120,7 @@ def _info_nce_logits(
 
 
 def distance_ratio_loss(
-    anchor: Tensor, positive: Tensor, negatives: Tensor | None, eps: float
+    anchor: Tensor, positive: Tensor, negatives: Tensor | None, eps: float | Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, distance to the positive and mean distance to the negatives, [..., N] each."""
     features = anchor.shape[-1]
@@ -183,6 +183,8 @@ def info_nce_backward(
     _, logits = _info_nce_logits(query, positive_key, negative_keys, mask, labels, divisor)
     scale = (grad_loss / sum_exp).to(query.dtype).unsqueeze(-1)
     grad_logits = (logits - maximum.to(query.dtype).unsqueeze(-1)).exp() * scale
+    # 0 for excluded pairs of any gradient, which may be a NaN.
+    grad_logits = torch.where(logits == -torch.inf, 0.0, grad_logits)
     if negative_keys is None:
         keys = positive_key.shape[-2]
         own = torch.diag_embed(grad_loss)
@@ -214,8 +216,9 @@ def distance_ratio_loss_backward(
     to_negatives = (-to_positive * positive_distance / (negative_distance + eps)).to(anchor.dtype)
     to_positive = to_positive.to(anchor.dtype)
     if negatives is None:
-        share = (to_negatives / (rows - 1)).unsqueeze(-1).expand(*to_negatives.shape, rows)
-        table = share + torch.diag_embed(to_positive - share[..., 0])
+        share = (to_negatives / (rows - 1)).unsqueeze(-1)
+        own = torch.eye(rows, dtype=torch.bool, device=anchor.device)
+        table = torch.where(own, to_positive.unsqueeze(-1), share)
         return *pairwise_similarity_backward(table, anchor, positive, "l1"), anchor.new_empty(0)
     share = (to_negatives / negatives.shape[-2]).unsqueeze(-1)
     table = share.expand(*to_negatives.shape, negatives.shape[-2])

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._layout import in_format_of, memory_format
+from .._layout import in_format, in_format_of, memory_format
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -19,7 +19,7 @@ def conv3x3(
     weight: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
-    res_scale: float,
+    res_scale: float | Tensor,
     relu: bool,
 ) -> Tensor:
     y = res_scale * _convolve(x, weight, bias)
@@ -36,7 +36,7 @@ def residual_block(
     bias1: Tensor | None,
     weight2: Tensor,
     bias2: Tensor | None,
-    res_scale: float,
+    res_scale: float | Tensor,
     save_hidden: bool,
 ) -> tuple[Tensor, Tensor]:
     """The output, and the hidden map if it is to be saved, which is channels_last whatever x is."""
@@ -45,7 +45,7 @@ def residual_block(
     if not save_hidden:
         return output, x.new_empty(0)
     # A copy: what an operator returns must not be what it has computed from.
-    return output, hidden.clone(memory_format=torch.channels_last)
+    return output, in_format(torch.channels_last, hidden.clone())
 
 
 def residual_blocks(
@@ -54,7 +54,7 @@ def residual_blocks(
     biases1: list[Tensor],
     weights2: list[Tensor],
     biases2: list[Tensor],
-    res_scale: float,
+    res_scale: float | Tensor,
     kept: Sequence[int],
     save_hidden: bool,
 ) -> tuple[list[Tensor], list[Tensor]]:
@@ -108,7 +108,7 @@ def conv3x3_backward(
     formats = (memory_format(x), memory_format(weight), torch.contiguous_format)
     # Not every convolution of PyTorch heeds the mask.
     grad_x, grad_weight, grad_bias = (
-        grad.to(like.dtype).contiguous(memory_format=layout) if need else like.new_empty(0)
+        in_format(layout, grad.to(like.dtype)) if need else like.new_empty(0)
         for grad, like, layout, need in zip(grads, (x, weight, weight), formats, needs, strict=True)
     )
     return grad_x, grad_weight, grad_bias
@@ -127,7 +127,7 @@ def residual_block_backward(
     grad_hidden, grad_weight2, grad_bias2 = conv3x3_backward(
         grad_output, hidden, weight2, res_scale, True, needs_params, needs_params
     )
-    grad_hidden = torch.where(hidden > 0, grad_hidden, 0)
+    grad_hidden = torch.where(hidden <= 0, 0, grad_hidden)  # that of a NaN is kept
     grad_x, grad_weight1, grad_bias1 = conv3x3_backward(
         grad_hidden, x, weight1, 1.0, needs_x, needs_params, needs_params
     )

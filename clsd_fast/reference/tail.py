@@ -193,7 +193,8 @@ def apply_backward(
     grad: Tensor, x: Tensor, composed: Tensor, factor: int, needs_x: bool, needs_composed: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradients of images and composed weight; zeros if not needed."""
-    grad_x, grad_composed = torch.zeros_like(x), torch.zeros_like(composed)
+    # Of the gradient, which vmap may have batched without them.
+    grad_x, grad_composed = grad.new_zeros(x.shape), grad.new_zeros(composed.shape)
     needs = [needs_x, needs_composed, False]
     for summand in _summands(factor, *x.shape[2:]):
         geometry = [1, 1], summand.padding, [1, 1], False, [0, 0], 1, needs

@@ -148,8 +148,9 @@ def load_vector(x, b, i, n, other):
 
 @triton.jit
 def signed(weight, difference):
-    """weight times the sign of difference, 0 where that is 0."""
-    return tl.where(difference > 0, weight, tl.where(difference < 0, -weight, 0))
+    """weight times the sign of difference, where that of a NaN is 0."""
+    # Not 0 in place of the product: the weight may be a NaN.
+    return tl.where(difference > 0, weight, tl.where(difference < 0, -weight, 0 * weight))
 
 
 @triton.jit

@@ -55,8 +55,8 @@ def distance_ratio_loss_forward_kernel(
         for index in range(0, m):
             j = index + tl.arange(0, 1)
             difference = tl.abs(rows - load_tile(others, b, j, m, f, last).to(acc_type))
-            if in_batch:
-                difference = tl.where((i == index)[:, None], 0, difference)
+            if in_batch:  # the own one times 0, as in PyTorch: it may be infinite
+                difference = tl.where((i == index)[:, None], 0 * difference, difference)
             from_others += difference
     row, inside = entry * n + i, i < n
     tl.store(positive_sums + row, tl.sum(from_positive, 1), mask=inside)
@@ -132,14 +132,14 @@ def distance_ratio_loss_anchor_grad_kernel(
     rows = load_tile(anchor, b, i, n, f, d).to(acc_type)
     difference = rows - load_tile(positive, b, i, n, f, d).to(acc_type)
     paired = signed(own[:, None], difference)
-    signs = tl.zeros([block_n, block_f], acc_type)
+    grad = paired
     for index in range(0, m):
         j = index + tl.arange(0, 1)
         difference = rows - load_tile(others, b, j, m, f, d).to(acc_type)
         if in_batch:
             difference = tl.where((i == index)[:, None], 0, difference)
-        signs += signed(1.0, difference)
-    store_tile(grad_anchor, b, i, n, f, d, paired + signs * share[:, None])
+        grad += signed(share[:, None], difference)
+    store_tile(grad_anchor, b, i, n, f, d, grad)
     if grad_positive is not None:
         store_tile(grad_positive, b, i, n, f, d, -paired)
 

@@ -258,9 +258,10 @@ def info_nce_key_grad_kernel(
         highest = load_vector(maximum, b, i, n, 0)
         total = load_vector(sum_exp, b, i, n, 1)
         grad = load_vector(grad_loss, b, i, n, 0).to(acc_type) / total
-        exps = tl.where(kept, tl.exp(cosines * scale - highest[None, :]), 0)
+        # 0 for excluded pairs of any gradient, which may be a NaN.
+        weights = tl.where(kept, tl.exp(cosines * scale - highest[None, :]) * grad[None, :], 0)
         units = unit_rows(load_tile(query, b, i, n, f, d), query_norm)
-        summed, weights = add_weighted(summed, exps * grad[None, :], units)
+        summed, weights = add_weighted(summed, weights, units)
         projection += tl.sum(weights * cosines, 1)
     if in_batch:
         cosine, query_norm, _ = paired_cosines(query, keys, b, j, n, d, acc_type, block_d)

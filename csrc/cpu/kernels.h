@@ -63,7 +63,7 @@ struct TileEpilogue {
   T scale;                      // of sum and bias
   PixelGrid<const T> residual;  // added, if there is data
   bool relu;
-  PixelGrid<const T> positive;  // 0 where this is not > 0, if there is data
+  PixelGrid<const T> positive;  // 0 where this is <= 0, if there is data
 };
 
 // Running softmax statistics of queries, for the keys scanned so far: largest logit, sum of
@@ -94,7 +94,8 @@ struct TileKernels {
   void (*multiply)(T* acc, const TileOperands<T>& operands);
   // The same with |a - b| in place of a * b.
   void (*distance)(T* acc, const TileOperands<T>& operands);
-  // For all pairs of rows and s = weight * sign(a - b): grad_a += s, grad_b -= s
+  // For all pairs of rows and s = weight * sign(a - b): grad_a += s, grad_b -= s. The sign of a NaN
+  // is 0.
   void (*distance_backward)(const DistanceGradients<T>& operands);
   // Sum of the squares of a row, in double.
   double (*square_sum)(const T* row, int64_t count);
@@ -105,7 +106,7 @@ struct TileKernels {
   void (*normalize_grad)(T* grad, const T* unit, double inverse, int64_t count);
   // Add the table's keys to its queries' statistics.
   void (*softmax_scan)(const SoftmaxStatistics<T>& statistics, const LogitTable<T>& table);
-  // logit = exp(logit - maximum[query]) * scale[query]
+  // logit = exp(logit - maximum[query]) * scale[query], and 0 for excluded pairs of any scale
   void (*softmax_grad)(const LogitTable<T>& table, const T* maximum, const T* scale);
   // output = epilogue(sums[p * sums_stride + v]) for the first `pixels` pixels of a row, of
   // `channels` channels (whole panels)

@@ -9,7 +9,32 @@
 #include <new>
 #include <vector>
 
+#include "../check.h"
+
 namespace clsd::cpu {
+
+// A vector whose memory may be large: where there is none, the sentence says how much.
+template <class T>
+struct LargeAllocator {
+  using value_type = T;
+
+  LargeAllocator() = default;
+  template <class U>
+  LargeAllocator(const LargeAllocator<U>&) {}
+  T* allocate(size_t count) {
+    void* memory = ::operator new(count * sizeof(T), std::nothrow);
+    if (!memory) fail_to_allocate(count * sizeof(T), "a table");
+    return static_cast<T*>(memory);
+  }
+  void deallocate(T* memory, size_t) { ::operator delete(memory); }
+  template <class U>
+  bool operator==(const LargeAllocator<U>&) const {
+    return true;
+  }
+};
+
+template <class T>
+using LargeVector = std::vector<T, LargeAllocator<T>>;
 
 // What a scope takes from its thread's scratch memory and gives back at its end. Scopes nest: the
 // i-th piece alive in a thread is always the same buffer, which only grows.
@@ -52,7 +77,7 @@ class Workspace {
       memory.reset();
       bytes = 0;
       memory.reset(std::aligned_alloc(kLine, (needed + kLine - 1) / kLine * kLine));
-      if (!memory) throw std::bad_alloc();
+      if (!memory) fail_to_allocate(needed, "scratch memory");
       bytes = needed;
     }
   };

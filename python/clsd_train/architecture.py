@@ -49,7 +49,7 @@ class Reading(NamedTuple):
     @classmethod
     def of(cls, student: EDSR) -> "Reading":
         mean_shift = not isinstance(student.sub_mean, nn.Identity)
-        return cls(student.res_scale, student.value_range, mean_shift)
+        return cls(float(student.res_scale), student.value_range, mean_shift)
 
 
 def infer_sizes(state: dict[str, Tensor], path: Path, mean_shift: bool) -> Sizes:

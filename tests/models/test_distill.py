@@ -76,6 +76,82 @@ def test_the_heads_tails_are_composed_as_the_students(share_tail):
         assert {tail.collapse for tail in tails} == {collapse}
 
 
+def replace_conv(model):
+    conv = model.heads["2"].conv
+    model.heads["2"].conv = torch.nn.Conv2d(8, 8, 3, padding=1).double()
+    model.heads["2"].conv.load_state_dict(conv.state_dict())
+
+
+def hook_conv(model):
+    """Which takes the skip connection's place behind the convolution, not before."""
+    model.heads["2"].conv.register_forward_hook(lambda module, args, output: 2 * output)
+    with torch.no_grad():
+        for parameter in model.heads["2"].conv.parameters():
+            parameter /= 2
+
+
+def hook_projection(model):
+    layer = model.heads["1"].projection[0]
+    layer.register_forward_hook(lambda module, args, output: 2 * output)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter /= 2
+
+
+def replace_projection(model):
+    model.heads["4"].projection = torch.nn.Sequential(*model.heads["4"].projection, torch.nn.ReLU())
+    model.heads["4"].projection[-1] = torch.nn.Identity()
+
+
+@pytest.mark.parametrize("change", [replace_conv, hook_conv, hook_projection, replace_projection])
+@pytest.mark.parametrize("contrast", ["info_nce", "patch_nce"])
+def test_children_of_heads_may_be_touched(backend, contrast, change):
+    """Each change is one that the losses do not see, as it is made up for."""
+    model = make(contrast).double()
+    losses = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        losses.append(model(*batch(torch.float64)).losses)
+        change(model)
+    torch.testing.assert_close(*losses)
+
+
+@pytest.mark.parametrize("contrast", ["info_nce", "feature_ratio", "pos_only"])
+def test_transforms_of_the_losses(backend, contrast):
+    model = make(contrast).double()
+    lr, hr = batch(torch.float64)
+    named = dict(model.named_parameters())
+
+    def loss(parameters, lr):
+        return torch.func.functional_call(model, parameters, (lr, hr)).losses["total"]
+
+    direction = {name: torch.ones_like(p) * 1e-2 for name, p in named.items()}
+    tangent = torch.func.jvp(lambda p: loss(p, lr), (named,), (direction,))[1]
+    gradients = torch.func.grad(loss)(named, lr)
+    model(lr, hr).losses["total"].backward()
+    for name, parameter in named.items():
+        if parameter.requires_grad:
+            torch.testing.assert_close(gradients[name], parameter.grad)
+    along = sum((gradients[name] * direction[name]).sum() for name in named)
+    torch.testing.assert_close(tangent, along)
+    each = torch.func.vmap(lambda x: loss(named, x))(torch.stack([lr, lr + 1]))
+    torch.testing.assert_close(each, torch.stack([loss(named, lr), loss(named, lr + 1)]))
+
+
+@pytest.mark.parametrize("option", ["ds_weight", "contrast_weight", "temperature"])
+def test_a_tensor_for_a_number_gets_its_gradient(backend, option):
+    number = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    model = make(**{option: number}).double()
+    total = model(*batch(torch.float64)).losses["total"]
+    expected = make(**{option: 0.3}).double()(*batch(torch.float64)).losses
+    torch.testing.assert_close(total, expected["total"])
+    (gradient,) = torch.autograd.grad(total, number)
+    if option == "temperature":
+        assert gradient.abs() > 1e-6
+    else:
+        torch.testing.assert_close(gradient, expected[{"ds_weight": "ds"}.get(option, "cl")])
+
+
 def test_eps_is_that_of_the_ratio():
     small, large = (make("feature_ratio", eps=eps)(*batch()).losses["cl"] for eps in (0, 1e4))
     assert large < 1e-2 * small

@@ -89,12 +89,100 @@ def test_channels_last_goes_through(backend):
     assert sr.is_contiguous(memory_format=torch.channels_last)
 
 
+def hook(module, seen):
+    module.register_forward_hook(lambda module, args, output: seen.append((args[0], output)))
+
+
+@pytest.mark.parametrize("name", ["head", "body", "body.3", "tail", "body.1"])
+@pytest.mark.parametrize("taps", [(), (1, 3)])
+def test_hooks_see_what_edsr_pytorch_s_would(backend, name, taps):
+    torch.manual_seed(0)
+    plain, student = PlainEDSR(2, 3, 8).double(), EDSR(2, 3, 8).double()
+    student.load_state_dict(plain.state_dict())
+    lr, ours, theirs = rand(1, 3, 6, 5), [], []
+    hook(student.get_submodule(name), ours), hook(plain.get_submodule(name), theirs)
+    shallow = student.embed(lr)
+    tapped, deep = student.features(shallow, taps)
+    torch.testing.assert_close(student.reconstruct(deep, like=lr), plain(lr))
+    torch.testing.assert_close(ours, theirs)
+    x = plain.head(plain.sub_mean(lr))
+    for number, block in enumerate(plain.body[:-1], start=1):
+        x = block(x)
+        if number in taps:
+            torch.testing.assert_close(tapped[taps.index(number)], x)
+
+
+@pytest.mark.parametrize("replace", [lambda s, p: s.body.__setitem__(-1, p.body[-1]), None])
+def test_plain_modules_may_take_the_place_of_ours(backend, replace):
+    plain, student = PlainEDSR(2, 3, 8).double(), EDSR(2, 3, 8).double()
+    student.load_state_dict(plain.state_dict())
+    if replace:
+        replace(student, plain)
+    else:
+        student.body = plain.body
+        with pytest.raises(ValueError, match="EDSR: expected a body of ResidualBlocks for taps, g"):
+            student.features(rand(1, 8, 4, 4), [1])
+    lr = rand(1, 3, 6, 5)
+    torch.testing.assert_close(student(lr), plain(lr))
+
+
+def test_transforms_of_the_model(backend):
+    """Ensembles, gradients of each sample, directional derivatives."""
+    students = [EDSR(2, 2, 8).double() for _ in range(2)]
+    parameters, buffers = torch.func.stack_module_state(students)
+    lr = rand(3, 1, 3, 5, 6)
+
+    def image(parameters, lr):
+        return torch.func.functional_call(students[0], (parameters, buffers), (lr,))
+
+    images = torch.func.vmap(image, (0, None))(parameters, lr[0])
+    torch.testing.assert_close(images, torch.stack([student(lr[0]) for student in students]))
+
+    def loss(parameters, lr):
+        return image(parameters, lr).square().mean()
+
+    student = students[0]
+    own = {name: p for name, p in student.named_parameters() if p.requires_grad}
+    rest = {name: p for name, p in student.named_parameters() if not p.requires_grad}
+    gradient = torch.func.grad(lambda own, lr: loss(own | rest, lr))
+    found = torch.func.vmap(gradient, (None, 0))(own, lr)
+    for sample in range(3):
+        expected = torch.autograd.grad(student(lr[sample]).square().mean(), list(own.values()))
+        for name, theirs in zip(own, expected, strict=True):
+            torch.testing.assert_close(found[name][sample], theirs)
+    tangent = torch.func.jvp(student, (lr[0],), (lr[1],))[1]
+    step = 1e-3
+    difference = (student(lr[0] + step * lr[1]) - student(lr[0] - step * lr[1])) / (2 * step)
+    torch.testing.assert_close(tangent, difference, rtol=1e-4, atol=1e-5)
+
+
 def test_compiles_as_one_graph(backend):
     torch._dynamo.reset()
     student = EDSR(4, 2, 8)
     lr = rand(1, 3, 4, 5).float()
     compiled = torch.compile(student, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(lr), student(lr))
+
+
+def operators(graph):
+    targets = {node.target for node in graph.nodes if node.op == "call_function"}
+    return {str(target) for target in targets if "clsd_fast" in str(target)}
+
+
+def test_compiled_and_exported_models_are_fused(native):
+    student, lr, graphs = EDSR(2, 2, 8).eval(), rand(1, 3, 4, 5).float(), []
+    torch._dynamo.reset()
+
+    def record(module, _):
+        graphs.append(module.graph)
+        return module
+
+    torch.compile(student, fullgraph=True, backend=record)(lr)
+    graphs.append(torch.export.export(student, (lr,)).graph)
+    names = ("conv3x3", "residual_blocks", "upsample_tail")
+    assert [operators(graph) for graph in graphs] == [
+        {f"clsd_fast.{name}.default" for name in names}
+    ] * 2
 
 
 @pytest.mark.parametrize(

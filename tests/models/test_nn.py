@@ -48,8 +48,14 @@ def touch_by_parametrization(conv, seen):
     register_parametrization(conv, "weight", Doubled())
 
 
+def touch_by_padding(conv, seen):
+    conv.padding_mode = "reflect"
+    conv.register_forward_hook(lambda *_: seen.append(None))
+
+
 TOUCHES = [
     touch_by_hook,
+    touch_by_padding,
     touch_by_replaced_forward,
     touch_by_pruning,
     touch_by_parametrization,
@@ -93,6 +99,54 @@ def test_another_activation(backend, activation):
     block.body[1] = activation
     x = rand(2, 4, 5, 6)
     torch.testing.assert_close(block(x), by_children(block, x))
+
+
+def without_hooks(conv):
+    conv.padding_mode = "circular"
+
+
+def by_conv_forward(conv):
+    forward = conv._conv_forward
+    conv._conv_forward = lambda x, weight, bias: -forward(x, weight, bias)
+
+
+@pytest.mark.parametrize("change", [without_hooks, by_conv_forward])
+def test_other_ways_to_convolve_are_followed(backend, change):
+    block, plain = ResidualBlock(4, 0.5).double(), torch.nn.Conv2d(4, 4, 3, padding=1).double()
+    last = block.body[2]
+    plain.load_state_dict(last.state_dict())
+    change(last), change(plain)
+    x = rand(2, 4, 5, 6)
+    expected = x + 0.5 * plain(block.body[1](block.body[0](x)))
+    torch.testing.assert_close(block(x), expected)
+    torch.testing.assert_close(last(x, x), x + plain(x))
+
+
+def test_another_pixel_shuffle(backend):
+    tail = UpsampleTail(2, 4, collapse=True).double()
+    tail[0][1] = torch.nn.PixelShuffle(1)
+    tail[1] = Conv3x3(16, 3).double()
+    x = rand(2, 4, 5, 6)
+    torch.testing.assert_close(tail(x), by_children(tail, x))
+
+
+def test_a_learned_res_scale(backend):
+    """Of a block, and of several that share it."""
+    scale = torch.nn.Parameter(torch.tensor([0.3], dtype=torch.float64))
+    blocks = ResidualBlocks(*(ResidualBlock(4, scale) for _ in range(3))).double()
+    plain = ResidualBlocks(*(ResidualBlock(4, 0.3) for _ in range(3))).double()
+    plain.load_state_dict({k: v for k, v in blocks.state_dict().items() if "scale" not in k})
+    x = rand(2, 4, 5, 6)
+    torch.testing.assert_close(blocks(x), plain(x))
+    scale = blocks[0].res_scale
+    (gradient,) = torch.autograd.grad(blocks(x).sum(), scale)
+    step = 1e-5
+    with torch.no_grad():
+        ends = []
+        for value in (0.3 + step, 0.3 - step):
+            scale.fill_(value)
+            ends.append(blocks(x).sum())
+    torch.testing.assert_close(gradient.squeeze(), (ends[0] - ends[1]) / (2 * step))
 
 
 def test_residual_blocks_in_chains(backend, monkeypatch):

@@ -11,6 +11,7 @@ from support.util import (
     channels_last,
     compare,
     contiguous,
+    convolution_algorithm,
     memory_format,
     rand,
     sliced,
@@ -50,6 +51,13 @@ def inputs(batch, channels, out_channels, height, width, bias=True, residual=Fal
 )
 def test_channels_layouts_dtypes(backend, dtype, layout, channels):
     compare(fused({}), plain, inputs(2, *channels, 5, 7), dtype, layout)
+
+
+@cover(channels=[(17, 36), (50, 50), (100, 70)], layout=LAYOUTS, dtype=DTYPES[1:])
+def test_channels_that_fill_no_panels(native, channels, layout, dtype):
+    """Of 16 and more, which Winograd pads."""
+    assert convolution_algorithm(*channels, 9, 13) == "winograd"
+    compare(fused({}), plain, inputs(2, *channels, 9, 13, residual=True), dtype, layout)
 
 
 @cover(size=[(5, 7), (1, 1), (1, 6), (9, 1), (17, 14)], layout=LAYOUTS, dtype=DTYPES)

@@ -14,6 +14,7 @@ from support.every_operator import (
     operator_ids,
 )
 from support.grids import cases
+from support.nonfinite import FUNCTIONS, go_where_the_reference_sends_them
 from support.util import rand
 
 import clsd_fast
@@ -25,6 +26,7 @@ PROPERTIES = [
     *cases(one_input_alone_gets_its_gradient, name=ROWS),
     *cases(double_backward_raises, name=ROWS),
     *cases(offsets_beyond_32_bits, name=ROWS),
+    *cases(go_where_the_reference_sends_them, name=FUNCTIONS, dtype=[torch.float32]),
     *cases(compiles_as_one_graph, name=ROWS, compiler=["aot_eager"]),
 ]
 CALLS = [

@@ -39,7 +39,7 @@ void distances(const FeatureRows<const S>& anchor, const FeatureRows<const S>& p
                Accumulator<S>* to_positive, Accumulator<S>* to_negatives) {
   using T = Accumulator<S>;
   const auto& keys = negatives ? *negatives : positive;
-  std::vector<double> table(static_cast<size_t>(anchor.count * keys.count));
+  LargeVector<double> table(static_cast<size_t>(anchor.count * keys.count));
   DistanceTable<S>(anchor, keys, b).compute([&](int64_t i, int64_t j, double distance) {
     table[i * keys.count + j] = distance;
   });
@@ -47,7 +47,9 @@ void distances(const FeatureRows<const S>& anchor, const FeatureRows<const S>& p
   for (int64_t i = 0; i < anchor.count; ++i) {
     double sum = 0;
     for (int64_t j = 0; j < keys.count; ++j) {
-      if (negatives || i != j) sum += table[i * keys.count + j];
+      const double distance = table[i * keys.count + j];
+      // The own one times 0, as in PyTorch: it may be infinite.
+      sum += negatives || i != j ? distance : 0 * distance;
     }
     const double own =
         negatives ? paired_distance(anchor, positive, b, i) : table[i * keys.count + i];
@@ -119,8 +121,8 @@ std::tuple<Tensor, Tensor, Tensor> distance_ratio_loss_backward(
     const int64_t others = negatives ? keys.count : keys.count - 1;
     const int64_t count = anchors.count;
     for (int64_t b = 0; b < anchors.batch; ++b) {
-      std::vector<double> table(static_cast<size_t>(count * keys.count));
-      std::vector<double> own(static_cast<size_t>(count));
+      LargeVector<double> table(static_cast<size_t>(count * keys.count));
+      LargeVector<double> own(static_cast<size_t>(count));
       for (int64_t i = 0; i < count; ++i) {
         const S* grads = const_data<S>(grad_loss) + b * grad_loss.stride(0);
         const RowWeights weights(static_cast<double>(grads[i * grad_loss.stride(1)]),

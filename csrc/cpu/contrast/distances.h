@@ -44,14 +44,14 @@ class DistanceTable {
   template <class Write>
   void compute(const Write& write) const {
     if (slices_ == 1) {
-      torch::stable::parallel_for(0, blocks_, 1, [&](int64_t begin, int64_t end) {
+      parallel_for(0, blocks_, 1, [&](int64_t begin, int64_t end) {
         for (int64_t block = begin; block < end; ++block) scan(0, block, write);
       });
       return;
     }
     const int64_t size = query_.count * key_.count;
-    std::vector<double> partials(static_cast<size_t>(slices_ * size));
-    torch::stable::parallel_for(0, slices_ * blocks_, 1, [&](int64_t begin, int64_t end) {
+    LargeVector<double> partials(static_cast<size_t>(slices_ * size));
+    parallel_for(0, slices_ * blocks_, 1, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
         double* partial = partials.data() + task / blocks_ * size;
         scan(task / blocks_, task % blocks_, [&](int64_t i, int64_t j, double distance) {
@@ -120,7 +120,7 @@ class DistanceTable {
 // Pairs (query i, rows i) whose distance has the gradient weight[i], beside a table's.
 template <class S>
 struct PairedDistance {
-  const std::vector<double>& weight;
+  const LargeVector<double>& weight;
   FeatureRows<const S> rows;
   FeatureRows<S> grad;
 };
@@ -157,7 +157,7 @@ struct FeatureSlice {
 // Gradients of the rows given those of their distances, [N, M]. A task owns some features of all
 // rows, so that each gradient has one writer and one order of summation.
 template <class S>
-void distance_table_backward(const std::vector<double>& grad_table,
+void distance_table_backward(const LargeVector<double>& grad_table,
                              const FeatureRows<const S>& query, const FeatureRows<const S>& key,
                              int64_t b, const FeatureRows<S>& grad_query,
                              const FeatureRows<S>& grad_key,
@@ -168,7 +168,7 @@ void distance_table_backward(const std::vector<double>& grad_table,
       std::clamp(kSliceElements / rows / kTileCols, int64_t{1}, int64_t{16}) * kTileCols;
   const auto& kernels = tile_kernels<double>();
   const int64_t slices = ceil_div(query.features, width);
-  torch::stable::parallel_for(0, slices, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, slices, 1, [&](int64_t begin, int64_t end) {
     Workspace workspace;
     FeatureSlice queries(workspace, query.count, width), keys(workspace, key.count, width);
     FeatureSlice pairs(workspace, paired ? query.count : 0, width);

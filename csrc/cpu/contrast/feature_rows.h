@@ -9,6 +9,8 @@
 
 #include "../../tensor_util.h"
 #include "../kernels.h"
+#include "../parallel.h"
+#include "../workspace.h"
 
 namespace clsd::cpu {
 
@@ -26,8 +28,8 @@ constexpr double kNormEps = 1e-12;
 template <class T>
 struct PackedMatrix {
   int64_t count, features, stride;
-  std::vector<T> values;   // [rows of whole tiles, stride]
-  std::vector<T> inverse;  // 1 / norm of each row, 0 for a zero row; empty unless normalized
+  LargeVector<T> values;   // [rows of whole tiles, stride]
+  LargeVector<T> inverse;  // 1 / norm of each row, 0 for a zero row; empty unless normalized
 
   const T* row(int64_t i) const { return values.data() + i * stride; }
 };
@@ -72,13 +74,17 @@ PackedMatrix<T> pack_matrix(const FeatureRows<const S>& source, int64_t b, bool 
       std::max(round_up(source.count, kTileRows), round_up(source.count, kTileCols));
   packed.values.resize(static_cast<size_t>(padded * packed.stride));
   if (normalize) packed.inverse.resize(static_cast<size_t>(source.count));
-  torch::stable::parallel_for(0, source.count, 64, [&](int64_t begin, int64_t end) {
+  parallel_for(0, source.count, 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       T* to = packed.values.data() + i * packed.stride;
       const T* from = row_values(source, b, i, to);
-      const double scale = normalize ? inverse_norm(kernels, from, source.features) : 1;
-      if (normalize) packed.inverse[i] = static_cast<T>(scale);
-      kernels.scale(to, from, scale, source.features);
+      if (!normalize) {
+        if (from != to) std::copy_n(from, source.features, to);
+        continue;
+      }
+      const double inverse = inverse_norm(kernels, from, source.features);
+      packed.inverse[i] = static_cast<T>(inverse);
+      kernels.scale(to, from, inverse, source.features);
     }
   });
   return packed;
@@ -94,10 +100,10 @@ void transpose_panel(T* panel, const T* rows, int64_t stride, int64_t features) 
 
 // A matrix as [panels][features][kTileCols]: the right side of a product.
 template <class T>
-std::vector<T> transpose_panels(const PackedMatrix<T>& matrix) {
+LargeVector<T> transpose_panels(const PackedMatrix<T>& matrix) {
   const int64_t panels = ceil_div(matrix.count, kTileCols), size = matrix.features * kTileCols;
-  std::vector<T> values(static_cast<size_t>(panels * size));
-  torch::stable::parallel_for(0, panels, 4, [&](int64_t begin, int64_t end) {
+  LargeVector<T> values(static_cast<size_t>(panels * size));
+  parallel_for(0, panels, 4, [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) {
       transpose_panel(values.data() + panel * size, matrix.row(panel * kTileCols), matrix.stride,
                       matrix.features);

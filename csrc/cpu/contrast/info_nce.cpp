@@ -13,7 +13,7 @@ Shape loss_shape(const Tensor& query, const std::string& reduction) {
 }
 
 template <class S, class T>
-void reduce(S* target, const std::vector<T>& losses, const std::string& reduction) {
+void reduce(S* target, const LargeVector<T>& losses, const std::string& reduction) {
   if (reduction == "none") {
     store_row(target, losses.data(), static_cast<int64_t>(losses.size()));
     return;
@@ -98,7 +98,7 @@ std::tuple<Tensor, std::vector<Tensor>> info_nce(Tensor query, Tensor positive_k
   dispatch(op, query.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     using T = Accumulator<S>;
-    std::vector<T> losses(static_cast<size_t>(count)), scratch;
+    LargeVector<T> losses(static_cast<size_t>(count)), scratch;
     if (grads) scratch.resize(static_cast<size_t>(3 * count));
     const SavedStatistics<T> saved(grads ? scratch.data() : data<T>(statistics[0]), count);
     const Contrast<S> contrast(inputs, save_gradients);

@@ -15,7 +15,7 @@ namespace clsd::cpu {
 template <class S>
 struct KeyGradients {
   using T = Accumulator<S>;
-  std::vector<T> sums;
+  LargeVector<T> sums;
   T* values;
   int64_t batch, count, features;
 
@@ -75,7 +75,7 @@ struct InfoNceBackward {
     for (int64_t entry = 0; entry < entries; ++entry) weigh(round, entry, weights);
     T* partials = workspace.take<T>(entries * chunks * size);
     const int64_t grain = contrast.grain(count, std::min(contrast.plan.keys, contrast.keys.count));
-    torch::stable::parallel_for(0, entries * chunks, grain, [&](int64_t begin, int64_t end) {
+    parallel_for(0, entries * chunks, grain, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t entry = task / chunks;
         scan(round, stored, entry, task % chunks, weights + entry * 3 * round.width,
@@ -83,7 +83,7 @@ struct InfoNceBackward {
       }
     });
     const int64_t row_grain = contrast.grain(1, 4 * chunks);
-    torch::stable::parallel_for(0, entries * count, row_grain, [&](int64_t begin, int64_t end) {
+    parallel_for(0, entries * count, row_grain, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t entry = task / count;
         finish_query(round, entry, task % count, weights + entry * 3 * round.width,
@@ -94,15 +94,15 @@ struct InfoNceBackward {
 
   void finish_keys(const FeatureRows<S>& output) const {
     const int64_t rows = contrast.keys.batch * contrast.keys.count;
-    torch::stable::parallel_for(0, rows, contrast.grain(1, 4), [&](int64_t begin, int64_t end) {
+    parallel_for(0, rows, contrast.grain(1, 4), [&](int64_t begin, int64_t end) {
       Workspace workspace;
       T* unit = workspace.take<T>(contrast.stride);
       T* grad = workspace.take<T>(contrast.stride);
-      std::fill_n(grad, contrast.stride, T(0));
       for (int64_t row = begin; row < end; ++row) {
         const int64_t b = row / contrast.keys.count, j = row % contrast.keys.count;
         contrast.keys.pack(unit, b, j, 1);
-        std::copy_n(key_grads.row(b, j), key_grads.features, grad);
+        T* const padding = std::copy_n(key_grads.row(b, j), key_grads.features, grad);
+        std::fill(padding, grad + contrast.stride, T(0));  // which the last one's NaN is in
         contrast.keys.write_grad(output, b, j, grad, unit, contrast.inverse_temperature);
       }
     });

@@ -62,13 +62,13 @@ struct InfoNceForward {
     const int64_t chunks = contrast.plan.chunks, size = ChunkStatistics<T>::size(round.width);
     T* partials = workspace.take<T>(entries * chunks * size);
     const int64_t grain = contrast.grain(count, std::min(contrast.plan.keys, contrast.keys.count));
-    torch::stable::parallel_for(0, entries * chunks, grain, [&](int64_t begin, int64_t end) {
+    parallel_for(0, entries * chunks, grain, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
         scan(round, stored, task / chunks, task % chunks, {partials + task * size, round.width});
       }
     });
     const int64_t row_grain = contrast.grain(1, 4 * chunks);
-    torch::stable::parallel_for(0, entries * count, row_grain, [&](int64_t begin, int64_t end) {
+    parallel_for(0, entries * count, row_grain, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
         finish(round, task / count, task % count, partials + task / count * chunks * size);
       }

@@ -22,7 +22,7 @@ struct NormedRows : FeatureRows<const S> {
   using T = Accumulator<S>;
   const TileKernels<T>& kernels;
   int64_t stride;               // of packed rows
-  std::vector<double> inverse;  // 1 / norm [B, N], 0 for a zero row
+  LargeVector<double> inverse;  // 1 / norm [B, N], 0 for a zero row
 
   NormedRows(const TileKernels<T>& kernels, const Tensor& tensor)
       : FeatureRows<const S>(feature_rows<const S>(tensor)),
@@ -30,7 +30,7 @@ struct NormedRows : FeatureRows<const S> {
         stride(round_up(this->features, kTileCols)),
         inverse(static_cast<size_t>(this->batch * this->count)) {
     const int64_t rows = this->batch * this->count;
-    torch::stable::parallel_for(0, rows, 256, [&](int64_t begin, int64_t end) {
+    parallel_for(0, rows, 256, [&](int64_t begin, int64_t end) {
       Workspace workspace;
       T* scratch = workspace.take<T>(this->features);
       for (int64_t i = begin; i < end; ++i) {
@@ -127,7 +127,7 @@ struct Round : RoundQueries {
         panels(workspace.take<T>(entries * width * contrast.query.features)) {
     const int64_t per_entry = width / kTileCols;
     const int64_t grain = contrast.grain(kTileCols, 16);
-    torch::stable::parallel_for(0, entries * per_entry, grain, [&](int64_t begin, int64_t end) {
+    parallel_for(0, entries * per_entry, grain, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) pack(task / per_entry, task % per_entry);
     });
   }

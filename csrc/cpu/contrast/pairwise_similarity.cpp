@@ -27,7 +27,7 @@ void write_products(const PackedMatrix<Accumulator<S>>& queries,
   const auto& kernels = tile_kernels<T>();
   const auto panels = transpose_panels(keys);
   const int64_t blocks = ceil_div(queries.count, kBlockRows);
-  torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
     Workspace workspace;
     T* sums = workspace.take<T>(kBlockRows * kBlockColumns);
     for (int64_t i = begin * kBlockRows; i < std::min(end * kBlockRows, queries.count);
@@ -71,7 +71,7 @@ struct RowGradient {
 
   void write(const FeatureRows<S>& target, int64_t b) const {
     const int64_t blocks = ceil_div(rows.count, kBlockRows);
-    torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
       Workspace workspace;
       T* sums = workspace.take<T>(kBlockRows * rows.stride);
       T* coefficients = workspace.take<T>(kBlockRows * kSteps);
@@ -163,7 +163,7 @@ std::tuple<Tensor, Tensor> pairwise_similarity_backward(Tensor grad_output, Tens
     const auto grad = feature_rows<const S>(grad_output);
     for (int64_t b = 0; b < queries.batch; ++b) {
       if (metric == "l1") {
-        std::vector<double> table(static_cast<size_t>(queries.count * keys.count));
+        LargeVector<double> table(static_cast<size_t>(queries.count * keys.count));
         copy_features(table.data(), keys.count, grad, b, 0, queries.count, 0, keys.count);
         distance_table_backward<S>(table, queries, keys, b, feature_rows<S>(grad_query),
                                    feature_rows<S>(grad_key));

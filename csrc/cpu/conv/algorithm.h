@@ -27,14 +27,20 @@ inline bool winograd_multiplies_less(int64_t height, int64_t width) {
   return 3 * tiles * kFrequencies < 2 * 9 * height * round_up(width, kTileRows);
 }
 
+// Whether the environment variable CLSD_FAST_CONV, read when the library is loaded, leaves Winograd
+// in the choice: auto, the default, or direct, by which a pixel reaches the 3x3 outputs that see it
+// and no others. It throws for other values.
+bool allows_winograd();
+
 // The faster algorithm for a convolution of images of type S from input to output, for its gradient
-// with respect to the input, and for that with respect to the weight. It depends on shapes alone.
+// with respect to the input, and for that with respect to the weight. It depends on shapes alone, and
+// on CLSD_FAST_CONV.
 template <class S, class In, class Out>
 Algorithm choose(const Images<In>& input, const Images<Out>& output) {
-  const auto fills_vectors = [](int64_t channels) { return channels >= 16 && channels % 8 == 0; };
+  const auto fills_panels = [](int64_t channels) { return channels >= kTileCols; };
   // Winograd tiles are summed in single precision, so double stays direct.
-  if (!std::is_same_v<S, double> && fills_vectors(input.channels) &&
-      fills_vectors(output.channels) && winograd_multiplies_less(input.height, input.width)) {
+  if (allows_winograd() && !std::is_same_v<S, double> && fills_panels(input.channels) &&
+      fills_panels(output.channels) && winograd_multiplies_less(input.height, input.width)) {
     return Algorithm::kWinograd;
   }
   if (input.channels <= kNarrow && output.channels >= kTileCols) return Algorithm::kNarrowInput;

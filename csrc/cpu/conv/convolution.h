@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../kernels.h"
+#include "../parallel.h"
 #include "../workspace.h"
 #include "image_rows.h"
 #include "weight_view.h"
@@ -19,7 +20,7 @@ struct Epilogue {
   const std::vector<T>* bias = nullptr;       // [K] in the output's order, padded to whole panels
   T scale = 1;                                // of convolution and bias
   const Images<const S>* residual = nullptr;  // added after the scale
-  const Images<const S>* positive = nullptr;  // result kept only where this is > 0
+  const Images<const S>* positive = nullptr;  // result 0 where this is <= 0
   bool relu = false;
 
   bool only_bias() const { return scale == 1 && !residual && !positive && !relu; }
@@ -168,7 +169,7 @@ void write_weight_gradient_as(const Images<const S>& input, const Images<const S
   const int64_t panels = ceil_div(outputs, kTileCols);
   int64_t strides[4];
   for (int64_t dim = 0; dim < 4; ++dim) strides[dim] = grad_weight.stride(dim);
-  torch::stable::parallel_for(0, panels * inputs, 16, [&](int64_t begin, int64_t end) {
+  parallel_for(0, panels * inputs, 16, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t k = task / inputs * kTileCols, c = task % inputs;
       Accumulator<S> values[9 * kTileCols];

@@ -44,7 +44,7 @@ void direct_convolve(const Convolution<S>& convolution) {
   const int64_t bands = ceil_div(input.height, kBand);
   Workspace workspace;
   const T* weight = direct_weight(workspace, convolution.weights());
-  torch::stable::parallel_for(0, input.batch * bands, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, input.batch * bands, 1, [&](int64_t begin, int64_t end) {
     Workspace scratch;
     const PackedRows<T> rows(scratch, kBand + 2, 1, round_up(input.width, kTileRows) + 2,
                              input.channels);
@@ -119,7 +119,7 @@ class DirectGradient {
     std::fill_n(partials, groups_ * size_, T(0));
     std::fill_n(sums, groups_ * padded_, 0.0);
     const int64_t bands = input_.batch * bands_;
-    torch::stable::parallel_for(0, groups_, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, groups_, 1, [&](int64_t begin, int64_t end) {
       for (int64_t group = begin; group < end; ++group) {
         add_bands(group * bands / groups_, (group + 1) * bands / groups_, partials + group * size_,
                   sums + group * padded_);

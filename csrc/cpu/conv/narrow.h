@@ -83,7 +83,7 @@ void narrow_input_convolve(const Convolution<S>& convolution) {
   for (int64_t k = 0; bias && k < outputs; k += kTileCols) {
     std::copy_n(bias->data() + k, kTileCols, weight + k / kTileCols * panel + depth * kTileCols);
   }
-  torch::stable::parallel_for(0, input.batch * bands, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, input.batch * bands, 1, [&](int64_t begin, int64_t end) {
     Workspace scratch;
     const ExpandedRow<S> expanded(scratch, input);
     OutputBand<S> band(scratch, convolution, kNarrowBand);
@@ -215,7 +215,7 @@ void narrow_output_convolve(const Convolution<S>& convolution) {
     }
   }
   const int64_t bands = ceil_div(input.height, kNarrowBand);
-  torch::stable::parallel_for(0, input.batch * bands, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, input.batch * bands, 1, [&](int64_t begin, int64_t end) {
     Workspace scratch;
     const NarrowOutputBand<S> products(scratch, convolution, weight);
     OutputBand<S> band(scratch, convolution, kNarrowBand);
@@ -260,7 +260,7 @@ class NarrowGradient {
     std::fill_n(partials, groups_ * size_, T(0));
     std::fill_n(sums, groups_ * sums_, 0.0);
     const int64_t rows = input_.batch * input_.height;
-    torch::stable::parallel_for(0, groups_, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, groups_, 1, [&](int64_t begin, int64_t end) {
       for (int64_t group = begin; group < end; ++group) {
         add_rows(group * rows / groups_, (group + 1) * rows / groups_, partials + group * size_,
                  sums + group * sums_);

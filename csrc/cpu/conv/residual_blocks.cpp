@@ -105,7 +105,7 @@ void add(Tensor images, const Tensor& to) {
   const S* from = const_data<S>(images);
   S* sums = data<S>(to);
   constexpr int64_t kGrain = 1 << 15;
-  torch::stable::parallel_for(0, to.numel(), kGrain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, to.numel(), kGrain, [&](int64_t begin, int64_t end) {
     using T = Accumulator<S>;
     for (int64_t i = begin; i < end; ++i) {
       sums[i] = static_cast<S>(static_cast<T>(sums[i]) + static_cast<T>(from[i]));

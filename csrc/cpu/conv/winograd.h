@@ -151,7 +151,7 @@ struct WinogradWeight {
         stride(ceil_div(weights.outputs, kTileCols) * panel + kFrequencyPadding),
         values(workspace.take<T>(kFrequencies * stride)) {
     const int64_t panels = ceil_div(weights.outputs, kTileCols);
-    torch::stable::parallel_for(0, panels * weights.inputs, 16, [&](int64_t begin, int64_t end) {
+    parallel_for(0, panels * weights.inputs, 16, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t k = task / weights.inputs * kTileCols, c = task % weights.inputs;
         alignas(64) T taps[9 * kTileCols] = {};
@@ -236,7 +236,7 @@ void winograd_convolve(const Convolution<S>& convolution,
                        const WinogradWeight<Accumulator<S>>& weight, int64_t begin, int64_t end) {
   const Images<const S>& input = convolution.input;
   const WinogradBands bands(input.height, input.width);
-  torch::stable::parallel_for(begin, end, 1, [&](int64_t first_task, int64_t last_task) {
+  parallel_for(begin, end, 1, [&](int64_t first_task, int64_t last_task) {
     Workspace scratch;
     WinogradPatches<S> patches(scratch, input, bands, kWinogradTile + 2);
     OutputBand<S> band(scratch, convolution, bands.pixel_rows());

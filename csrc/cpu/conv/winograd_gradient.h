@@ -36,7 +36,7 @@ class WinogradGradient {
     T* taps = workspace.take<T>(groups_ * tap_count_);
     double* sums = workspace.take<double>(groups_ * outputs_);
     const auto slices = static_cast<int64_t>(slices_.size());
-    torch::stable::parallel_for(0, groups_ * slices, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, groups_ * slices, 1, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t group = task / slices, k = task % slices * kWinogradSlice;
         add_group(group, slices_[static_cast<size_t>(task % slices)],

@@ -27,7 +27,8 @@ CLSD_INLINE void finish_vector(const PixelGrid<T>& output, const TileEpilogue<T>
   if (epilogue.residual.data) value += load(pixel(epilogue.residual, i, j) + channel);
   if (epilogue.relu) value = value < 0 ? zero : value;  // a NaN is kept
   if (epilogue.positive.data) {
-    value = load(pixel(epilogue.positive, i, j) + channel) > 0 ? value : zero;
+    // Where that is a NaN, the value is kept.
+    value = load(pixel(epilogue.positive, i, j) + channel) <= 0 ? zero : value;
   }
   store(pixel(output, i, j) + channel, value);
 }

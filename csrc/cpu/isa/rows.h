@@ -26,8 +26,9 @@ inline void distance_backward_columns(const DistanceGradients<T>& operands, int6
     Vec<T> grad = {};
 #pragma GCC unroll 8
     for (int j = 0; j < kColumns; ++j) {
-      const Vec<T> zero = {}, weight = weights[j] - zero;
-      const Vec<T> step = value > values[j] ? weight : (value < values[j] ? -weight : zero);
+      const Vec<T> weight = weights[j] - Vec<T>{};
+      // Not 0 in place of the product: the weight may be a NaN.
+      const Vec<T> step = value > values[j] ? weight : (value < values[j] ? -weight : weight * 0);
       grad += step;
       grads[j] += step;
     }

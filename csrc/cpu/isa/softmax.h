@@ -88,10 +88,13 @@ void softmax_scan(const SoftmaxStatistics<T>& statistics, const LogitTable<T>& t
 
 template <class T>
 void softmax_grad(const LogitTable<T>& table, const T* maximum, const T* scale) {
+  constexpr T kInfinity = __builtin_huge_val();
   for (int64_t k = 0; k < table.keys; ++k) {
     for (int64_t q = 0; q < table.queries; q += kLanes<T>) {
       T* logits = table.logits + k * table.stride + q;
-      store(logits, exponential<T>(load(logits) - load(maximum + q)) * load(scale + q));
+      const Vec<T> logit = load(logits);
+      const Vec<T> grad = exponential<T>(logit - load(maximum + q)) * load(scale + q);
+      store(logits, logit == -kInfinity ? Vec<T>{} : grad);
     }
   }
 }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "../parallel.h"
 #include "map.h"
 
 namespace clsd::cpu {
@@ -39,7 +40,7 @@ class TailForward {
     for (int64_t i = 0; i < bias_.size(); ++i) table[i] = out_bias[i % shape_.outputs];
     bias_.write(composed + shape_.channels * shape_.composed_size(), table);
     const int64_t bands = ceil_div(shape_.height, band_), factor = shape_.axis.upscale;
-    torch::stable::parallel_for(0, input_.batch * bands, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, input_.batch * bands, 1, [&](int64_t begin, int64_t end) {
       Workspace scratch;
       TailRow<S> row(scratch, shape_, input_);
       TailCanvas<T> canvas(scratch, output_.width, factor * band_, shape_.outputs);
@@ -72,7 +73,7 @@ class TailForward {
     const int64_t channels = shape_.channels;
     T* packed = workspace.take<T>(shape_.packed_taps * channels);
     std::fill_n(packed, shape_.packed_taps * channels, T(0));
-    torch::stable::parallel_for(0, channels, 16, [&](int64_t begin, int64_t end) {
+    parallel_for(0, channels, 16, [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) {
         const T* source = composed + c * shape_.composed_size();
         for (const TailFootprint& footprint : shape_.footprints) {
@@ -176,7 +177,7 @@ class TailGradient {
     T* partials = workspace.take<T>(grad_composed ? groups_ * size_ : 0);
     double* tables = workspace.take<double>(grad_composed ? groups_ * bias_.size() : 0);
     const int64_t bands = input_.batch * bands_;
-    torch::stable::parallel_for(0, groups_, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, groups_, 1, [&](int64_t begin, int64_t end) {
       for (int64_t group = begin; group < end; ++group) {
         Sums sums{nullptr, nullptr};
         if (grad_composed) sums = {partials + group * size_, tables + group * bias_.size()};
@@ -200,7 +201,7 @@ class TailGradient {
     const int64_t channels = round_up(shape_.channels, kTileCols);
     T* packed = workspace.take<T>(shape_.packed_taps * channels);
     std::fill_n(packed, shape_.packed_taps * channels, T(0));
-    torch::stable::parallel_for(0, channels / kTileCols, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, channels / kTileCols, 1, [&](int64_t begin, int64_t end) {
       for (int64_t c = begin * kTileCols; c < std::min(end * kTileCols, shape_.channels); ++c) {
         const T* source = composed + c * shape_.composed_size();
         for (const TailFootprint& footprint : shape_.footprints) {
@@ -331,7 +332,7 @@ class TailGradient {
 
   // The groups' partials of taps, in order, as the gradient of the composed weight.
   void collect(const T* partials, T* grad_composed) const {
-    torch::stable::parallel_for(0, shape_.channels, 4, [&](int64_t begin, int64_t end) {
+    parallel_for(0, shape_.channels, 4, [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) {
         T* target = grad_composed + c * shape_.composed_size();
         std::fill_n(target, shape_.composed_size(), T(0));  // of summands that the image has not

@@ -12,6 +12,7 @@
 #include "../../tail_axis.h"
 #include "../../tensor_util.h"
 #include "../kernels.h"
+#include "../parallel.h"
 #include "../workspace.h"
 
 namespace clsd::cpu {
@@ -104,7 +105,7 @@ class TailComposer {
   void compose(T* composed) const {
     Workspace workspace;
     const T* columns = pack_after(workspace, false);
-    torch::stable::parallel_for(0, channels(), 4, [&](int64_t begin, int64_t end) {
+    parallel_for(0, channels(), 4, [&](int64_t begin, int64_t end) {
       Workspace scratch;
       T* responses = take_responses(scratch);
       T* products = scratch.take<T>(rows_ * columns_);
@@ -142,7 +143,7 @@ class TailComposer {
     const int64_t size = round_up(steps_, kRowStep) * columns_;
     T* partials = workspace.take<T>(kComposeGroups * size);
     std::fill_n(partials, kComposeGroups * size, T(0));
-    torch::stable::parallel_for(0, kComposeGroups, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, kComposeGroups, 1, [&](int64_t begin, int64_t end) {
       for (int64_t group = begin; group < end; ++group) {
         const int64_t first = group * channels() / kComposeGroups;
         const int64_t last = (group + 1) * channels() / kComposeGroups;
