@@ -38,17 +38,19 @@ using MatrixSums = float[2][2];
 __device__ __forceinline__ int matrix_row() { return static_cast<int>(threadIdx.x) / 16 * 2; }
 __device__ __forceinline__ int matrix_column() { return static_cast<int>(threadIdx.x) % 16 * 2; }
 
-// Numbers of a tile on their way through a thread; number(line, depth) is of one with `depths`.
+// Numbers of a tile on their way through a thread: those of one line, whose numbers by depth are
+// what numbers(line) returns.
 constexpr int kDepthsAtOnce = kMatrixThreads / kMatrixTile;
 using TileNumbers = float[kMatrixDepth / kDepthsAtOnce];
 
-template <class Number>
-__device__ __forceinline__ void load_numbers(TileNumbers& numbers, int depths,
-                                             const Number& number) {
+template <class Numbers>
+__device__ __forceinline__ void load_numbers(TileNumbers& target, int first, int depths,
+                                             const Numbers& numbers) {
+  const auto number = numbers(static_cast<int>(threadIdx.x) % kMatrixTile);
 #pragma unroll
   for (int i = 0; i < kMatrixDepth / kDepthsAtOnce; ++i) {
-    const int depth = static_cast<int>(threadIdx.x) / kMatrixTile + i * kDepthsAtOnce;
-    numbers[i] = depth < depths ? number(threadIdx.x % kMatrixTile, depth) : 0;
+    const int depth = first + static_cast<int>(threadIdx.x) / kMatrixTile + i * kDepthsAtOnce;
+    target[i] = depth < depths ? number(depth) : 0;
   }
 }
 
@@ -62,16 +64,16 @@ __device__ __forceinline__ void store_numbers(uint32_t tile, const TileNumbers& 
   }
 }
 
-// sums += a b; a(row, depth) and b(depth, column) are numbers of the block's tile, 0 where none is.
+// sums += a b; a(row) and b(column) are functions of the depth, which give the numbers of a row and
+// of a column of the block's tile, 0 where there is none.
 template <class A, class B>
 __device__ __forceinline__ void multiply_matrices(MatrixSums& sums, int depth, const A& a,
                                                   const B& b) {
 #pragma unroll 1
   for (int first = 0; first < depth; first += kMatrixDepth) {
-    const int depths = depth - first;
     TileNumbers rows_numbers, columns_numbers;
-    load_numbers(rows_numbers, depths, [&](int row, int k) { return a(row, first + k); });
-    load_numbers(columns_numbers, depths, [&](int column, int k) { return b(first + k, column); });
+    load_numbers(rows_numbers, first, depth, a);
+    load_numbers(columns_numbers, first, depth, b);
     __syncthreads();  // all have left the tiles before
     store_numbers(0, rows_numbers);
     store_numbers(kSecondTile, columns_numbers);
@@ -144,13 +146,25 @@ __device__ __forceinline__ int64_t out_offset(const int64_t (&strides)[4], int m
   return tap.k * strides[0] + m * strides[1] + (2 - tap.y) * strides[2] + (2 - tap.x) * strides[3];
 }
 
-// Tap n of what follows on channel m of the map.
-__device__ __forceinline__ float following(const TailStage& stage, int m, int n) {
-  if (m > stage.features || n >= stage.after_size()) return 0;
-  if (!stage.last) return load(stage.after + (int64_t{m} * stage.after_size() + n));
-  if (m == stage.features) return 0;
-  return load(stage.after + out_offset(stage.after_strides, m, stage.after_tap(n)));
-}
+// Tap n of what follows, on the channels of the map.
+class Following {
+ public:
+  __device__ __forceinline__ Following(const TailStage& stage, int n) {
+    channels_ = n >= stage.after_size() ? 0 : stage.last ? stage.features : stage.features + 1;
+    step_ = stage.last ? stage.after_strides[1] : stage.after_size();
+    first_ =
+        stage.after + (stage.last ? out_offset(stage.after_strides, 0, stage.after_tap(n)) : n);
+  }
+
+  __device__ __forceinline__ float operator()(int m) const {
+    return m < channels_ ? load(first_ + m * step_) : 0;
+  }
+
+ private:
+  Global<const float> first_;
+  int64_t step_;
+  int channels_;
+};
 
 // Block (tile of c, tile of n, pair) of tail z.
 template <class T>
@@ -166,9 +180,11 @@ __global__ void __launch_bounds__(kMatrixThreads)
   if (number >= stage.pairs()) return;  // of a smaller tail
   const StagePair pair(stage, number);
   MatrixSums sums{};
-  multiply_matrices(sums, stage.features + 1, [&](int row, int m) {
-    return response(stage, pair, c + row, m);
-  }, [&](int m, int column) { return following(stage, m, n + column); });
+  const auto responses = [&](int row) {
+    return [&, row](int m) { return response(stage, pair, c + row, m); };
+  };
+  const auto following = [&](int column) { return Following(stage, n + column); };
+  multiply_matrices(sums, stage.features + 1, responses, following);
   store_matrix(sums, rows - c, columns - n, [&](int row, int column, float sum) {
     store(tail.products + ((int64_t{number} * rows + c + row) * columns + n + column), sum);
   });

@@ -390,30 +390,52 @@ __global__ void __launch_bounds__(kReducingThreads)
 
 }  // namespace wgrad
 
-// Gradient of the product of channel c by a pair's rows with tap n of what follows: the sum of those
-// of the taps that it is a part of.
-__device__ __forceinline__ float product_gradient(const StageGradient& tail, const TailPaths& paths,
-                                                  int taps, int pair, int c, int n) {
-  const TailStage& stage = tail.stage;
-  if (c > stage.channels || n >= stage.after_size()) return 0;
-  const TailTap after = stage.after_tap(n);
-  const int map_row = stage.by_map_rows.quotient(pair);
-  const int row = map_row * stage.after_taps + after.y;
-  const int column = stage.by_map_rows.rest(pair, map_row) * stage.after_taps + after.x;
-  float sum = 0;
+// Gradient of the products by a pair's rows with tap n of what follows, of each channel: the sum of
+// those of the taps that the product is a part of.
+class ProductGradient {
+ public:
+  __device__ __forceinline__ ProductGradient(const StageGradient& tail, const TailPaths& paths,
+                                             int taps, int pair, int n)
+      : grad_(tail.grad), exists_(n < tail.stage.after_size()), lines_(tail.stage.channels + 1) {
+    const TailStage& stage = tail.stage;
+    const TailTap after = stage.after_tap(exists_ ? n : 0);
+    const int map_row = stage.by_map_rows.quotient(pair);
+    const int row = map_row * stage.after_taps + after.y;
+    const int column = stage.by_map_rows.rest(pair, map_row) * stage.after_taps + after.x;
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < 2; ++i) {
 #pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const int sign = paths.signs[row][i] * paths.signs[column][j];
-      if (sign == 0) continue;
-      const int tap = (paths.taps[column][j] * taps + paths.taps[row][i]) * stage.outputs + after.k;
-      const float number = load(tail.grad + (int64_t{tap} * (stage.channels + 1) + c));
-      sum += sign < 0 ? -number : number;
+      for (int j = 0; j < 2; ++j) {
+        const int tap = (paths.taps[column][j] * taps + paths.taps[row][i]) * stage.outputs;
+        signs_[i][j] = paths.signs[row][i] * paths.signs[column][j];
+        lines_at_[i][j] = int64_t{tap + after.k} * lines_;
+      }
     }
   }
-  return sum;
-}
+
+  __device__ __forceinline__ float operator()(int c) const {
+    if (!exists_ || c >= lines_) return 0;
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        if (signs_[i][j] != 0) {
+          const float number = load(grad_ + (lines_at_[i][j] + c));
+          sum += signs_[i][j] < 0 ? -number : number;
+        }
+      }
+    }
+    return sum;
+  }
+
+ private:
+  Global<const float> grad_;
+  int64_t lines_at_[2][2];
+  int signs_[2][2];
+  bool exists_;
+  int lines_;
+};
 
 // Gradient of a stage's weights of a pair, [c, m].
 __device__ __forceinline__ void differentiate_weights(const StageGradient& tail,
@@ -422,9 +444,13 @@ __device__ __forceinline__ void differentiate_weights(const StageGradient& tail,
   const TailStage& stage = tail.stage;
   const StagePair pair(stage, number);
   MatrixSums sums{};
-  multiply_matrices(sums, stage.after_size(), [&](int row, int n) {
-    return product_gradient(tail, paths, taps, number, c + row, n);
-  }, [&](int n, int column) { return following(stage, m + column, n); });
+  const auto gradient = [&](int row) {
+    return [&, row](int n) { return ProductGradient(tail, paths, taps, number, n)(c + row); };
+  };
+  const auto following = [&](int column) {
+    return [&, column](int n) { return Following(stage, n)(m + column); };
+  };
+  multiply_matrices(sums, stage.after_size(), gradient, following);
   const int y = 2 - number / stage.map_rows() / stage.factor;
   const int x = 2 - number % stage.map_rows() / stage.factor;
   const int64_t tap = y * tail.weight_strides[2] + x * tail.weight_strides[3];
@@ -448,9 +474,13 @@ __device__ __forceinline__ void differentiate_after(const StageGradient& tail,
   const TailStage& stage = tail.stage;
   const StagePair pair(stage, number);
   MatrixSums sums{};
-  multiply_matrices(sums, stage.channels + 1, [&](int row, int c) {
-    return response(stage, pair, c, m + row);
-  }, [&](int c, int column) { return product_gradient(tail, paths, taps, number, c, n + column); });
+  const auto responses = [&](int row) {
+    return [&, row](int c) { return response(stage, pair, c, m + row); };
+  };
+  const auto gradient = [&](int column) {
+    return ProductGradient(tail, paths, taps, number, n + column);
+  };
+  multiply_matrices(sums, stage.channels + 1, responses, gradient);
   const int rows = stage.features + 1, columns = stage.after_size();
   store_matrix(sums, rows - m, columns - n, [&](int row, int column, float sum) {
     store(tail.partials + ((int64_t{number} * rows + m + row) * columns + n + column), sum);
@@ -465,7 +495,7 @@ CLSD_HOST_DEVICE inline int after_blocks(const TailStage& stage) {
   return stage.pairs() * matrix_tiles(stage.features + 1) * matrix_tiles(stage.after_size());
 }
 
-inline __global__ void __launch_bounds__(kMatrixThreads)
+inline __global__ void __launch_bounds__(kMatrixThreads, 3)
     stage_gradient_kernel(const __grid_constant__ StageGradients tails,
                           const __grid_constant__ TailPaths paths, int taps) {
   const StageGradient& tail = tails.at[blockIdx.y];

@@ -292,19 +292,21 @@ def test_importing_the_package_imports_no_triton():
         ),
         ("pixel_shuffle_upsample", ("x", "w", None, 2)),
         ("pixel_shuffle_upsample_backward", ("g", "x", "w", 2, True, True, True)),
-        ("upsample_tail", ("x", "w", None, None, None, "w", None, 2)),
+        ("upsample_tail", ("x", "up", None, None, None, "w", None, 2)),
+        ("upsample_tails", (["x", "y"], ["up"] * 2, [], [], [], ["w", "w"], [], 2)),
         ("info_nce_backward", ("g", "s", "q", "k", None, None, None, None, 1.0, "mean")),
     ],
 )
 def test_what_an_operator_s_kernel_is_chosen_by(monkeypatch, name, arguments):
-    """Its images, or first rows, and all weights of its convolutions."""
+    """Its images, or first rows, and all weights of its convolutions; of tails the last ones."""
     asked = []
     monkeypatch.setattr(
         backend, "implementation", lambda *call, **options: asked.append((*call, options))
     )
     backend._subject(name).choice("op", arguments)
     weights = {"conv3x3": 1, "residual_block": 2, "residual_blocks": 4, "pixel_shuffle_upsample": 1}
+    weights |= {"upsample_tail": 1, "upsample_tails": 2}
     count = weights.get(name.removesuffix("_backward"), 0)
-    tensor = "x" if "x" in arguments else "g"
+    tensor = "x" if "x" in arguments or "tails" in name else "g"
     factor = 2 if arguments[-1] == 2 or "shuffle" in name else 1
     assert asked == [("op", tensor, *["w"] * count, {"upscale_factor": factor})]

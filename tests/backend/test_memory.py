@@ -52,9 +52,10 @@ except RuntimeError as error:
         ("table", "table", 190 << 20),
     ],
 )
-def test_the_sentence_says_how_much(native, name, what, least):
+def test_the_sentence_says_how_much(native, tmp_path, name, what, least):
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(limit=LIMIT), name],
+        cwd=tmp_path,  # not the checkout, whose sources would hide the installation
         env={**os.environ, "CLSD_FAST_BACKEND": "native", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,

@@ -5,6 +5,7 @@ import torch
 from support.calls import CALLS, FORWARDS
 from support.every_operator import operator_ids
 from torch.autograd import forward_ad
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import clsd_fast
 
@@ -20,7 +21,8 @@ def inputs(name):
 
 def gradients(function, tensors):
     leaves = [t.clone().requires_grad_() for t in tensors]
-    return torch.autograd.grad(function(*leaves).square().sum(), leaves)
+    loss = function(*leaves).square().sum()
+    return torch.autograd.grad(loss, leaves, materialize_grads=True)  # of another output: zeros
 
 
 def directional(function, tensors, directions):
@@ -133,21 +135,22 @@ def test_compiled_transforms(backend, name):
 
 
 def first_output(op, values):
-    """An operator itself, as a function of its floating-point tensors outside of lists."""
+    """An operator itself, as a function of its floating-point tensors, those of lists too."""
+    leaves, spec = tree_flatten(list(values))
     places = [
-        i for i, v in enumerate(values) if isinstance(v, torch.Tensor) and v.is_floating_point()
+        i for i, v in enumerate(leaves) if isinstance(v, torch.Tensor) and v.is_floating_point()
     ]
 
     def function(*tensors):
-        arguments = list(values)
+        arguments = list(leaves)
         for place, tensor in zip(places, tensors, strict=True):
             arguments[place] = tensor
-        result = getattr(torch.ops.clsd_fast, op)(*arguments)
+        result = getattr(torch.ops.clsd_fast, op)(*tree_unflatten(arguments, spec))
         while not isinstance(result, torch.Tensor):
             result = result[0]
         return result
 
-    return function, [values[place] for place in places]
+    return function, [leaves[place] for place in places]
 
 
 @pytest.mark.parametrize("op, values", FORWARDS, ids=operator_ids(FORWARDS))
