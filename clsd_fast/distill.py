@@ -208,11 +208,13 @@ class CLSD(nn.Module):
         if self.contrast == "pos_only":
             return pos_only(torch.stack(head_features), target) / self.student.value_range
         if self.contrast == "info_nce":
-            vectors = [_apply(_MeanOfPixels, x) for x in (*head_features, target)]
+            vectors = _apply(_MeansOfPixels, *head_features, target)
         else:
             height, width = target.shape[-2:]
             positions = sample_positions(height, width, self.num_patches, target.device)
-            vectors = [gather_positions(x, positions) for x in (*head_features, target)]
+            vectors = torch.stack(
+                [gather_positions(x, positions) for x in (*head_features, target)]
+            )
         with without_autocast(target):
             projected = _project(self._projections(), vectors)
             query, key = projected.split([len(self.taps), 1])
@@ -277,28 +279,29 @@ class _MeanAbsoluteErrors(torch.autograd.Function):
         return None, None, *(of_image.to(dtype) for of_image, dtype in pairs)
 
 
-class _MeanOfPixels(torch.autograd.Function):
-    """``x.mean((-2, -1))``, in float32 for 16-bit maps. Its gradient is an expanded view: PyTorch's
-    own would be divided and cast as a whole map."""
+class _MeansOfPixels(torch.autograd.Function):
+    """``torch.stack([x.mean((-2, -1)) for x in maps])``, in float32 for 16-bit maps. The gradients
+    are expanded views: PyTorch's own would be divided and cast as whole maps, one by one."""
 
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        dtype = torch.float32 if x.element_size() == 2 else x.dtype
-        return x.mean((-2, -1), dtype=dtype)
+    def forward(*maps: Tensor) -> Tensor:
+        dtype = torch.float32 if maps[0].element_size() == 2 else maps[0].dtype
+        return torch.stack([x.mean((-2, -1), dtype=dtype) for x in maps])
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        (x,) = inputs
-        ctx.shape, ctx.dtype = x.shape, x.dtype
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.shape, ctx.dtype = inputs[0].shape, inputs[0].dtype
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         height, width = ctx.shape[-2:]
-        return (grad / (height * width)).to(ctx.dtype)[..., None, None].expand(ctx.shape)
+        grads = (grad / (height * width)).to(ctx.dtype)[..., None, None].expand(-1, *ctx.shape)
+        pairs = zip(grads, ctx.needs_input_grad, strict=True)
+        return tuple(of_map if needed else None for of_map, needed in pairs)
 
 
-def _project(projections: list[nn.Sequential], vectors: list[Tensor]) -> Tensor:
-    """``projection(x)`` of each pair, [P, ..., D], in the parameters' dtype.
+def _project(projections: list[nn.Sequential], vectors: Tensor) -> Tensor:
+    """``projection(x)`` of each pair, [P, ..., D] of [P, ..., C], in the parameters' dtype.
 
     All together they are two batched products: one by one, each is a launch too small for a GPU.
     Where one is not what it was made as, they are called.
@@ -307,7 +310,7 @@ def _project(projections: list[nn.Sequential], vectors: list[Tensor]) -> Tensor:
         pairs = zip(projections, vectors, strict=True)
         return torch.stack([p(x.to(next(p.parameters()).dtype)) for p, x in pairs])
     first, second = ([cast(nn.Linear, p[index]) for p in projections] for index in (0, 2))
-    x = torch.stack(vectors).to(first[0].weight.dtype)
+    x = vectors.to(first[0].weight.dtype)
     hidden = _linear(first, x.flatten(1, -2).mT).relu()
     return _linear(second, hidden).mT.unflatten(1, x.shape[1:-1])
 

@@ -33,11 +33,12 @@ def _rows(features: Tensor, target: Tensor) -> list[Tensor]:
 
 
 def sample_positions(height: int, width: int, count: int, device: torch.device) -> Tensor:
-    """``count`` distinct positions of a map as flat indices, from torch's CPU generator.
+    """``count`` distinct positions of a map as flat indices, from torch's generator of the device:
+    nothing is copied there, and a captured graph draws others whenever it is replayed.
 
     All positions, in random order, if there are not more than ``count``.
     """
-    return torch.randperm(height * width)[:count].to(device)
+    return torch.randperm(height * width, device=device)[:count]
 
 
 def gather_positions(maps: Tensor, positions: Tensor) -> Tensor:

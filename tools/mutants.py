@@ -44,6 +44,9 @@ TAIL = "tests/ops/test_upsample_tail.py -k native"
 CUDA_CONV = "tests/cuda/test_conv3x3.py"
 CUDA_SM90 = "tests/cuda/test_sm90.py"
 CUDA_WGRAD = "tests/cuda/test_wgrad.py"
+CUDA_TAIL = "tests/cuda/test_upsample_tail.py -k test_the_rule"
+TAIL_APPLY = "csrc/cuda/tail_apply.cuh"
+TAIL_GRADIENTS = "csrc/cuda/tail_gradients.cuh"
 WGRAD_SM90 = "csrc/cuda/wgrad_sm90.cuh"
 TRITON_NCE = "tests/triton/test_info_nce.py"
 TRITON_TAIL = "tests/triton/test_upsample_tail.py"
@@ -316,6 +319,48 @@ MUTANTS = [
         "    __syncthreads();  // all have left the tiles\n",
         "",
         CUDA_WGRAD,
+    ),
+    Mutant(
+        "cuda tail: an edge's weights are for all pixels of its row",
+        TAIL_APPLY,
+        "    if constexpr (kEdge) keep_pixel(row, kept);\n",
+        "",
+        CUDA_TAIL,
+    ),
+    Mutant(
+        "cuda tail: the gradient's reaches do not run backwards",
+        TAIL_APPLY,
+        "return kGradient ? kWindow - 1 - from : from;",
+        "return from;",
+        CUDA_TAIL,
+    ),
+    Mutant(
+        "cuda tail: an axis of one pixel has a neighbour",
+        TAIL_APPLY,
+        "if (first && !last && inner) visit(kEveryReaches + 1);",
+        "if (first && inner) visit(kEveryReaches + 1);",
+        CUDA_TAIL,
+    ),
+    Mutant(
+        "cuda tail: sums replace what is still multiplied",
+        TAIL_APPLY,
+        "  __syncthreads();  // all have left the tile, where the sums come\n",
+        "",
+        CUDA_TAIL,
+    ),
+    Mutant(
+        "cuda tail: an edge is summed over the first image's rows",
+        TAIL_GRADIENTS,
+        "view.grad_row = view.grad_row * shape.height, view.input_row",
+        "view.input_row",
+        CUDA_TAIL,
+    ),
+    Mutant(
+        "cuda tail: a pixel without a neighbour counts for its bias",
+        TAIL_GRADIENTS,
+        "  if (reach == kBorder - 1) visit(-1, kEveryReaches);\n",
+        "",
+        CUDA_TAIL,
     ),
     # Values that are not finite
     Mutant(

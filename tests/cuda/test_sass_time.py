@@ -111,8 +111,8 @@ print(json.dumps([
 @pytest.mark.parametrize(
     "head_blocks, launches, native, triton, casts",
     [
-        (5, 254, 181, 3, 12),
-        pytest.param(1, 206, 133, 3, 12, marks=pytest.mark.thorough),
+        (5, 250, 181, 3, 10),
+        pytest.param(1, 202, 133, 3, 10, marks=pytest.mark.thorough),
     ],
 )
 def test_launches_of_a_step(emulated_library, head_blocks, launches, native, triton, casts):
