@@ -335,10 +335,10 @@ MUTANTS = [
         CUDA_TAIL,
     ),
     Mutant(
-        "cuda tail: an axis of one pixel has a neighbour",
+        "cuda tail: the bias of a pixel before the first",
         TAIL_APPLY,
-        "if (first && !last && inner) visit(kEveryReaches + 1);",
-        "if (first && inner) visit(kEveryReaches + 1);",
+        "for (int reach = first ? kBorder : kBorder - 1;",
+        "for (int reach = kBorder - 1;",
         CUDA_TAIL,
     ),
     Mutant(

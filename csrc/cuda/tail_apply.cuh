@@ -256,11 +256,11 @@ __device__ __forceinline__ void load_ones(const Tail<T>& tail, const TailShape& 
 }
 
 // Call visit(reach) for those by which biases reach an output pixel along an axis: from pixels beside
-// it that exist, and further ones of the ends that it is.
+// it that exist, and the first ones of the ends that it is. A bias reaches no further than the next
+// pixel, and by no tap of an edge's neighbour.
 template <class Visit>
-__device__ __forceinline__ void for_each_bias(int ends, bool inner, const Visit& visit) {
+__device__ __forceinline__ void for_each_bias(int ends, const Visit& visit) {
   const bool first = ends & 1, last = ends & 2;
-  // A pixel's bias reaches no further than the next one.
 #pragma unroll 1
   for (int reach = first ? kBorder : kBorder - 1; reach <= (last ? kBorder : kBorder + 1);
        ++reach) {
@@ -268,8 +268,6 @@ __device__ __forceinline__ void for_each_bias(int ends, bool inner, const Visit&
   }
   if (first) visit(kEveryReaches);
   if (last) visit(kEveryReaches + 2);
-  if (first && !last && inner) visit(kEveryReaches + 1);
-  if (last && !first && inner) visit(kEveryReaches + 3);
 }
 
 // Which ends of an axis of `size` pixels pixel y is.
@@ -290,8 +288,8 @@ __device__ __forceinline__ void sum_biases(const Tail<T>& tail, const TailShape&
     if (!occurs || chunk * kChunk + column >= shape.columns()) continue;
     const int k = (chunk * kChunk + column) % shape.outputs;
     float sum = tail.out_bias ? load(tail.out_bias + k * tail.out_bias_stride) : 0;
-    for_each_bias(ends_y, shape.inner, [&](int reach_y) {
-      for_each_bias(ends_x, shape.inner, [&](int reach_x) {
+    for_each_bias(ends_y, [&](int reach_y) {
+      for_each_bias(ends_x, [&](int reach_x) {
         sum += load_shared<float>(ones_at(reach_y, reach_x, column));
       });
     });

@@ -326,14 +326,10 @@ __device__ __forceinline__ double sum_of_ones(const TailShape& shape, Global<con
 // The same over the pixels of an axis that have a neighbour by a reach: call visit(sign, reach) for
 // the ends, or none (0), whose sums make it up.
 template <class Visit>
-__device__ __forceinline__ void for_each_part(int reach, int size, const Visit& visit) {
-  const bool is_edge = reach >= kEveryReaches;
-  if (is_edge) {
-    const EdgePixel pixel(reach, size);
-    if (pixel.from >= 0 && pixel.from < size) {
-      visit(1, reach < kEveryReaches + 2 ? kEveryReaches : kEveryReaches + 2);
-    }
-    return;
+__device__ __forceinline__ void for_each_part(int reach, const Visit& visit) {
+  if (reach >= kEveryReaches) {
+    if (reach == kEveryReaches || reach == kEveryReaches + 2) visit(1, reach);
+    return;  // by an edge's neighbour, no bias reaches anything
   }
   if (reach < kBorder - 1 || reach > kBorder + 1) return;  // biases reach no further
   visit(1, 0);
@@ -378,8 +374,8 @@ __global__ void __launch_bounds__(kReducingThreads)
     sum = sum_of_numbers(partials + (task.partials + line * shape.channels + c), step, task.splits);
   } else {
     double of_ones = 0;
-    for_each_part(reach_y, shape.height, [&](int sign_y, int end_y) {
-      for_each_part(reach_x, shape.width, [&](int sign_x, int end_x) {
+    for_each_part(reach_y, [&](int sign_y, int end_y) {
+      for_each_part(reach_x, [&](int sign_x, int end_x) {
         of_ones += sign_y * sign_x * sum_of_ones(shape, partials, plan.task(end_y, end_x), column);
       });
     });
