@@ -23,6 +23,7 @@ import torch
 
 from ._library import NAMESPACE
 from ._tail_axes import STAGES
+from .reference.tail import of_tails
 
 Shape = Sequence[int]
 
@@ -139,47 +140,15 @@ def upsample_tail_backward(
     return (needs_x + needs_params) * first + (1 + needs_params) * sum(others)
 
 
-def _second(weights: Sequence[Shape], tail: int) -> Shape | None:
-    return weights[tail] if weights else None
+def upsample_tails(*lists_and_factor: Any, **_: Any) -> int:
+    *lists, factor = lists_and_factor
+    return sum(upsample_tail(*(*tail, factor)) for tail in of_tails(*lists))
 
 
-def upsample_tails(
-    xs: Sequence[Shape],
-    ups1: Sequence[Shape],
-    _: Any,
-    ups2: Sequence[Shape],
-    __: Any,
-    outs: Sequence[Shape],
-    ___: Any,
-    factor: int,
-    **____: Any,
-) -> int:
-    return sum(
-        sum(_tail_layers(x, (ups1[i], _second(ups2, i), outs[i]), factor)) for i, x in enumerate(xs)
-    )
-
-
-def upsample_tails_backward(
-    grads: Sequence[Shape],
-    xs: Sequence[Shape],
-    composed: Sequence[Shape],
-    ups1: Sequence[Shape],
-    _: Any,
-    ups2: Sequence[Shape],
-    __: Any,
-    outs: Sequence[Shape],
-    factor: int,
-    needs_x: bool,
-    needs_params: bool,
-    **___: Any,
-) -> int:
-    needs = factor, needs_x, needs_params
-    return sum(
-        upsample_tail_backward(
-            grads[i], x, composed[i], ups1[i], None, _second(ups2, i), None, outs[i], *needs
-        )
-        for i, x in enumerate(xs)
-    )
+def upsample_tails_backward(*lists_and_options: Any, **_: Any) -> int:
+    *lists, factor, needs_x, needs_params = lists_and_options
+    options: Any = (factor, needs_x, needs_params)
+    return sum(upsample_tail_backward(*(*tail, *options)) for tail in of_tails(*lists))
 
 
 def _product(rows: Shape, columns: Shape) -> int:

@@ -8,7 +8,7 @@ A composed weight is [C + 1, columns, rows, K], over all taps of both axes. The 
 is one that is 1 everywhere, to multiply with the biases.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -341,7 +341,7 @@ def upsample_tails_backward(
     return tuple(map(list, zip(*grads, strict=True)))
 
 
-def of_tails(*lists: list[Tensor]) -> Iterator[Any]:
+def of_tails(*lists: Sequence) -> Iterator[Any]:
     """The tuple of what belongs to each tail; None of an empty list."""
     none = [None] * len(lists[0])
     return zip(*(tensors or none for tensors in lists), strict=True)

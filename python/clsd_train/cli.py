@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .arguments import Parser, add_checkpoint, add_target
-from .errors import Notice, UserError, one_line
+from .errors import Notice, UserError, one_line, tell
 from .interrupt import Interrupted, RaiseOnSignal
 from .paths import expand_inputs, expand_path
 
@@ -115,7 +115,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         }
         text = json.dumps(content, indent=2) + "\n"
         write_atomically(json_path, lambda path: path.write_text(text, encoding="utf-8"))
-    _tell(summarize("eval", len(scores), listing.left_out))
+    tell(summarize("eval", len(scores), listing.left_out))
 
 
 def _check_names(files: "Sequence[PairFiles]") -> None:
@@ -192,7 +192,7 @@ def upscale(arguments: Sequence[str]) -> None:
     for target in upscale_files(student, tasks):
         print(f"wrote {target}")
     if any(item.is_dir() for item in inputs):
-        _tell(summarize("upscale", len(tasks), left_out))
+        tell(summarize("upscale", len(tasks), left_out))
 
 
 def info(arguments: Sequence[str]) -> None:
@@ -269,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of files that are refused or read anyway
     warnings.filterwarnings("always", category=Notice)
-    warnings.showwarning = lambda message, *_: _tell(f"warning: {message}")
+    warnings.showwarning = lambda message, *_: tell(f"warning: {message}")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file's name may be what a terminal cannot show
             stream.reconfigure(errors="backslashreplace")
@@ -278,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _run(sys.argv[1:] if arguments is None else list(arguments))
             sys.stdout.flush()
     except Interrupted as error:
-        _tell(str(error))
+        tell(str(error))
         raise SystemExit(128 + error.signum) from None
     except BrokenPipeError:  # who reads has enough
         _drop_output()
@@ -287,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         line = _explain(error)
         if line is None:
             raise
-        _tell(line)
+        tell(line)
         _drop_output()
         raise SystemExit(2) from None
 
@@ -313,10 +313,6 @@ def _version() -> str:
     import clsd_fast
 
     return clsd_fast.__version__
-
-
-def _tell(text: str) -> None:
-    print(f"clsd: {one_line(text)}", file=sys.stderr)
 
 
 def _explain(error: Exception) -> str | None:

@@ -1,6 +1,7 @@
 """What a user can put right, and how it is said."""
 
 import reprlib
+import sys
 
 
 class UserError(Exception):
@@ -14,6 +15,11 @@ class Notice(UserWarning):
 def one_line(text: str) -> str:
     """The text with everything escaped that would break or colour a line, lone surrogates too."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def tell(text: str) -> None:
+    """Print a line of the command's on stderr."""
+    print(f"clsd: {one_line(text)}", file=sys.stderr)
 
 
 def shorten(value: object, length: int = 80) -> str:

@@ -2,7 +2,6 @@
 
 import math
 import shlex
-import sys
 import time
 from typing import Any, NoReturn
 
@@ -16,7 +15,7 @@ from .build import build_model
 from .checkpoint import load_optimizer, load_weights, read_state, save_student, write_state
 from .config import Config, TrainConfig, changes
 from .data import Pair, Pairs, load_cached, load_training_pairs
-from .errors import UserError, one_line, shorten
+from .errors import UserError, shorten, tell
 from .history import History
 from .images import images_to_tensor
 from .interrupt import Interrupted, NoteSignal
@@ -77,17 +76,17 @@ class Run:
         self.history = History(config.output / HISTORY, self.iteration)
         if saved:
             if self.iteration == 0:
-                _tell(f"no checkpoint is in {config.output}, its run begins again")
+                tell(f"no checkpoint is in {config.output}, its run begins again")
             self._tell_changes(changes(saved, config))
-        _tell(self.train_pairs.summary("training"))
+        tell(self.train_pairs.summary("training"))
         if self.val_pairs:
-            _tell(self.val_pairs.summary("validation"))
+            tell(self.val_pairs.summary("validation"))
         if self.iteration >= options.iterations:
-            _tell(f"nothing is left of {options.iterations} iterations, {self.iteration} are done")
+            tell(f"nothing is left of {options.iterations} iterations, {self.iteration} are done")
 
     def _tell_changes(self, changed: dict[str, list[Any]]) -> None:
         for key, (old, new) in changed.items():
-            _tell(f"{key}: {shorten(old)} -> {shorten(new)}")
+            tell(f"{key}: {shorten(old)} -> {shorten(new)}")
         if changed:
             self.history.add({"kind": "settings", "iteration": self.iteration, "changed": changed})
 
@@ -213,10 +212,6 @@ class Run:
             group.update(betas=options.betas, eps=options.eps)
         torch.set_rng_state(state["rng"])
         self.iteration = state["iteration"]
-
-
-def _tell(text: str) -> None:
-    print(f"clsd: {one_line(text)}", file=sys.stderr)
 
 
 def learning_rate(options: TrainConfig, iteration: int) -> float:

@@ -110,8 +110,10 @@ runpy.run_path("setup.py", run_name="__main__")
 SHADOWED = "import warnings; warnings.simplefilter('always'); import clsd_fast"
 
 
-def warning(folder: Path, *path: Path) -> str:
-    return run("-c", SHADOWED, cwd=folder, PYTHONPATH=os.pathsep.join(map(str, path))).stderr
+def warning(folder: Path, *path: Path, site: bool = True) -> str:
+    options = () if site else ("-S",)
+    paths = os.pathsep.join(map(str, path))
+    return run(*options, "-c", SHADOWED, cwd=folder, PYTHONPATH=paths).stderr
 
 
 def test_sources_that_hide_an_installation_say_so_once(checkout, tmp_path):
@@ -127,10 +129,13 @@ def test_sources_that_hide_an_installation_say_so_once(checkout, tmp_path):
 
 
 def test_no_warning_without_an_installation_or_without_sources(checkout, tmp_path):
-    (tmp_path / "other" / "clsd_fast").mkdir(parents=True)
-    if not any((Path(path) / "clsd_fast" / "_C.so").exists() for path in site.getsitepackages()):
-        assert "clsd_fast:" not in warning(checkout, tmp_path / "other")
+    others = tmp_path / "others"  # all that is installed beside this package
+    (others / "clsd_fast").mkdir(parents=True)
+    for installed in Path(site.getsitepackages()[0]).iterdir():
+        if not installed.name.startswith(("clsd_fast", "clsd_train", "__editable__")):
+            (others / installed.name).symlink_to(installed)
+    assert "clsd_fast:" not in warning(checkout, others, site=False)
     plain = tmp_path / "plain"  # installed without native code, before an installation with it
     shutil.copytree(checkout / "clsd_fast", plain / "clsd_fast")
-    (tmp_path / "other" / "clsd_fast" / "_C.so").touch()
-    assert "clsd_fast:" not in warning(tmp_path, plain, tmp_path / "other")
+    (others / "clsd_fast" / "_C.so").touch()
+    assert "clsd_fast:" not in warning(tmp_path, plain, others)

@@ -12,7 +12,7 @@ from support.trainer_util import contents, refused, write_images
 
 from clsd_fast import EDSR
 from clsd_train import demo
-from clsd_train.checkpoint import load_student, save_student
+from clsd_train.checkpoint import load_student
 from clsd_train.cli import main
 from clsd_train.images import bicubic_downscale, read_image
 from clsd_train.upscale import upscale
@@ -24,14 +24,6 @@ TINY += ("train.batch_size=2", "data.patch_size=8")
 @pytest.fixture
 def hr(tmp_path):
     return write_images(tmp_path / "hr", a=(40, 48), b=(36, 32))
-
-
-@pytest.fixture
-def student_file(tmp_path):
-    torch.manual_seed(0)
-    path = tmp_path / "student.safetensors"
-    save_student(EDSR(2, 2, 8), path)
-    return path
 
 
 @pytest.fixture

@@ -6,16 +6,8 @@ import pytest
 from PIL import Image
 from support.trainer_util import noise, refused, write_images
 
-from clsd_fast import EDSR
-from clsd_train.checkpoint import save_student
 from clsd_train.cli import main
 from clsd_train.images import bicubic_downscale
-
-
-@pytest.fixture
-def student_file(tmp_path):
-    save_student(EDSR(2, 2, 8), tmp_path / "student.safetensors")
-    return tmp_path / "student.safetensors"
 
 
 def scores(tmp_path, student_file, *arguments):

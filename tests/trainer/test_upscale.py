@@ -2,23 +2,13 @@
 
 import numpy as np
 import pytest
-import torch
 from PIL import ExifTags, Image
 from support.trainer_util import contents, noise, refused, write_images
 
-from clsd_fast import EDSR
-from clsd_train.checkpoint import load_student, save_student
+from clsd_train.checkpoint import load_student
 from clsd_train.cli import main
 from clsd_train.images import Picture, bicubic_upscale, read_picture
 from clsd_train.upscale import plan_upscaling, upscale, upscale_files, upscale_picture
-
-
-@pytest.fixture
-def student_file(tmp_path):
-    torch.manual_seed(0)
-    path = tmp_path / "student.safetensors"
-    save_student(EDSR(2, 2, 8), path)
-    return path
 
 
 @pytest.fixture
