@@ -88,9 +88,6 @@ class InputLoader {
   static_assert(kThreads % kPieces == 0);
 
   __device__ static int index(int turn) { return static_cast<int>(threadIdx.x) + turn * kThreads; }
-  __device__ static bool is_inside(int position, int size) {
-    return static_cast<unsigned>(position) < static_cast<unsigned>(size);
-  }
 
   Global<const T> source_[kTurns];
   bool inside_[kTurns];

@@ -52,8 +52,7 @@ void launch_tiles(const Tails<T>& tails, const TailShape& shape, int groups, uin
 template <auto kKernel, class T>
 void launch_lay_out(const Tails<T>& tails, const TailShape& shape, const TailPaths& paths,
                     int64_t ones, Stream stream) {
-  const int64_t numbers =
-      int64_t{kReaches} * kReaches * shape.chunks() * shape.slices() * tail::kFragmentPairs;
+  const int64_t numbers = int64_t{shape.fragments()} * kFragmentPairs;
   const int64_t blocks = ceil_div(numbers + ones, tail::kComposingThreads);
   launch<kKernel>(grid_of(blocks, tails.count), tail::kComposingThreads, 0, stream, tails, shape,
                   paths);

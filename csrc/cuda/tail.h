@@ -19,6 +19,8 @@ namespace clsd::cuda {
 constexpr int kReaches = 9, kEveryReaches = 5;
 constexpr int kMaxFactor = 4, kMaxTaps = 26, kMaxAfterTaps = 10, kMaxMapRows = 9, kMaxPaths = 96;
 constexpr int kChunk = 16, kMaxColumns = 48;
+// Pairs of 16 x 16 weights, which the lanes of a warp hold as the second operand of two products.
+constexpr int kFragmentPairs = kSlice * kChunk / 2;
 // Tails of a launch, whose parameters may be 4 KiB.
 constexpr int kMaxTails = 8;
 
@@ -54,6 +56,8 @@ struct TailShape {
   CLSD_HOST_DEVICE int columns() const { return outputs * factor * factor; }
   CLSD_HOST_DEVICE int chunks() const { return (columns() + kChunk - 1) / kChunk; }
   CLSD_HOST_DEVICE int slices() const { return channels / kSlice; }
+  // Of the laid out weights, all reaches.
+  CLSD_HOST_DEVICE int fragments() const { return kReaches * kReaches * chunks() * slices(); }
 };
 
 // A stage of a tail and what follows it: the last convolution, [K, M, 3, 3] of any strides, or a

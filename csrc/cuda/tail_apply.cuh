@@ -53,9 +53,8 @@ __device__ __forceinline__ void copy_tile(uint32_t target, const ImageView<T>& v
     const int index = static_cast<int>(threadIdx.x) + turn * kThreads;
     if (kCount % kThreads != 0 && index >= kCount) break;
     const int pixel = index / kPieces, row = y + pixel / kColumns, column = x + pixel % kColumns;
-    const bool inside = static_cast<unsigned>(row) < static_cast<unsigned>(view.height) &&
-                        static_cast<unsigned>(column) < static_cast<unsigned>(view.width) &&
-                        piece < pieces;
+    const bool inside =
+        is_inside(row, view.height) && is_inside(column, view.width) && piece < pieces;
     const int64_t offset = row * view.row_step + column * view.column_step + channel + 8 * piece;
     cp_async(target + Tile::offset(pixel, piece), view.image + (inside ? offset : 0), inside);
   }
@@ -414,9 +413,8 @@ __device__ __forceinline__ void load_gradient(const Tail<T>& tail, const TailSha
     for (int turn = 0; turn < kAtOnce; ++turn) {
       const int i = first + turn * kThreads, pixel = i / 2, piece = i % 2;
       const int y = place.y - kBorder + pixel / kInputW, x = place.x - kBorder + pixel % kInputW;
-      const bool inside = i < GradientTile::kCount &&
-                          static_cast<unsigned>(y) < static_cast<unsigned>(shape.height) &&
-                          static_cast<unsigned>(x) < static_cast<unsigned>(shape.width);
+      const bool inside =
+          i < GradientTile::kCount && is_inside(y, shape.height) && is_inside(x, shape.width);
       const Global<const T> square = tail.input + square_offset(shape, place.n, y, x);
       numbers[turn] = gather_square(shape, square, chunk * kChunk + 8 * piece, inside);
     }

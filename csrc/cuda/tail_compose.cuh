@@ -107,18 +107,22 @@ __host__ __device__ inline int matrix_tiles(int size) {
   return (size + kMatrixTile - 1) / kMatrixTile;
 }
 
-// Where the weights lie by which a pixel reaches a row and a column of the stage's map.
+// The weights by which a pixel reaches a row and a column of the stage's map.
 struct StagePair {
-  int64_t weight;  // offset of the tap
+  int y, x;        // the tap
   int phase;       // of the pixel shuffle
   bool is_center;  // the pixel's own square, where its bias counts
 
   __device__ StagePair(const TailStage& stage, int pair) {
     const int rows = stage.map_rows(), row = pair / rows, column = pair % rows;
-    const int y = 2 - row / stage.factor, x = 2 - column / stage.factor;
-    weight = y * stage.weight_strides[2] + x * stage.weight_strides[3];
+    y = 2 - row / stage.factor, x = 2 - column / stage.factor;
     phase = row % stage.factor * stage.factor + column % stage.factor;
     is_center = y == 1 && x == 1;
+  }
+
+  // Offset of output channel `output` and channel c in a weight of these strides.
+  __device__ int64_t offset(const int64_t (&strides)[4], int output, int c) const {
+    return output * strides[0] + c * strides[1] + y * strides[2] + x * strides[3];
   }
 
   // The output channel of the convolution that becomes channel m of the map.
@@ -134,8 +138,7 @@ __device__ __forceinline__ float response(const TailStage& stage, const StagePai
   if (m == stage.features) return c == stage.channels && pair.is_center ? 1 : 0;
   const int output = pair.output(stage, m);
   if (c < stage.channels) {
-    return load(stage.weight +
-                (pair.weight + output * stage.weight_strides[0] + c * stage.weight_strides[1]));
+    return load(stage.weight + pair.offset(stage.weight_strides, output, c));
   }
   return pair.is_center && stage.bias ? load(stage.bias + output * stage.bias_stride) : 0;
 }
@@ -218,8 +221,6 @@ __device__ __forceinline__ float composed_number(const TailStage& stage,
 }
 
 constexpr int kComposingThreads = 128;
-// Pairs of 16 x 16 weights, which the lanes of a warp hold as the second operand of two products.
-constexpr int kFragmentPairs = 128;
 
 // The composed weight alone, as what follows another stage.
 template <class T>
@@ -271,7 +272,7 @@ __global__ void __launch_bounds__(kComposingThreads)
     return value;
   };
   const int chunks = shape.chunks(), slices = shape.slices();
-  const int fragments = kReaches * kReaches * chunks * slices;
+  const int fragments = shape.fragments();
   const int index = static_cast<int>(blockIdx.x * kComposingThreads + threadIdx.x);
   const int fragment = index / kFragmentPairs, lane = index % kFragmentPairs / 4, pair = index % 4;
   if (fragment >= fragments) {

@@ -447,16 +447,11 @@ __device__ __forceinline__ void differentiate_weights(const StageGradient& tail,
     return [&, column](int n) { return Following(stage, n)(m + column); };
   };
   multiply_matrices(sums, stage.after_size(), gradient, following);
-  const int y = 2 - number / stage.map_rows() / stage.factor;
-  const int x = 2 - number % stage.map_rows() / stage.factor;
-  const int64_t tap = y * tail.weight_strides[2] + x * tail.weight_strides[3];
   store_matrix(sums, stage.channels + 1 - c, stage.features - m,
                [&](int row, int column, float sum) {
     const int output = pair.output(stage, m + column);
     if (c + row < stage.channels) {
-      store(tail.grad_weight +
-                (tap + output * tail.weight_strides[0] + (c + row) * tail.weight_strides[1]),
-            sum);
+      store(tail.grad_weight + pair.offset(tail.weight_strides, output, c + row), sum);
     } else if (pair.is_center) {
       store(tail.grad_bias + output, sum);
     }

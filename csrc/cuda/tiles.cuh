@@ -31,6 +31,11 @@ struct ChannelGroup {
   }
 };
 
+// Whether a pixel of an axis exists.
+__device__ __forceinline__ bool is_inside(int position, int size) {
+  return static_cast<unsigned>(position) < static_cast<unsigned>(size);
+}
+
 // Steps from pixel to pixel, in elements, of an image that is shuffled by `upscale`: between pixels
 // before the shuffle, and between those of a phase's neighbours.
 struct ImageSteps {

@@ -194,10 +194,7 @@ class Composer {
   }
 
   void set_composed(const std::vector<Tensor>& composed) {
-    const TailShape shape = this->shape();
-    constexpr int64_t kFragment = kSlice * kChunk / 2;
-    const int64_t pairs =
-        int64_t{kReaches} * kReaches * shape.chunks() * shape.slices() * kFragment;
+    const int64_t pairs = int64_t{shape().fragments()} * kFragmentPairs;
     for (size_t i = 0; i < tails_.size(); ++i) {
       weights_.push_back(workspace(tails_[i].out_weight, pairs));  // of as many bytes
       tasks_.at[i].weights = global(reinterpret_cast<uint32_t*>(data<float>(weights_[i])), pairs);

@@ -106,13 +106,13 @@ class TileLoader {
   }
 
   __device__ __forceinline__ void copy(uint32_t tile, const Walk& walk) const {
-    const bool is_column = is_within(walk.x + column_, width_);
+    const bool is_column = is_inside(walk.x + column_, width_);
     Global<const T> source = source_;
 #pragma unroll
     for (int row = 0; row < Layout::kHeight; row += kRowsAtOnce) {
       if (!copies(row)) return;
       cp_async(tile + target_ + row * Layout::kRowBytes, source,
-               is_column && is_within(walk.y + row_ + row, height_));
+               is_column && is_inside(walk.y + row_ + row, height_));
       source = source + turn_step_;
     }
   }
@@ -146,9 +146,6 @@ class TileLoader {
     const int left = Layout::kHeight - row, rows = left < kRowsAtOnce ? left : kRowsAtOnce;
     return rows * Layout::kWidth == kPixelsAtOnce ||
            static_cast<int>(threadIdx.x) < rows * Layout::kWidth * kPieces;
-  }
-  __device__ static bool is_within(int position, int size) {
-    return static_cast<unsigned>(position) < static_cast<unsigned>(size);
   }
 
   Global<const T> source_;  // of the first pixel in the tile, which may lie outside
