@@ -22,7 +22,7 @@ OTHERS = {
     "RRDB_trunk.": "an RRDBNet (ESRGAN)",
     "SFENet1.": "an RDN",
     "pre_process.": "an MDSR",
-    "conv_first.": "BasicSR's naming",
+    "conv_first.": "another network of BasicSR's",
     "student.": "a CLSD with its heads (a run has its student in student.safetensors)",
 }
 
@@ -58,7 +58,7 @@ def infer_sizes(state: dict[str, Tensor], path: Path, mean_shift: bool) -> Sizes
     Raises:
         UserError: if they are another network's.
     """
-    expected = f"checkpoint: expected an EDSR in EDSR-PyTorch's naming in {path}, got"
+    expected = f"checkpoint: expected an EDSR by EDSR-PyTorch's or BasicSR's names in {path}, got"
     for part, name in OTHERS.items():
         if any(part in key for key in state):
             raise UserError(f"{expected} {name}")

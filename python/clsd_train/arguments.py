@@ -8,6 +8,9 @@ from typing import Any, NoReturn
 from .errors import UserError
 from .paths import expand_input, expand_path
 
+# Whose names weights can have, ours first.
+NAMINGS = ("edsr-pytorch", "basicsr")
+
 
 class Parser(argparse.ArgumentParser):
     """Complains by a :class:`UserError`, and takes options before, between and behind the rest."""

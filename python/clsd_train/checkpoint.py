@@ -18,6 +18,7 @@ from clsd_fast import EDSR
 from .architecture import Reading, Sizes, check_weights, infer_sizes, make_student
 from .errors import UserError, shorten
 from .files import write_atomically
+from .naming import from_basicsr, is_basicsr
 from .paths import what_is_at
 from .probe import choose_reading
 
@@ -45,12 +46,12 @@ def load_student(
     value_range: float | None = None,
     mean_shift: bool | None = None,
 ) -> EDSR:
-    """The student of a file: ours (.safetensors), or EDSR-PyTorch's naming (.pt, .pth).
+    """The student of a file: .safetensors, as ours are, .pt or .pth.
 
-    Weights in a container (params_ema, params, state_dict, model) or under ``module.`` are
-    found. A file that is not ours says nothing of how its weights are read: that is what the
-    arguments say. What they leave open is EDSR-baseline's, with a warning, unless the images
-    that the student then makes speak against it.
+    Weights have EDSR-PyTorch's names or BasicSR's; those in a container (params_ema, params,
+    state_dict, model) or under ``module.`` are found. A file that is not ours says nothing of how
+    its weights are read: that is what the arguments say. What they leave open is EDSR-baseline's,
+    with a warning, unless the images that the student then makes speak against it.
 
     Args:
         path: the file.
@@ -69,6 +70,8 @@ def load_student(
         state, metadata = _read_safetensors(path)
     else:
         state = _unwrap(read_torch(path), path)
+    if is_basicsr(state):
+        state = from_basicsr(state)
     given = {"res_scale": res_scale, "value_range": value_range, "mean_shift": mean_shift}
     stated = {**_stated(metadata, path), **{k: v for k, v in given.items() if v is not None}}
     sizes = infer_sizes(state, path, mean_shift=stated.get("mean_shift", True))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import Parser, add_checkpoint, add_target
+from .arguments import NAMINGS, Parser, add_checkpoint, add_target
 from .errors import Notice, UserError, one_line, tell
 from .interrupt import Interrupted, RaiseOnSignal
 from .paths import expand_inputs, expand_path
@@ -195,6 +195,51 @@ def upscale(arguments: Sequence[str]) -> None:
         tell(summarize("upscale", len(tasks), left_out))
 
 
+def export(arguments: Sequence[str]) -> None:
+    """Write a student for other programs: weights, torch.export or ONNX."""
+    parser = Parser("export", description=export.__doc__)
+    add_checkpoint(parser)
+    add_target(
+        parser,
+        "--output",
+        required=True,
+        help="file; its suffix is the format: .safetensors, .pth, .pt2 (torch.export), .onnx",
+    )
+    parser.add_argument(
+        "--naming", choices=NAMINGS, default=NAMINGS[0], help="whose names weights have"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    options = parser.parse(arguments)
+    from .export import basicsr_options, check_export
+    from .export import export as write
+
+    check_export(options.output, options.naming, options.overwrite)
+    student = _load(options)
+    write(student, options.output, options.naming)
+    if options.naming == "basicsr":
+        print(basicsr_options(student))
+    print(f"wrote {options.output}")
+
+
+def convert(arguments: Sequence[str]) -> None:
+    """Make a checkpoint of this trainer of another code's, which says how it is read."""
+    parser = Parser("convert", description=convert.__doc__)
+    add_checkpoint(parser)
+    add_target(parser, "--output", required=True, help="file, .safetensors")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    options = parser.parse(arguments)
+    if options.output.suffix.lower() != ".safetensors":
+        raise UserError(f"convert: expected a file .safetensors, got {options.output}")
+    from .files import check_new
+
+    check_new(options.output, "convert", options.overwrite)
+    student = _load(options)
+    from .checkpoint import save_student
+
+    save_student(student, options.output)
+    print(f"wrote {options.output}")
+
+
 def info(arguments: Sequence[str]) -> None:
     """Describe a checkpoint, or this installation."""
     parser = Parser("info", description=info.__doc__)
@@ -258,6 +303,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "config": print_config,
     "eval": evaluate,
     "upscale": upscale,
+    "export": export,
+    "convert": convert,
     "info": info,
 }
 

@@ -34,6 +34,22 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         raise UserError(f"expected to write {path}, got {reason}; what was there is kept") from None
 
 
+def check_new(path: Path, command: str, overwrite: bool) -> None:
+    """Refuse to write where something is, or nothing can be.
+
+    Raises:
+        UserError: for a folder, a file that is not to be replaced, or no folder around it.
+    """
+    if path.is_dir():
+        raise UserError(f"{command}: expected a new file, got {path}, which is a folder")
+    if not path.parent.is_dir():
+        raise UserError(f"{command}: expected an existing folder for {path}, got none")
+    if path.exists() and not overwrite:
+        raise UserError(
+            f"{command}: expected a new file, got {path}, which exists (--overwrite replaces it)"
+        )
+
+
 def scratch_folders(path: Path) -> list[Path]:
     """What :func:`write_atomically` left beside path where a process was killed."""
     return sorted(path.parent.glob(f"{_prefix(path)}*"))

@@ -33,6 +33,33 @@ class PlainEDSR(nn.Module):
         return self.add_mean(self.tail(self.body(shallow) + shallow))
 
 
+class BasicSRBlock(nn.Module):
+    def __init__(self, channels, res_scale):
+        super().__init__()
+        self.conv1, self.conv2 = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+        self.res_scale = res_scale
+
+    def forward(self, x):
+        return x + self.res_scale * self.conv2(F.relu(self.conv1(x)))
+
+
+class BasicSREDSR(nn.Module):
+    """As BasicSR lays it out: images in 0..1, the mean colour no weight."""
+
+    def __init__(self, scale, num_blocks, channels, res_scale=1.0, img_range=255.0):
+        super().__init__()
+        self.mean, self.img_range = torch.tensor([0.4488, 0.4371, 0.4040])[:, None, None], img_range
+        plain = PlainEDSR(scale, 0, channels)
+        self.conv_first, self.conv_after_body = plain.head[0], plain.body[0]
+        self.body = nn.Sequential(*(BasicSRBlock(channels, res_scale) for _ in range(num_blocks)))
+        self.upsample, self.conv_last = plain.tail
+
+    def forward(self, x):
+        shallow = self.conv_first((x - self.mean) * self.img_range)
+        deep = self.conv_after_body(self.body(shallow)) + shallow
+        return self.conv_last(self.upsample(deep)) / self.img_range + self.mean
+
+
 def plain_info_nce(query, key, temperature):
     logits = F.normalize(query, dim=-1) @ F.normalize(key, dim=-1).mT / temperature
     target = torch.arange(logits.shape[-1]).expand(logits.shape[:-1])

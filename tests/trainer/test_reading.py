@@ -158,13 +158,13 @@ def test_a_file_without_a_mean_shift(tmp_path):
         ("layers.0.residual_group.blocks.0.norm1.weight", "a SwinIR"),
         ("body.0.rdb1.conv1.weight", "an RRDBNet"),
         ("SFENet1.weight", "an RDN"),
-        ("conv_first.weight", "BasicSR's naming"),
+        ("conv_first.weight", "another network of BasicSR"),
         ("student.head.0.weight", "a CLSD with its heads"),
     ],
 )
 def test_other_networks_are_called_by_their_names(tmp_path, key, name):
     torch.save({**EDSR(2, 1, 4).state_dict(), key: torch.zeros(1)}, tmp_path / "n.pt")
-    with pytest.raises(UserError, match=f"expected an EDSR in .* got {name}"):
+    with pytest.raises(UserError, match=f"expected an EDSR by .* got {name}"):
         load_student(tmp_path / "n.pt")
 
 
