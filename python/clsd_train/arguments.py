@@ -8,6 +8,10 @@ from typing import Any, NoReturn
 from .errors import UserError
 from .paths import expand_input, expand_path
 
+# Suffixes of weights that are read.
+WEIGHTS = (".safetensors", ".pt", ".pth")
+# LR pixels a side that are upscaled at a time: what bounds the memory.
+TILE = 512
 # Whose names weights can have, ours first.
 NAMINGS = ("edsr-pytorch", "basicsr")
 
@@ -59,6 +63,13 @@ def positive(text: str) -> float:
     return number
 
 
+def count(text: str) -> int:
+    """A positive integer."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:10]) < 2**31):
+        raise UserError(f"expected a positive integer, got {text!r}")
+    return int(text)
+
+
 def add_checkpoint(parser: Parser, **options: Any) -> None:
     """A checkpoint, and how it is read."""
     parser.add_argument(
@@ -80,6 +91,23 @@ def add_checkpoint(parser: Parser, **options: Any) -> None:
         "--mean-shift",
         action=argparse.BooleanOptionalAction,
         help="whether the mean colour is taken off the image and added again",
+    )
+
+
+def add_upscaling(parser: Parser) -> None:
+    """How images are upscaled."""
+    parser.add_argument(
+        "--ensemble",
+        action="store_true",
+        help="the mean of the images of eight turned and mirrored ones; takes 8 times as long",
+    )
+    parser.add_argument(
+        "--tile",
+        type=checked(count),
+        default=TILE,
+        metavar="PIXELS",
+        help=f"LR pixels a side to upscale at a time, {TILE}: less takes less memory and changes "
+        "nothing",
     )
 
 

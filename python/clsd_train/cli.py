@@ -2,7 +2,6 @@
 
 import argparse
 import io
-import json
 import os
 import re
 import sys
@@ -11,20 +10,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import NAMINGS, Parser, add_checkpoint, add_target
-from .errors import Notice, UserError, one_line, tell
+from .arguments import NAMINGS, WEIGHTS, Parser, add_checkpoint, add_target, add_upscaling
+from .errors import Notice, UserError, tell
 from .interrupt import Interrupted, RaiseOnSignal
 from .paths import expand_inputs, expand_path
 
 # PyTorch takes more than a second to import: no command waits for what it does not use.
 if TYPE_CHECKING:
     from clsd_fast import EDSR
-
-    from .data import Pair
-    from .metrics import Quality
-    from .pairing import PairFiles
-
-MEAN = "mean"  # what the mean of all images' scores is called
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -69,10 +62,15 @@ def _settings_parser(command: str, function: Callable[..., None]) -> Parser:
 
 
 def evaluate(arguments: Sequence[str]) -> None:
-    """Score a student on folders of images: PSNR and SSIM on Y, beside bicubic."""
+    """Score students on folders of images: PSNR and SSIM, beside bicubic."""
     parser = Parser("eval", description=evaluate.__doc__)
     add_checkpoint(parser, nargs="?")
-    parser.add_argument("hr", nargs="*", help="folders of HR images")
+    parser.add_argument(
+        "hr",
+        nargs="*",
+        help="folders of HR images, NAME=FOLDER for a mean of their own; further weights, to be "
+        "scored beside the first",
+    )
     parser.add_argument(
         "--lr",
         nargs="+",
@@ -81,54 +79,46 @@ def evaluate(arguments: Sequence[str]) -> None:
         metavar="FOLDER",
         help="folders of their LR images; made by MATLAB's bicubic if not given",
     )
+    parser.add_argument("--rgb", action="store_true", help="score RGB, not Y")
+    add_upscaling(parser)
     add_target(parser, "--json", help="also write the scores to this file")
+    add_target(parser, "--csv", help="also write them here, a line for each image and method")
     options = parser.parse(arguments)
     if options.checkpoint is None:
         _take_checkpoint_of_lr(options)
-    hr, lr = _folders("eval", options.hr), _folders("eval", options.lr)
-    if not hr:
+    weights = [options.checkpoint]
+    folders: list[str] = []
+    for word in options.hr:
+        (weights if _names_weights(word) else folders).append(word)
+    lr = _expand("eval", options.lr)
+    if not folders:
         hint = f" (--lr takes all of {', '.join(options.lr)})" if lr else ""
         raise UserError(f"eval: expected a folder of HR images, got none{hint}")
-    json_path = options.json
-    if json_path and not json_path.parent.is_dir():
-        raise UserError(f"eval: expected an existing folder for {json_path}, got none")
-    if json_path and json_path.is_dir():
-        raise UserError(f"eval: expected a file for the scores, got {json_path}: a folder")
-    student = _load(options)
-    from .data import decode_pairs
-    from .files import write_atomically
+    from .files import check_new
+
+    for path in (options.json, options.csv):
+        if path:
+            check_new(path, "eval", overwrite=True)
+    from . import evaluation
     from .listing import summarize
-    from .metrics import mean_quality
-    from .pairing import find_pairs
 
-    listing = find_pairs(hr, lr, student.scale)
-    _check_names(listing.files)
-    pairs = decode_pairs(listing.files, student.scale)
-    scores = {pair.name: _score(student, pair) for pair in pairs}
-    bicubics, students = zip(*scores.values(), strict=True)
-    rows = {**scores, MEAN: (mean_quality(bicubics), mean_quality(students))}
-    _print_scores(student.scale, rows)
-    if json_path:
-        content = {
-            name: {"bicubic": bicubic._asdict(), "student": ours._asdict()}
-            for name, (bicubic, ours) in rows.items()
-        }
-        text = json.dumps(content, indent=2) + "\n"
-        write_atomically(json_path, lambda path: path.write_text(text, encoding="utf-8"))
-    tell(summarize("eval", len(scores), listing.left_out))
+    sets = evaluation.image_sets(folders, lr)
+    students = evaluation.name_students(_expand("eval", weights), lambda path: _load(options, path))
+    scores, used, left_out = evaluation.evaluate(
+        students, sets, evaluation.Measure(options.rgb, options.ensemble, options.tile)
+    )
+    scale = next(iter(students.values())).scale
+    channels = "RGB" if options.rgb else "Y channel"
+    evaluation.print_scores(scores, f"x{scale}, {channels}, {scale} pixels shaved")
+    if options.json:
+        evaluation.write_json(options.json, scores)
+    if options.csv:
+        evaluation.write_csv(options.csv, scores)
+    tell(summarize("eval", used, left_out))
 
 
-def _check_names(files: "Sequence[PairFiles]") -> None:
-    seen: dict[str, PairFiles] = {}
-    for file in files:
-        if file.name == MEAN:
-            raise UserError(f"eval: expected images of other names than {MEAN}, got {file.hr}")
-        if file.name in seen:
-            raise UserError(
-                f"eval: expected images of distinct names, got {file.name} twice: "
-                f"{seen[file.name].hr} and {file.hr}"
-            )
-        seen[file.name] = file
+def _names_weights(word: str) -> bool:
+    return word.lower().endswith(WEIGHTS) and not os.path.isdir(os.path.expanduser(word))
 
 
 def _take_checkpoint_of_lr(options: argparse.Namespace) -> None:
@@ -140,34 +130,6 @@ def _take_checkpoint_of_lr(options: argparse.Namespace) -> None:
             options.lr = options.lr[:place]
             return
     raise UserError("eval: expected weights of a student and folders of HR images, got none")
-
-
-def _score(student: "EDSR", pair: "Pair") -> "tuple[Quality, Quality]":
-    from .images import bicubic_upscale
-    from .metrics import quality
-    from .upscale import upscale as upscale_image
-
-    candidates = bicubic_upscale(pair.lr, student.scale), upscale_image(student, pair.lr)
-    try:
-        bicubic, ours = (quality(sr, pair.hr, student.scale) for sr in candidates)
-    except ValueError as error:
-        raise UserError(f"eval: {pair.name}: {error}") from None
-    return bicubic, ours
-
-
-def _print_scores(scale: int, scores: "dict[str, tuple[Quality, Quality]]") -> None:
-    from rich.console import Console
-    from rich.table import Column, Table
-    from rich.text import Text
-
-    image = Column("image", overflow="fold")  # no part of a name is left out
-    table = Table(image, "bicubic dB", "student dB", "bicubic SSIM", "student SSIM")
-    for name, (bicubic, ours) in scores.items():
-        decibels = f"{bicubic.psnr:.2f}", f"{ours.psnr:.2f}"
-        shown = Text(one_line(name))  # which means no markup
-        table.add_row(shown, *decibels, f"{bicubic.ssim:.4f}", f"{ours.ssim:.4f}")
-    table.title = f"x{scale}, Y channel, {scale} pixels shaved"
-    Console().print(table)
 
 
 def upscale(arguments: Sequence[str]) -> None:
@@ -182,14 +144,15 @@ def upscale(arguments: Sequence[str]) -> None:
         help="folder for NAME_x<scale>.png, at the path below the given folder",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+    add_upscaling(parser)
     options = parser.parse(arguments)
-    inputs, output = _folders("upscale", options.inputs), options.output
+    inputs, output = _expand("upscale", options.inputs), options.output
     student = _load(options)
     from .listing import summarize
     from .upscale import plan_upscaling, upscale_files
 
     tasks, left_out = plan_upscaling(inputs, output, student.scale, options.overwrite)
-    for target in upscale_files(student, tasks):
+    for target in upscale_files(student, tasks, options.tile, options.ensemble):
         print(f"wrote {target}")
     if any(item.is_dir() for item in inputs):
         tell(summarize("upscale", len(tasks), left_out))
@@ -282,15 +245,14 @@ def demo(arguments: Sequence[str]) -> None:
     run_demo(options.output)
 
 
-def _load(options: argparse.Namespace) -> "EDSR":
+def _load(options: argparse.Namespace, path: Path | None = None) -> "EDSR":
     from .checkpoint import load_student
 
-    return load_student(
-        options.checkpoint, options.res_scale, options.value_range, options.mean_shift
-    )
+    path = options.checkpoint if path is None else path
+    return load_student(path, options.res_scale, options.value_range, options.mean_shift)
 
 
-def _folders(command: str, texts: list[str]) -> tuple[Path, ...]:
+def _expand(command: str, texts: Sequence[str | Path]) -> tuple[Path, ...]:
     try:
         return expand_inputs(texts)
     except UserError as error:

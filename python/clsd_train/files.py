@@ -41,7 +41,7 @@ def check_new(path: Path, command: str, overwrite: bool) -> None:
         UserError: for a folder, a file that is not to be replaced, or no folder around it.
     """
     if path.is_dir():
-        raise UserError(f"{command}: expected a new file, got {path}, which is a folder")
+        raise UserError(f"{command}: expected a file to write, got {path}: a folder")
     if not path.parent.is_dir():
         raise UserError(f"{command}: expected an existing folder for {path}, got none")
     if path.exists() and not overwrite:

@@ -1,4 +1,4 @@
-"""PSNR and SSIM on luma, as the super-resolution literature reports them."""
+"""PSNR and SSIM as the super-resolution literature reports them: on luma, or on RGB."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,7 +16,7 @@ SSIM_WINDOW = 11
 
 
 class Quality(NamedTuple):
-    """PSNR in dB and SSIM, both on Y."""
+    """PSNR in dB and SSIM."""
 
     psnr: float
     ssim: float
@@ -28,18 +28,24 @@ def luma(image: np.ndarray) -> Tensor:
     return (torch.tensor(image, dtype=torch.float64) @ weights + LUMA_OFFSET)[None, None]
 
 
+def _channels(image: np.ndarray) -> Tensor:
+    """Of a uint8 image [H, W, C], float64 [1, C, H, W]."""
+    return torch.tensor(image, dtype=torch.float64).movedim(-1, 0)[None]
+
+
 def least_size(shave: int) -> int:
     """Pixels a side from which :func:`quality` is defined."""
     return SSIM_WINDOW + 2 * shave
 
 
-def quality(sr: np.ndarray, hr: np.ndarray, shave: int) -> Quality:
+def quality(sr: np.ndarray, hr: np.ndarray, shave: int, rgb: bool = False) -> Quality:
     """Quality of a uint8 RGB image against the original, without a border.
 
     Args:
         sr: [H, W, 3], already clamped and rounded to uint8.
         hr: [H, W, 3].
         shave: pixels to leave out along each side; the scale, by convention.
+        rgb: on all three channels instead of Y; SSIM is then their mean.
 
     Raises:
         ValueError: if the shapes differ, or nothing of SSIM's window is left.
@@ -50,11 +56,12 @@ def quality(sr: np.ndarray, hr: np.ndarray, shave: int) -> Quality:
             f"quality: expected images of one shape, at least {least_size(shave)} pixels a side, "
             f"got {list(sr.shape)} and {list(hr.shape)}"
         )
-    y_sr, y_hr = (
-        luma(image[shave : shave + inner[0], shave : shave + inner[1]]) for image in (sr, hr)
+    ours, original = (
+        (_channels if rgb else luma)(image[shave : shave + inner[0], shave : shave + inner[1]])
+        for image in (sr, hr)
     )
-    psnr = 10 * (255.0**2 / (y_sr - y_hr).square().mean()).log10()
-    structural = ssim(y_sr, y_hr, data_range=255, win_size=SSIM_WINDOW, win_sigma=1.5)
+    psnr = 10 * (255.0**2 / (ours - original).square().mean()).log10()
+    structural = ssim(ours, original, data_range=255, win_size=SSIM_WINDOW, win_sigma=1.5)
     return Quality(psnr.item(), structural.item())
 
 

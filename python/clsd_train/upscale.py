@@ -11,15 +11,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from clsd_fast import EDSR
 
+from .arguments import TILE
 from .errors import Notice, UserError
 from .files import write_atomically
 from .images import Picture, bicubic_upscale, images_to_tensor, read_picture, to_rgb
 from .listing import ImageFile, list_images
-
-TILE = 512
 
 
 def receptive_radius(student: EDSR) -> int:
@@ -29,8 +29,13 @@ def receptive_radius(student: EDSR) -> int:
 
 
 @torch.inference_mode()
-def upscale(student: EDSR, image: np.ndarray, tile: int = TILE) -> np.ndarray:
+def upscale(
+    student: EDSR, image: np.ndarray, tile: int = TILE, ensemble: bool = False
+) -> np.ndarray:
     """uint8 RGB [h, w, 3] to uint8 [scale h, scale w, 3].
+
+    With ``ensemble``, the mean of the student's images of the eight turned and mirrored ones
+    (the self-ensemble of EDSR's paper).
 
     Larger images go in tiles with a border of the receptive field, which bounds the memory and
     changes nothing: at a tile's seam the network sees what it sees in the whole image.
@@ -42,7 +47,7 @@ def upscale(student: EDSR, image: np.ndarray, tile: int = TILE) -> np.ndarray:
         for left in range(0, width, tile):
             y0, x0 = max(top - border, 0), max(left - border, 0)
             part = image[y0 : top + tile + border, x0 : left + tile + border]
-            sr = _forward(student, part)
+            sr = _forward(student, part, ensemble)
             rows, columns = min(tile, height - top), min(tile, width - left)
             y, x = scale * (top - y0), scale * (left - x0)
             output[scale * top : scale * (top + rows), scale * left : scale * (left + columns)] = (
@@ -51,21 +56,33 @@ def upscale(student: EDSR, image: np.ndarray, tile: int = TILE) -> np.ndarray:
     return output
 
 
-def _forward(student: EDSR, image: np.ndarray) -> np.ndarray:
+def _forward(student: EDSR, image: np.ndarray, ensemble: bool) -> np.ndarray:
     parameter = next(student.parameters())
     lr = images_to_tensor(image[None], parameter.device) * (student.value_range / 255)
-    sr = student(lr)[0] * (255 / student.value_range)
+    sr = (_self_ensemble(student, lr) if ensemble else student(lr))[0]
+    sr = sr * (255 / student.value_range)
     return sr.clamp(0, 255).round().byte().permute(1, 2, 0).cpu().numpy()
 
 
-def upscale_picture(student: EDSR, picture: Picture) -> Picture:
+def _self_ensemble(student: EDSR, lr: Tensor) -> Tensor:
+    images = []
+    for turns in range(4):
+        turned = torch.rot90(lr, turns, (-2, -1))
+        for sr in (student(turned), student(turned.flip(-1)).flip(-1)):
+            images.append(torch.rot90(sr, -turns, (-2, -1)))
+    return torch.stack(images).mean(0)
+
+
+def upscale_picture(
+    student: EDSR, picture: Picture, tile: int = TILE, ensemble: bool = False
+) -> Picture:
     """A picture ``scale`` times the size, of the same channels and profile.
 
     Grey goes through the student as RGB, and back by luma. Alpha does not: MATLAB's bicubic keeps
     what is opaque opaque, and colours are upscaled as if all were.
     """
     pixels, channels = picture.pixels, picture.pixels.shape[2]
-    colours = upscale(student, to_rgb(pixels))
+    colours = upscale(student, to_rgb(pixels), tile, ensemble)
     if channels < 3:
         colours = np.asarray(Image.fromarray(colours).convert("L"))[..., None]
     if channels in (2, 4):
@@ -136,10 +153,12 @@ def _check_targets(tasks: Sequence[Task], overwrite: bool) -> None:
             )
 
 
-def upscale_files(student: EDSR, tasks: Sequence[Task]) -> Iterator[Path]:
+def upscale_files(
+    student: EDSR, tasks: Sequence[Task], tile: int = TILE, ensemble: bool = False
+) -> Iterator[Path]:
     """Do the tasks one after the other; yields each file when it is complete."""
     for source, target in tasks:
-        pixels, icc_profile = upscale_picture(student, read_picture(source))
+        pixels, icc_profile = upscale_picture(student, read_picture(source), tile, ensemble)
         image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, partial(image.save, icc_profile=icc_profile))
