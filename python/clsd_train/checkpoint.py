@@ -63,13 +63,7 @@ def load_student(
         UserError: if the file is missing, unreadable, of another architecture, or most likely
             read in another way than is assumed.
     """
-    if not path.is_file():
-        raise UserError(f"checkpoint: expected a file, got {path}: {what_is_at(path, 'file')}")
-    metadata: dict[str, str] = {}
-    if path.suffix.lower() == ".safetensors":
-        state, metadata = _read_safetensors(path)
-    else:
-        state = _unwrap(read_torch(path), path)
+    state, metadata = _read_file(path)
     if is_basicsr(state):
         state = from_basicsr(state)
     given = {"res_scale": res_scale, "value_range": value_range, "mean_shift": mean_shift}
@@ -83,6 +77,24 @@ def load_student(
             )
     reading = choose_reading(sizes, state, stated, path)
     return make_student(sizes, reading, state, path).eval()
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of weights, by name, out of their container.
+
+    Raises:
+        UserError: if the file is missing or unreadable.
+    """
+    return _read_file(path)[0]
+
+
+def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by name, and the metadata that .safetensors have."""
+    if not path.is_file():
+        raise UserError(f"checkpoint: expected a file, got {path}: {what_is_at(path, 'file')}")
+    if path.suffix.lower() == ".safetensors":
+        return _read_safetensors(path)
+    return _unwrap(read_torch(path), path), {}
 
 
 def read_torch(path: Path) -> Any:

@@ -86,8 +86,11 @@ class HeadsConfig(Section):
         default=(5, 10, 15), description="blocks, counted from 1, that heads sit on"
     )
     blocks: Blocks = Field(default=5, description="residual blocks of a head")
-    contrast: Literal["info_nce", "patch_nce", "feature_ratio", "pos_only"] = Field(
+    contrast: Literal["info_nce", "patch_nce", "feature_ratio", "vgg_ratio", "pos_only"] = Field(
         default="info_nce", description="contrastive loss"
+    )
+    vgg: Target | None = Field(
+        default=None, description="file of VGG19's weights as torchvision names them, of vgg_ratio"
     )
     ds_weight: NonNegativeFloat = Field(default=1.0, description="weight of the heads' L1 losses")
     contrast_weight: NonNegativeFloat = Field(
@@ -101,7 +104,33 @@ class HeadsConfig(Section):
     temperature: PositiveFloat = Field(default=0.07, description="of info_nce and patch_nce")
     num_patches: Count = Field(default=256, description="positions per image, of patch_nce")
     eps: NonNegativeFloat = Field(
-        default=1e-7, description="added to the denominator of feature_ratio"
+        default=1e-7, description="added to the denominator of feature_ratio and vgg_ratio"
+    )
+
+
+class TeacherConfig(Section):
+    """The frozen EDSR that the methods fakd and lfd learn from."""
+
+    checkpoint: Target | None = Field(default=None, description="its weights, as clsd eval's")
+    res_scale: PositiveFloat | None = Field(
+        default=None, description="its factor of each residual branch; null: as the file says"
+    )
+    value_range: PositiveFloat | None = Field(
+        default=None, description="its value of white; null: as the file says"
+    )
+    mean_shift: bool | None = Field(
+        default=None, description="whether it takes the mean colour off; null: as the file says"
+    )
+    depths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        default=(1 / 3, 2 / 3, 1.0),
+        min_length=1,
+        description="shares of either's blocks after which features are compared",
+    )
+    affinity_weight: NonNegativeFloat = Field(
+        default=10.0, description="weight of fakd's similarities beside errors in 0..255"
+    )
+    feature_weight: NonNegativeFloat = Field(
+        default=1.0, description="weight of lfd's features beside errors in the same units"
     )
 
 
@@ -155,12 +184,14 @@ class Config(Section):
     """Everything a run is made from."""
 
     scale: Literal[2, 3, 4] = Field(default=2, description="upscaling factor")
-    method: Literal["baseline", "ds", "cl", "clsd"] = Field(
+    method: Literal["baseline", "ds", "cl", "clsd", "fakd", "lfd"] = Field(
         default="clsd",
-        description="the student alone, with deep supervision, with contrast, with both",
+        description="the student alone, with deep supervision, with contrast, with both, "
+        "with a teacher's features in two ways",
     )
     model: ModelConfig = ModelConfig()
     heads: HeadsConfig = HeadsConfig()
+    teacher: TeacherConfig = TeacherConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     output: Target = Field(default=Path("experiments/clsd"), description="folder of the run")
@@ -194,9 +225,15 @@ class Config(Section):
         """The same run from any folder."""
         data = self.data
         folders = {k: absolute(getattr(data, k)) for k in ("train", "train_lr", "val", "val_lr")}
-        cache = absolute([data.cache])[0] if data.cache else None
-        data = data.model_copy(update={**folders, "cache": cache})
-        return self.model_copy(update={"data": data, "output": absolute([self.output])[0]})
+        data = data.model_copy(update={**folders, "cache": _absolute(data.cache)})
+        heads = self.heads.model_copy(update={"vgg": _absolute(self.heads.vgg)})
+        teacher = self.teacher.model_copy(update={"checkpoint": _absolute(self.teacher.checkpoint)})
+        sections = {"data": data, "heads": heads, "teacher": teacher}
+        return self.model_copy(update={**sections, "output": _absolute(self.output)})
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return absolute([path])[0] if path else None
 
 
 def flatten(config: Config) -> dict[str, Any]:
