@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
@@ -65,13 +66,14 @@ void copy_patch(const Image& image, int64_t top, int64_t left, int64_t size, int
 class BatchSampler {
  public:
   BatchSampler(std::vector<Pixels> lr, std::vector<Pixels> hr, int64_t scale, int64_t patch_size,
-               int64_t batch_size, uint64_t seed)
+               int64_t batch_size, uint64_t seed, int64_t first)
       : lr_(std::move(lr)),
         hr_(std::move(hr)),
         scale_(scale),
         patch_size_(patch_size),
         batch_size_(batch_size),
-        seed_(seed) {
+        seed_(seed),
+        first_(first) {
     if (lr_.empty() || lr_.size() != hr_.size()) {
       throw std::invalid_argument("BatchSampler: expected as many HR as LR images, got " +
                                   std::to_string(lr_.size()) + " LR and " +
@@ -97,12 +99,21 @@ class BatchSampler {
     const int64_t large_size = scale_ * patch_size_;
     Pixels lr({batch_size_, patch_size_, patch_size_, kColours});
     Pixels hr({batch_size_, large_size, large_size, kColours});
+    fill(iteration, lr, hr);
+    return {std::move(lr), std::move(hr)};
+  }
+
+  void fill(uint64_t iteration, Pixels& lr, Pixels& hr) const {
+    const int64_t large_size = scale_ * patch_size_;
+    check_batch(lr, patch_size_);
+    check_batch(hr, large_size);
     uint8_t* small_target = lr.mutable_data();
     uint8_t* large_target = hr.mutable_data();
     py::gil_scoped_release release;
     for (int64_t number = 0; number < batch_size_; ++number) {
       const auto draw = [&](int64_t count, Purpose purpose) {
-        return random_below(count, {seed_, iteration, static_cast<uint64_t>(number), purpose});
+        return random_below(count,
+                            {seed_, iteration, static_cast<uint64_t>(first_ + number), purpose});
       };
       const auto& [small, large] = pairs_[draw(static_cast<int64_t>(pairs_.size()), kImage)];
       const int64_t top = draw(small.height - patch_size_ + 1, kTop);
@@ -113,13 +124,22 @@ class BatchSampler {
       copy_patch(large, scale_ * top, scale_ * left, large_size, transform,
                  large_target + number * large_size * large_size * kColours);
     }
-    return {std::move(lr), std::move(hr)};
   }
 
  private:
+  void check_batch(const Pixels& batch, int64_t size) const {
+    const std::vector<py::ssize_t> shape = {batch_size_, size, size, kColours};
+    if (!std::equal(shape.begin(), shape.end(), batch.shape(), batch.shape() + batch.ndim())) {
+      throw std::invalid_argument("BatchSampler: expected batches of shape [" +
+                                  std::to_string(batch_size_) + ", " + std::to_string(size) + ", " +
+                                  std::to_string(size) + ", 3], got another");
+    }
+  }
+
   std::vector<Pixels> lr_, hr_;  // keep the arrays alive that pairs_ points into
   int64_t scale_, patch_size_, batch_size_;
   uint64_t seed_;
+  int64_t first_;
   std::vector<std::pair<Image, Image>> pairs_;
 };
 
@@ -128,10 +148,12 @@ class BatchSampler {
 PYBIND11_MODULE(_host, module) {
   module.doc() = "Batch sampler over uint8 images.";
   py::class_<BatchSampler>(module, "BatchSampler")
-      .def(
-          py::init<std::vector<Pixels>, std::vector<Pixels>, int64_t, int64_t, int64_t, uint64_t>(),
-          py::arg("lr"), py::arg("hr"), py::arg("scale"), py::arg("patch_size"),
-          py::arg("batch_size"), py::arg("seed"))
+      .def(py::init<std::vector<Pixels>, std::vector<Pixels>, int64_t, int64_t, int64_t, uint64_t,
+                    int64_t>(),
+           py::arg("lr"), py::arg("hr"), py::arg("scale"), py::arg("patch_size"),
+           py::arg("batch_size"), py::arg("seed"), py::arg("first") = 0)
       .def("sample", &BatchSampler::sample, py::arg("iteration"),
-           "uint8 batches [B, p, p, 3] and [B, scale p, scale p, 3].");
+           "uint8 batches [B, p, p, 3] and [B, scale p, scale p, 3].")
+      .def("fill", &BatchSampler::fill, py::arg("iteration"), py::arg("lr").noconvert(),
+           py::arg("hr").noconvert(), "The same into contiguous arrays.");
 }

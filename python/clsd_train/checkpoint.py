@@ -21,10 +21,11 @@ from .files import write_atomically
 from .naming import from_basicsr, is_basicsr
 from .paths import what_is_at
 from .probe import choose_reading
+from .step import Step
 
 # Where training codes keep the weights, the best candidate first.
 CONTAINERS = ("params_ema", "params", "state_dict", "model")
-STATE_KEYS = {"iteration": int, "model": dict, "optimizer": dict, "rng": Tensor}
+STATE_KEYS = {"iteration": int, "model": dict, "step": dict, "rng": dict}
 
 
 def save_student(student: EDSR, path: Path) -> None:
@@ -150,28 +151,26 @@ def read_state(path: Path) -> dict[str, Any]:
     fits = isinstance(state, dict) and all(
         isinstance(state.get(key), kind) for key, kind in STATE_KEYS.items()
     )
-    own = torch.get_rng_state()
     if (
         not fits
         or state["iteration"] < 0
-        or (state["rng"].dtype, state["rng"].shape) != (own.dtype, own.shape)
         or not all(isinstance(value, Tensor) for value in state["model"].values())
     ):
         raise UserError(f"checkpoint: expected the state of a run in {path}, got something else")
     return state
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: Path) -> None:
+def load_step(step: Step, state: dict[str, Any], path: Path) -> None:
     """``load_state_dict`` that says in one line that a state does not fit.
 
     Raises:
         UserError: if it is not of these parameters.
     """
     try:
-        optimizer.load_state_dict(state)
+        step.load_state_dict(state)
         fits = all(
             value.shape in (parameter.shape, ())
-            for parameter, values in optimizer.state.items()
+            for parameter, values in step.optimizer.state.items()
             for value in values.values()
         )
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):

@@ -175,6 +175,12 @@ class TrainConfig(Section):
         default=None, description="threads of PyTorch; null: its own choice"
     )
     device: str = Field(default="cpu", description="PyTorch device, such as cpu or cuda")
+    precision: Literal["float32", "bf16", "fp16"] = Field(
+        default="float32", description="of images and features; parameters stay float32"
+    )
+    graph: Literal["auto", "off"] = Field(
+        default="auto", description="on a GPU, a whole step as one CUDA graph where it can be one"
+    )
     log_every: Count = Field(default=10, description="iterations between log entries")
     eval_every: Count = Field(default=1000, description="iterations between validations")
     save_every: Count = Field(default=1000, description="iterations between checkpoints")

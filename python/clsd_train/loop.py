@@ -1,29 +1,34 @@
 """The training loop."""
 
-import math
 import shlex
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 
 from clsd_fast import EDSR
 
+from .batches import HostBatches
 from .board import Board
 from .build import build_model
-from .checkpoint import load_optimizer, load_weights, read_state, save_student, write_state
+from .checkpoint import load_step, load_weights, read_state, save_student, write_state
 from .config import Config, TrainConfig, changes
 from .data import Pair, Pairs, load_cached, load_training_pairs
 from .errors import UserError, shorten, tell
+from .graph import Graphed
 from .history import History
-from .images import images_to_tensor
 from .interrupt import Interrupted, NoteSignal
 from .metrics import Quality, least_size, mean_quality, quality
 from .progress import Progress
+from .rng import rng_state, set_rng_state
 from .run_folder import HISTORY, STATE, STUDENT, TENSORBOARD, RunFolder
-from .sampler import Prefetcher, make_sampler
+from .sampler import make_sampler
+from .step import Step
 from .upscale import upscale
+
+# Below it float16 rounds gradients to 0: they were infinite or NaN again and again.
+LEAST_LOSS_SCALE = 1.0
 
 
 class Run:
@@ -45,6 +50,7 @@ class Run:
     def __init__(self, config: Config, resume: bool = False) -> None:
         self.config = config
         self.iteration = 0
+        self._seconds: list[float] = []  # of each step since the last log entry
         self.folder = RunFolder(config.output, resume)
         try:
             self._prepare(resume)
@@ -60,13 +66,7 @@ class Run:
         self.model = build_model(config).to(self.device)
         # PyTorch does not declare this argument beside another.
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(),
-            options.learning_rate,
-            options.betas,
-            options.eps,
-            fused=True,
-        )
+        self.step = Step(self.model.train(), options)
         if resume and self.folder.has_state:
             self._load_state()
         self.train_pairs = load_training_pairs(config.data, config.scale, config.output)
@@ -109,24 +109,34 @@ class Run:
 
     def _train(self) -> None:
         options = self.config.train
-        sampler = make_sampler(
-            self.train_pairs,
-            self.config.scale,
-            self.config.data.patch_size,
-            options.batch_size,
-            options.seed,
-        )
-        batches = Prefetcher(sampler, self.iteration + 1)
         progress = Progress(self.iteration, options.iterations)
         board = Board(self.config.output / TENSORBOARD, self.iteration + 1)
+        self.batches = self._make_batches()
+        self._advance = self._make_advance()
         try:
             with progress, board, NoteSignal() as noted:
                 while self.iteration < options.iterations:
-                    self._iterate(batches, progress, board)
+                    self._iterate(progress, board)
                     if noted.signum is not None:
                         self._interrupt(noted.signum)
         finally:
-            batches.close()
+            self.batches.close()
+
+    def _make_batches(self) -> HostBatches:
+        scale, size = self.config.scale, self.config.data.patch_size
+        count, seed = self.config.train.batch_size, self.config.train.seed
+        sampler = make_sampler(self.train_pairs, scale, size, count, seed)
+        shapes = [[count, side, side, 3] for side in (size, scale * size)]
+        return HostBatches(sampler, shapes, self.iteration + 1, self.device)
+
+    def _make_advance(self) -> Callable[[], None]:
+        """What computes a step on the loaded batch."""
+
+        def update() -> None:
+            self.step.update(*self.batches.images())
+
+        graphed = self.device.type == "cuda" and self.config.train.graph == "auto"
+        return Graphed(update, self.step.renew) if graphed else update
 
     def _interrupt(self, signum: int) -> NoReturn:
         self.save()
@@ -137,43 +147,61 @@ class Run:
             f"(clsd train {shlex.quote(f'output={output}')} --resume continues)",
         )
 
-    def _iterate(self, batches: Prefetcher, progress: Progress, board: Board) -> None:
+    def _iterate(self, progress: Progress, board: Board) -> None:
         options = self.config.train
         started = time.perf_counter()
-        losses = self._step(*batches.take())
-        seconds = time.perf_counter() - started
+        self._step()
         last = self.iteration == options.iterations
-        if self.iteration % options.log_every == 0 or self.iteration == 1 or last:
-            rate = self.optimizer.param_groups[0]["lr"]
-            entry = {**losses, "learning_rate": rate, "step_seconds": seconds}
-            self._log("train", entry, board)
+        logs = self.iteration % options.log_every == 0 or self.iteration == 1 or last
+        losses = self._read_losses() if logs else {}  # which waits for the steps
+        self._seconds.append(time.perf_counter() - started)
+        if logs:
+            self._log("train", {**losses, **self._conditions()}, board)
+            progress.loss = losses["total"]
+            self.step.meter.reset()
+            self._seconds.clear()
         if self.val_pairs and (self.iteration % options.eval_every == 0 or last):
+            self._read_losses()
             result = validate(self.model.student, self.val_pairs)
+            self.model.train()
             self._log("val", result._asdict(), board)
             progress.psnr = result.psnr
         if self.iteration % options.save_every == 0 or last:
             self.save()
-        progress.update(self.iteration, losses["total"])
+        progress.update(self.iteration)
 
-    def _step(self, lr_images: np.ndarray, hr_images: np.ndarray) -> dict[str, float]:
-        self.model.train()
-        lr = images_to_tensor(lr_images, self.device)
-        hr = images_to_tensor(hr_images, self.device)
-        losses = self.model(lr, hr).losses
-        values = {name: loss.item() for name, loss in losses.items()}
+    def _step(self) -> None:
+        self.batches.load(self.iteration + 1)
+        self.step.rate.fill_(learning_rate(self.config.train, self.iteration + 1))
+        self._advance()
         self.iteration += 1
-        if not math.isfinite(values["total"]):
-            self._stop("a finite loss", values["total"])
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config.train, self.iteration)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses["total"].backward()
-        self.optimizer.step()
-        return values
 
-    def _stop(self, expected: str, got: object) -> NoReturn:
+    def _read_losses(self) -> dict[str, float]:
+        """The mean of each loss since the last log entry.
+
+        Raises:
+            UserError: if one was not finite, or float16 has lost the gradients.
+        """
+        losses, steps, finite_steps = self.step.meter.read()
+        if finite_steps < steps:
+            self._stop("a finite loss", losses["total"], self.iteration - steps + finite_steps + 1)
+        scale = self.step.loss_scale
+        if scale is not None and scale < LEAST_LOSS_SCALE:
+            self._stop(f"a loss scale of at least {LEAST_LOSS_SCALE:g}", scale, self.iteration)
+        return losses
+
+    def _conditions(self) -> dict[str, float]:
+        """Under what the steps since the last log entry were."""
+        scale = self.step.loss_scale
+        return {
+            "learning_rate": learning_rate(self.config.train, self.iteration),
+            **({} if scale is None else {"loss_scale": scale}),
+            "step_seconds": sum(self._seconds) / len(self._seconds),
+        }
+
+    def _stop(self, expected: str, got: object, iteration: int) -> NoReturn:
         raise UserError(
-            f"train: expected {expected}, got {got} at iteration {self.iteration}; "
+            f"train: expected {expected}, got {got} at iteration {iteration}; "
             f"{self._kept()} (lower train.learning_rate?)"
         )
 
@@ -190,13 +218,14 @@ class Run:
         Raises:
             UserError: if a weight is not finite. The last checkpoint stays as it was.
         """
-        if not all(p.isfinite().all() for p in self.model.parameters()):
-            self._stop("finite weights", "infinity or NaN")
+        self._read_losses()
+        if not self.step.is_finite():
+            self._stop("finite weights", "infinity or NaN", self.iteration)
         state = {
             "iteration": self.iteration,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "rng": torch.get_rng_state(),
+            "step": self.step.state_dict(),
+            "rng": rng_state(self.device),
             "config": self.config.with_absolute_paths().model_dump(mode="json"),
         }
         output = self.config.output
@@ -204,13 +233,11 @@ class Run:
         save_student(self.model.student, output / STUDENT)
 
     def _load_state(self) -> None:
-        path, options = self.config.output / STATE, self.config.train
+        path = self.config.output / STATE
         state = read_state(path)
         load_weights(self.model, state["model"], path)
-        load_optimizer(self.optimizer, state["optimizer"], path)
-        for group in self.optimizer.param_groups:  # the rate is set at each step
-            group.update(betas=options.betas, eps=options.eps)
-        torch.set_rng_state(state["rng"])
+        load_step(self.step, state["step"], path)
+        set_rng_state(state["rng"], self.device, path)
         self.iteration = state["iteration"]
 
 

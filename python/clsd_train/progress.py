@@ -25,6 +25,7 @@ class Progress:
 
     def __init__(self, done: int, total: int) -> None:
         console = Console(stderr=True)
+        self.loss: float | None = None
         self.psnr: float | None = None
         self._done, self._total = done, total
         self._every = max(1, total // LINES_PER_RUN)
@@ -45,14 +46,19 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
-    def update(self, iteration: int, loss: float) -> None:
-        """Show the state after an iteration."""
+    def update(self, iteration: int) -> None:
+        """Show the state after an iteration; ``loss`` and ``psnr`` are the last known."""
+        if self._bar is None and iteration % self._every and iteration < self._total:
+            return
         rate = (iteration - self._done) / (time.perf_counter() - self._started)
-        status = f"loss {loss:.4f}  {rate:.2f} it/s"
-        if self.psnr is not None:
-            status += f"  {self.psnr:.2f} dB"
+        parts = [
+            "" if self.loss is None else f"loss {self.loss:.4f}",
+            f"{rate:.2f} it/s",
+            "" if self.psnr is None else f"{self.psnr:.2f} dB",
+        ]
+        status = "  ".join(filter(None, parts))
         if self._bar:
             self._bar.update(self._task, completed=iteration, status=status)
-        elif iteration % self._every == 0 or iteration == self._total:
+        else:
             left = (self._total - iteration) / rate
             print(f"{iteration}/{self._total}  {status}  {left:.0f} s left", file=sys.stderr)

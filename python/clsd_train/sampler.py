@@ -1,6 +1,5 @@
 """Random patches. A batch is a function of (seed, iteration): there is no state to save."""
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -19,7 +18,13 @@ IMAGE, TOP, LEFT, TRANSFORM = range(4)
 
 
 class Sampler(Protocol):
-    def sample(self, iteration: int) -> tuple[np.ndarray, np.ndarray]: ...
+    def sample(self, iteration: int) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 batches [B, p, p, 3] and [B, scale p, scale p, 3]."""
+        ...
+
+    def fill(self, iteration: int, lr: np.ndarray, hr: np.ndarray) -> None:
+        """The same into contiguous arrays."""
+        ...
 
 
 def random_below(count: int, *counters: int) -> int:
@@ -50,6 +55,7 @@ class NumpyBatchSampler:
         patch_size: side of an LR patch.
         batch_size: samples.
         seed: of the stream.
+        first: number of the first sample in a larger batch, of which these are a part.
     """
 
     def __init__(
@@ -60,15 +66,21 @@ class NumpyBatchSampler:
         patch_size: int,
         batch_size: int,
         seed: int,
+        first: int = 0,
     ) -> None:
         self.lr, self.hr, self.scale = lr, hr, scale
-        self.patch_size, self.batch_size, self.seed = patch_size, batch_size, seed
+        self.patch_size, self.seed = patch_size, seed
+        self.numbers = range(first, first + batch_size)
 
     def sample(self, iteration: int) -> tuple[np.ndarray, np.ndarray]:
         """uint8 batches [B, p, p, 3] and [B, scale p, scale p, 3]."""
-        pairs = [self._sample_one(iteration, number) for number in range(self.batch_size)]
+        pairs = [self._sample_one(iteration, number) for number in self.numbers]
         lr, hr = zip(*pairs, strict=True)
         return np.stack(lr), np.stack(hr)
+
+    def fill(self, iteration: int, lr: np.ndarray, hr: np.ndarray) -> None:
+        """The same into contiguous arrays."""
+        lr[...], hr[...] = self.sample(iteration)
 
     def _sample_one(self, iteration: int, number: int) -> tuple[np.ndarray, np.ndarray]:
         def draw(count: int, purpose: int) -> int:
@@ -96,31 +108,9 @@ def _patch(image: np.ndarray, top: int, left: int, size: int, transform: int) ->
 
 
 def make_sampler(
-    pairs: list[Pair], scale: int, patch_size: int, batch_size: int, seed: int
+    pairs: list[Pair], scale: int, patch_size: int, batch_size: int, seed: int, first: int = 0
 ) -> Sampler:
     """The native sampler if this installation has it, else the NumPy one."""
     kind = NativeBatchSampler or NumpyBatchSampler
     lr, hr = [pair.lr for pair in pairs], [pair.hr for pair in pairs]
-    return kind(lr, hr, scale, patch_size, batch_size, seed)
-
-
-class Prefetcher:
-    """Prepares the next iteration's batch in a thread while this one is worked on."""
-
-    def __init__(self, sampler: Sampler, first: int) -> None:
-        self._sampler = sampler
-        self._pool = ThreadPoolExecutor(max_workers=1)
-        self._submit(first)
-
-    def _submit(self, iteration: int) -> None:
-        self._iteration = iteration
-        self._next = self._pool.submit(self._sampler.sample, iteration)
-
-    def take(self) -> tuple[np.ndarray, np.ndarray]:
-        """The batch of the first iteration, then of each following one."""
-        batch = self._next.result()
-        self._submit(self._iteration + 1)
-        return batch
-
-    def close(self) -> None:
-        self._pool.shutdown()
+    return kind(lr, hr, scale, patch_size, batch_size, seed, first)

@@ -57,11 +57,11 @@ def signal_in_step(monkeypatch, number, iteration, times=1):
     """Send this process a signal in the middle of a step."""
     step = Run._step
 
-    def stopped(run, *batch):
+    def stopped(run):
         if run.iteration + 1 == iteration:
             for _ in range(times):
                 os.kill(os.getpid(), number)
-        return step(run, *batch)
+        step(run)
 
     monkeypatch.setattr(Run, "_step", stopped)
 
@@ -145,8 +145,9 @@ def test_resume_keeps_the_settings_of_the_run(here, capsys):
     assert {k: v for k, v in after.items() if k != "train"} == {
         k: v for k, v in before.items() if k != "train"
     }
-    (group,) = state_of(here / "run")["optimizer"]["param_groups"]
-    assert (list(group["betas"]), group["eps"], group["lr"]) == ([0.5, 0.6], 0.1, 5e-4)
+    (group,) = state_of(here / "run")["step"]["optimizer"]["param_groups"]
+    assert (list(group["betas"]), group["eps"]) == ([0.5, 0.6], 0.1)
+    assert group["lr"].item() == pytest.approx(5e-4)
     (entry,) = [entry for entry in history_of(here / "run") if entry["kind"] == "settings"]
     assert entry["iteration"] == 2
     assert entry["changed"]["train.eps"] == [1e-8, 0.1]
@@ -311,13 +312,19 @@ def test_a_torn_state_is_named(here, capsys, length):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("rng", torch.zeros(3)), ("iteration", -1), ("iteration", "1"), ("optimizer", {}),
-     ("optimizer", {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"params": [0]}]}),
+    [("rng", {}), ("rng", {"cpu": torch.zeros(3)}), ("rng", 1), ("iteration", -1),
+     ("iteration", "1"), ("step", {}), ("step", 1), ("step.meter", {"sums": 1, "steps": 1}),
+     ("step.optimizer", {}),
+     ("step.optimizer", {"state": {0: {"exp_avg": torch.zeros(2)}},
+                         "param_groups": [{"params": [0]}]}),
      ("model", {"student.head.0.weight": 1}), ("model", {})],
 )  # fmt: skip
 def test_a_state_of_something_else_is_named(here, capsys, key, value):
     train(*TINY, "train.iterations=1", "output=run")
-    torch.save({**state_of(here / "run"), key: value}, here / "run" / "state.pt")
+    state = state_of(here / "run")
+    section, _, inner = key.partition(".")
+    state[section] = {**state[section], inner: value} if inner else value
+    torch.save(state, here / "run" / "state.pt")
     line = refused(capsys, here, "train", "output=run", "--resume")
     assert line.startswith("clsd: checkpoint: expected the ")
 

@@ -2,13 +2,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from support.trainer_util import noise
 
+from clsd_train.batches import HostBatches
 from clsd_train.data import Pair
 from clsd_train.sampler import (
     NativeBatchSampler,
     NumpyBatchSampler,
-    Prefetcher,
     make_sampler,
     random_below,
 )
@@ -102,10 +103,31 @@ def test_native_refuses_what_it_could_not_read(lr, hr, message):
         NativeBatchSampler(lr, hr, 2, 8, 1, 0)
 
 
-def test_prefetcher_gives_consecutive_iterations():
+@samplers()
+def test_a_part_of_a_larger_batch(kind):
+    whole = kind(*images(2), 2, 8, 6, 0).sample(3)
+    part = kind(*images(2), 2, 8, 2, 0, first=3).sample(3)
+    for ours, expected in zip(part, whole, strict=True):
+        np.testing.assert_array_equal(ours, expected[3:5])
+
+
+@pytest.mark.skipif(NativeBatchSampler is None, reason="needs clsd_train._host")
+@pytest.mark.parametrize("sizes", [(8, 15), (9, 16)])
+def test_native_refuses_to_fill_another_batch(sizes):
+    sampler = NativeBatchSampler(*images(2), 2, 8, 2, 0)
+    with pytest.raises(ValueError, match=r"batches of shape \[2, \d+, \d+, 3\]"):
+        sampler.fill(1, *(np.empty((2, size, size, 3), np.uint8) for size in sizes))
+
+
+def test_batches_of_consecutive_iterations_lie_in_one_place():
     pairs = [Pair("x", lr, hr) for lr, hr in zip(*images(2), strict=True)]
     sampler = make_sampler(pairs, 2, 8, 4, 0)
-    prefetcher = Prefetcher(sampler, first=5)
-    for iteration in (5, 6, 7):
-        np.testing.assert_array_equal(prefetcher.take()[0], sampler.sample(iteration)[0])
-    prefetcher.close()
+    shapes = [[4, 8, 8, 3], [4, 16, 16, 3]]
+    batches = HostBatches(sampler, shapes, 5, torch.device("cpu"))
+    places = [batch.data_ptr() for batch in batches.images()]
+    for iteration in (5, 6, 7, 8):
+        batches.load(iteration)
+        for ours, expected in zip(batches.images(), sampler.sample(iteration), strict=True):
+            np.testing.assert_array_equal(ours.numpy(), expected)
+    assert [batch.data_ptr() for batch in batches.images()] == places
+    batches.close()

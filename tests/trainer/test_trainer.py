@@ -40,10 +40,10 @@ def interrupt_at(monkeypatch, iteration):
         sampler = make_sampler(*arguments)
 
         class Failing:
-            def sample(self, number):
+            def fill(self, number, *batch):
                 if number == iteration:
                     raise InterruptedRunError
-                return sampler.sample(number)
+                sampler.fill(number, *batch)
 
         return Failing()
 
@@ -165,14 +165,13 @@ def test_non_finite_run_stops_and_keeps_the_last_checkpoint(tmp_path, monkeypatc
     run = Run(tiny_config(tmp_path))
     step = run._step
 
-    def poison(lr, hr):
+    def poison():
         weight = run.model.student.head[0].weight
         if run.iteration == 4 and poisoned == "loss":
             weight.data.fill_(torch.nan)
-        values = step(lr, hr)
+        step()
         if run.iteration == 6:  # a finite loss, then a step that is not
             weight.data.fill_(torch.inf)
-        return values
 
     monkeypatch.setattr(run, "_step", poison)
     kept = {}
@@ -184,6 +183,50 @@ def test_non_finite_run_stops_and_keeps_the_last_checkpoint(tmp_path, monkeypatc
     for name in (loop.STATE, loop.STUDENT):
         assert (run.config.output / name).read_bytes() == kept[run.config.output / name]
     assert Run(run.config, resume=True).iteration == 3
+
+
+@pytest.mark.parametrize("due", ["log_every", "eval_every", "save_every"])
+def test_a_loss_that_is_not_finite_is_found_before_anything_is_kept(tmp_path, monkeypatch, due):
+    options = {"iterations": 9, "log_every": 9, "eval_every": 9, "save_every": 9, due: 5}
+    run = Run(tiny_config(tmp_path, **options))
+    step = run._step
+
+    def poison():
+        if run.iteration == 2:
+            run.model.student.head[0].weight.data.fill_(torch.nan)
+        step()
+
+    monkeypatch.setattr(run, "_step", poison)
+    with pytest.raises(UserError, match="a finite loss, got nan at iteration 3; nothing was saved"):
+        run.train()
+    assert run.iteration == 5
+    assert [entry["iteration"] for entry in run.history.entries] == [1]
+    assert not (run.config.output / loop.STATE).exists()
+
+
+def test_float16_without_gradients_is_said(tmp_path):
+    options = {"iterations": 40, "log_every": 20, "eval_every": 99, "save_every": 99}
+    run = Run(tiny_config(tmp_path, precision="fp16", **options))
+    run.model.student.head[0].weight.register_hook(lambda grad: grad / 0)
+    message = r"a loss scale of at least 1, got 0.0625 at iteration 20; nothing"  # 2 ** (16 - 20)
+    with pytest.raises(UserError, match=message):
+        run.train()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_run_of_16_bits_resumes_bit_equal_between_log_entries(tmp_path, monkeypatch, precision):
+    """Also the losses that are summed, and the loss scale."""
+    options = {"precision": precision, "log_every": 4, "save_every": 3, "iterations": 8}
+    straight = Run(tiny_config(tmp_path, "straight", **options))
+    expected = losses(straight.train())
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 5)
+        with pytest.raises(InterruptedRunError):
+            Run(tiny_config(tmp_path, "broken", **options)).train()
+    resumed = Run(tiny_config(tmp_path, "broken", **options), resume=True)
+    assert resumed.iteration == 3
+    assert losses(resumed.train()) == expected
+    assert_same_weights(resumed.model, straight.model)
 
 
 def test_used_output_folder_is_refused(tmp_path):

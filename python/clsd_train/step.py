@@ -1,0 +1,89 @@
+"""One step of the optimisation. Nothing in it waits for the device: a CUDA graph can hold it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import TrainConfig
+from .meter import Meter
+
+AUTOCAST = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Step:
+    """From a batch to the update of the parameters, all on tensors that stay where they are.
+
+    Called again, or replayed by a CUDA graph, :meth:`update` is the next step: all that differs
+    between steps is in the batch, in ``rate``, and in what the step itself has changed.
+
+    Args:
+        model: called with images and their targets, float32 [B, 3, h, w] in 0..255, it returns an
+            output with ``losses``: 0-dim tensors by name, of which ``total`` is minimised.
+        options: of the optimisation.
+    """
+
+    def __init__(self, model: nn.Module, options: TrainConfig) -> None:
+        self.model = model
+        self.device = next(model.parameters()).device
+        self._dtype = AUTOCAST[options.precision]
+        self.rate = torch.zeros((), device=self.device)
+        self._groups: dict[str, Any] = {
+            "lr": self.rate,
+            "betas": options.betas,
+            "eps": options.eps,
+            "fused": True,
+            "capturable": self.device.type == "cuda",
+        }
+        self.optimizer = torch.optim.Adam(model.parameters(), **self._groups)
+        self.scaler = self._make_scaler()
+        self.meter = Meter(self.device)
+
+    def update(self, lr_images: Tensor, hr_images: Tensor) -> None:
+        """One step on uint8 images [B, h, w, 3] and their targets."""
+        self.optimizer.zero_grad(set_to_none=True)
+        lr, hr = (images.permute(0, 3, 1, 2).float() for images in (lr_images, hr_images))
+        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
+            losses = self.model(lr, hr).losses
+        self.scaler.scale(losses["total"]).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.meter.add(losses)
+
+    def _make_scaler(self) -> torch.amp.GradScaler:
+        """Float16 alone has gradients that are too small for it."""
+        return torch.amp.GradScaler(self.device.type, enabled=self._dtype is torch.float16)
+
+    def renew(self) -> None:
+        """Forget a step that has ended in the middle."""
+        state = self.scaler.state_dict()
+        self.scaler = self._make_scaler()
+        self.scaler.load_state_dict(state)
+
+    @property
+    def loss_scale(self) -> float | None:
+        """What the loss is multiplied by so that float16 can hold its gradients."""
+        return self.scaler.get_scale() if self.scaler.is_enabled() else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on beside the model, and the losses since the last log."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "meter": self.meter.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there, with the options that this step was made with."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group.update(self._groups)
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.meter.load_state_dict(state["meter"])
+
+    def is_finite(self) -> bool:
+        """Whether all that the step has made is."""
+        moments = (v for values in self.optimizer.state.values() for v in values.values())
+        tensors = [*self.model.parameters(), *moments]
+        return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
