@@ -4,6 +4,7 @@ import io
 import json
 import re
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,8 @@ def read_torch(path: Path) -> Any:
     """
     if not path.is_file():
         raise UserError(f"checkpoint: expected a file, got {path}: {what_is_at(path, 'file')}")
+    if _is_compressed(path):
+        raise UserError(f"checkpoint: expected a file of torch.save, got {path}: compressed")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -114,6 +117,15 @@ def read_torch(path: Path) -> Any:
         raise
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to say
         raise UserError(_why_not(path, error)) from None
+
+
+def _is_compressed(path: Path) -> bool:
+    """torch.save compresses nothing: what is compressed may be of any size in memory."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist())
+    except Exception:  # of the old format, or damaged, as torch.load will say
+        return False
 
 
 def _why_not(path: Path, error: Exception) -> str:

@@ -1,6 +1,9 @@
 """Files of weights: whose they are, and how they are read where the file does not say so."""
 
+import os
+import pickle
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -224,3 +227,46 @@ def test_what_is_no_file_is_said(tmp_path, kind):
     words = {"folder": "a folder", "missing": "no such file"}[kind]
     with pytest.raises(UserError, match=f"expected a file, got {path}: {words}"):
         load_student(path)
+
+
+def test_a_file_that_grows_in_memory_is_refused(tmp_path, capsys):
+    torch.save(EDSR(2, 1, 4).state_dict(), tmp_path / "a.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "a.pt") as saved_file,
+        zipfile.ZipFile(tmp_path / "n.pt", "w", zipfile.ZIP_DEFLATED) as compressed,
+    ):
+        for record in saved_file.infolist():
+            content = saved_file.read(record)
+            compressed.writestr(
+                record.filename, bytes(2**20) if "data/" in record.filename else content
+            )
+    assert "n.pt: compressed" in refused(capsys, tmp_path, "info", tmp_path / "n.pt")
+
+
+class Command:
+    """What a pickle runs when it is loaded by a reader that trusts it."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_pickle_runs_nothing(tmp_path, capsys, protocol):
+    content = {"head.0.weight": Command(tmp_path / "made")}
+    torch.save(content, tmp_path / "n.pt", pickle_protocol=protocol)
+    (tmp_path / "p.pt").write_bytes(pickle.dumps(content, protocol))
+    for name in ("n.pt", "p.pt"):
+        assert f"{name}" in refused(capsys, tmp_path, "info", tmp_path / name)
+    assert not (tmp_path / "made").exists()
+
+
+def test_containers_of_themselves_are_refused(tmp_path, capsys):
+    laughs = [torch.zeros(1)]
+    for _ in range(60):
+        laughs = [laughs] * 9
+    torch.save({"state_dict": laughs}, tmp_path / "n.pt")
+    line = refused(capsys, tmp_path, "info", tmp_path / "n.pt")
+    assert "expected a state_dict, got another object" in line
