@@ -3,9 +3,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from clsd_fast import EDSR
 from clsd_train.checkpoint import save_student
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What is generated is the same each time, and less of it where `thorough` tests are left out:
+    30 bad inputs for each of the ways into a command, not 200."""
+    settings.register_profile(
+        "bad inputs",
+        max_examples=30 if "not thorough" in config.option.markexpr else 200,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+    settings.load_profile("bad inputs")
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import string
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from safetensors.torch import save
 from support.trainer_util import write_images
@@ -18,13 +18,6 @@ from clsd_train.checkpoint import save_student
 from clsd_train.cli import COMMANDS, main
 from clsd_train.config import Config
 
-generated = settings(
-    max_examples=200,
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
 KEYS = [key for key, _, _ in Config().settings()]
 SPECIAL = [
     "",
@@ -97,7 +90,6 @@ def hr(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("images") / "hr", a=(40, 40))
 
 
-@generated
 @given(command=words, rest=st.lists(words, max_size=3))
 def test_command(here, command, rest):
     assume(command not in COMMANDS and not {"-h", "--help", "--version"} & {command, *rest})
@@ -106,7 +98,6 @@ def test_command(here, command, rest):
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_arguments(here, command):
-    @generated
     @given(arguments=st.lists(words, min_size=1, max_size=4))
     def check(arguments):
         assume(not {"-h", "--help", "--"} & set(arguments))
@@ -124,7 +115,6 @@ overrides = st.builds(
 )
 
 
-@generated
 @given(settings=st.lists(overrides, min_size=1, max_size=3))
 def test_settings(here, settings):
     # Without a folder of images, nothing is trained on any of them.
@@ -148,14 +138,12 @@ values = st.recursive(
 encoded = st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass"))
 
 
-@generated
 @given(content=st.one_of(st.binary(max_size=60), encoded))
 def test_yaml_file(here, content):
     (here / "c.yaml").write_bytes(content)
     assert_refused("train", "c.yaml")
 
 
-@generated
 @given(content=values)
 def test_yaml_values(here, content):
     (here / "c.yaml").write_text(yaml.dump(content), encoding="utf-8")
@@ -164,7 +152,6 @@ def test_yaml_values(here, content):
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_checkpoint_of_bytes(here, suffix):
-    @generated
     @given(content=st.binary(max_size=200))
     def check(content):
         (here / f"c{suffix}").write_bytes(content)
@@ -189,14 +176,12 @@ objects = st.recursive(
 )
 
 
-@generated
 @given(content=objects)
 def test_checkpoint_of_objects(here, content):
     torch.save(content, here / "c.pt")
     assert_refused("info", "c.pt")
 
 
-@generated
 @given(changes=st.dictionaries(st.sampled_from(NAMES), tensors, min_size=1, max_size=3))
 def test_checkpoint_with_other_tensors(here, changes):
     state = EDSR(2, 1, 4).state_dict()
@@ -207,7 +192,6 @@ def test_checkpoint_with_other_tensors(here, changes):
     assert_refused("info", "c.pt")
 
 
-@generated
 @given(place=st.integers(0, 10**6), length=st.integers(0, 40), content=st.binary(max_size=40))
 def test_damaged_checkpoint(here, student, place, length, content):
     for number, intact in enumerate((student.read_bytes(), _torch_file())):
@@ -224,7 +208,6 @@ def _torch_file():
     return buffer.getvalue()
 
 
-@generated
 @given(
     stated=st.dictionaries(
         st.sampled_from(["scale", "num_blocks", "channels", "res_scale", "value_range"]),
@@ -250,7 +233,6 @@ def test_images(here, student, command):
     folder.mkdir(exist_ok=True)
     output = ("--output", here / "sr") if command == "upscale" else ()
 
-    @generated
     @given(
         content=st.binary(max_size=80),
         magic=st.sampled_from(
@@ -270,7 +252,6 @@ def test_folder_of_a_run(here, hr, name):
     settings = ("model.num_blocks=1", "model.channels=4", "method=baseline", "data.patch_size=8")
     settings += (f"data.train={hr}", "data.cache=cache", "train.iterations=1", "output=run")
 
-    @generated
     @given(content=st.binary(min_size=1, max_size=40))
     def check(content):
         (here / "run").mkdir(exist_ok=True)
@@ -280,7 +261,6 @@ def test_folder_of_a_run(here, hr, name):
     check()
 
 
-@generated
 @given(
     name=st.sampled_from(
         ["CLSD_FAST_BACKEND", "XDG_CACHE_HOME", "HOME", "COLUMNS", "TERM", "LANG"]
