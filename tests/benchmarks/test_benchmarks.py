@@ -63,6 +63,7 @@ def test_step_refuses_a_wrong_result(monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.thorough
 def test_memory_is_measured_in_a_new_process():
     (case,) = training.tiny_table()
     growth = measure.in_new_process(step.peak_memory_mib, "ours_channels_last", case, 1)
@@ -117,6 +118,7 @@ def test_inference_is_checked_on_what_its_piece_of_the_image_determines(monkeypa
 TINY_CONTRASTIVE = "--table tiny --no-compile --threads 1 --rounds 2"
 
 
+@pytest.mark.thorough
 def test_contrastive_writes_a_row_for_each_case(in_this_process, tmp_path):
     files = tmp_path / "rows.json", tmp_path / "plot.png"
     arguments = ["--json", str(files[0]), "--plot", str(files[1])]

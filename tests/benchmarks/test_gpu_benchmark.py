@@ -44,6 +44,7 @@ def without_compilers(gpu, monkeypatch):
     monkeypatch.setattr(gpu, "items", lambda: chosen)
 
 
+@pytest.mark.thorough
 def test_report(gpu, monkeypatch, tmp_path, capsys):
     without_compilers(gpu, monkeypatch)
     gpu.main(["--device", "cpu", "--output", str(tmp_path)])

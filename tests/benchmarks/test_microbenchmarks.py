@@ -62,6 +62,7 @@ def run_spoiled(run, tmp_path):
     )
 
 
+@pytest.mark.thorough
 def test_every_contender_is_checked_and_timed(run, tmp_path):
     path = tmp_path / "figures.json"
     store = ["--benchmark-storage", f"file://{tmp_path}/stored"]
@@ -99,11 +100,13 @@ def test_a_wrong_contender_is_not_timed_and_no_other_is_lost(run_spoiled, tmp_pa
     assert "SKIPPED [2]" in output and "torch.compile: no compiler" in output
 
 
+@pytest.mark.thorough
 def test_a_compiled_step_that_crashes_is_skipped(run_spoiled):
     output = run_spoiled("-k", "test_step and compile_channels_last", "--benchmark-disable")
     assert "torch.compile: the process of the compiled step crashed" in output
 
 
+@pytest.mark.thorough
 def test_a_contender_in_its_own_process_computes_the_same():
     (case,) = step.tiny_table()
     with contest.in_own_process(step.contender, case, "eager") as contender:

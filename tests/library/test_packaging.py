@@ -84,6 +84,7 @@ def test_a_wheel_has_the_packages_and_leaves_nothing_behind(unpacked, tmp_path):
     assert built == {name.removeprefix("python/") for name in PYTHON}
 
 
+@pytest.mark.thorough
 def test_a_kept_build_folder(unpacked, tmp_path):
     options = ("--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", tmp_path)
     kept = tmp_path / "kept"
@@ -128,6 +129,7 @@ def test_sources_that_hide_an_installation_say_so_once(checkout, tmp_path):
     ) in line
 
 
+@pytest.mark.thorough
 def test_no_warning_without_an_installation_or_without_sources(checkout, tmp_path):
     others = tmp_path / "others"  # all that is installed beside this package
     (others / "clsd_fast").mkdir(parents=True)

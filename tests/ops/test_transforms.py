@@ -4,6 +4,7 @@ import pytest
 import torch
 from support.calls import CALLS, FORWARDS
 from support.every_operator import operator_ids
+from support.grids import NATIVE_FIRST
 from tolerance import assert_close
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -125,6 +126,7 @@ def test_second_derivatives(backend):
     close(hessian, expected)
 
 
+@NATIVE_FIRST
 @pytest.mark.parametrize("name", ["conv3x3", "residual_blocks", "upsample_tail x3", "info_nce"])
 def test_compiled_transforms(backend, name):
     """And what is compiled outside of transforms still has the operator."""

@@ -303,19 +303,23 @@ def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
         main(["info"])
 
 
-def check_variable(name):
-    """An empty one counts as not set, a wrong one is one line."""
-    arguments = ("upscale", "student.safetensors", "hr", "--overwrite", "--output", "sr")
-    done = process(*arguments, **{name: ""})
+UPSCALE = ("upscale", "student.safetensors", "hr", "--output", "sr")
+
+
+def test_empty_variables_of_the_environment_are_not_set(here):
+    done = process(*UPSCALE, CLSD_FAST_BACKEND="", CLSD_FAST_ISA="")
     assert done.returncode == 0, done.stderr
-    done = process(*arguments, **{name: "abacus"})
+
+
+def check_wrong_variable(name):
+    done = process(*UPSCALE, **{name: "abacus"})
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and f"{name}: expected one of" in done.stderr
 
 
 def test_backend_of_the_environment(here):
-    check_variable("CLSD_FAST_BACKEND")
+    check_wrong_variable("CLSD_FAST_BACKEND")
 
 
 def test_instruction_set_of_the_environment(here, native):
-    check_variable("CLSD_FAST_ISA")
+    check_wrong_variable("CLSD_FAST_ISA")
