@@ -108,12 +108,9 @@ print(json.dumps([
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
-    "head_blocks, launches, native, triton, casts",
-    [
-        (5, 250, 181, 3, 10),
-        pytest.param(1, 202, 133, 3, 10, marks=pytest.mark.thorough),
-    ],
+    "head_blocks, launches, native, triton, casts", [(5, 250, 181, 3, 10), (1, 202, 133, 3, 10)]
 )
 def test_launches_of_a_step(emulated_library, head_blocks, launches, native, triton, casts):
     """At full depth, on tiny images, in a process of its own: a budget, too. And those of single

@@ -57,7 +57,7 @@ def test_many_tiles(emulation, scale):
     check(emulation, "upsample_tails_backward", *backward_arguments(emulation, given))
 
 
-@pytest.mark.parametrize("scale", tail.SCALES)
+@cover(quick=2, scale=tail.SCALES)
 def test_one_tail_is_the_first_of_several(emulation, scale):
     """Bit-equal, however many blocks its sums are split into."""
     given = arguments(scale, 2, 2, 16, (9, 18), torch.float16)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from support.grids import NATIVE_FIRST
 from support.plain_edsr import PlainEDSR
 from support.util import channels_last, rand
 from tolerance import WINOGRAD_FACTOR, assert_close
@@ -156,6 +157,7 @@ def test_transforms_of_the_model(backend):
     torch.testing.assert_close(tangent, difference, rtol=1e-4, atol=1e-5)
 
 
+@NATIVE_FIRST
 def test_compiles_as_one_graph(backend):
     torch._dynamo.reset()
     student = EDSR(4, 2, 8)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from support.calls import CALLS, IMAGES
 from support.every_operator import compiles_as_one_graph
-from support.grids import NATIVE_FIRST
+from support.grids import NATIVE_FIRST, cover
 
 import clsd_fast
 
@@ -20,7 +20,7 @@ def test_whole_graph(backend, name):
     compiles_as_one_graph(name, "aot_eager")
 
 
-@pytest.mark.parametrize("name", ["residual_block", "info_nce"])
+@cover(quick=1, name=["residual_block", "info_nce"])
 def test_inductor(native, name):
     compiles_as_one_graph(name, "inductor")
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from support.calls import block_parameters
-from support.grids import cover
+from support.grids import NATIVE_FIRST, cover
 from support.util import DTYPES, LAYOUTS, compare, memory_format, rand, sliced
 from torch.func import functional_call
 from torch.library import opcheck
@@ -245,6 +245,7 @@ def test_functional_call(backend):
     torch.testing.assert_close([output, *grads], expected)
 
 
+@NATIVE_FIRST
 def test_compiled_as_one_graph(backend):
     blocks = model()
     compiled = torch.compile(blocks, backend="aot_eager", fullgraph=True)

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatch
 from functools import partial
 
 import pytest
@@ -65,6 +66,21 @@ def cases(check: Callable[..., None], **values: Sequence) -> list:
         )
         for combination in itertools.product(*values.values())
     ]
+
+
+def defer(parameters: Iterable, *patterns: str) -> list:
+    """The parameters, of which those whose id fits a pattern are `thorough`; each fits some."""
+    given = list(parameters)
+    for pattern in patterns:
+        fitting = {p.id for p in given if fnmatch(p.id, pattern)}
+        assert fitting, f"defer: expected an id like {pattern!r}"
+        given = [
+            pytest.param(*p.values, id=p.id, marks=[*p.marks, pytest.mark.thorough])
+            if p.id in fitting
+            else p
+            for p in given
+        ]
+    return given
 
 
 def _word(value: object) -> str:

@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from support.grids import cases, cover, pairs
+from support.grids import cases, cover, defer, pairs
 
 
 @pytest.mark.parametrize("sizes", [(3,), (2, 5), (2, 2, 2), (4, 3, 5), (2, 6, 7, 3, 2)], ids=str)
@@ -43,3 +43,18 @@ def test_cases_are_every_combination():
     parameters = cases(check, a=[1, 2], b=[3])
     assert [parameter.id for parameter in parameters] == ["check 1 3", "check 2 3"]
     assert [parameter.values[0]() for parameter in parameters] == [(1, 3), (2, 3)]
+
+
+def test_defer_leaves_what_fits_to_thorough_runs():
+    def check(a):
+        return a
+
+    parameters = defer(cases(check, a=[1, 12, 3]), "check 1*")
+    assert [(p.id, bool(p.marks)) for p in parameters] == [
+        ("check 1", True),
+        ("check 12", True),
+        ("check 3", False),
+    ]
+    assert parameters[0].values[0]() == 1
+    with pytest.raises(AssertionError, match="expected an id like 'check 4'"):
+        defer(parameters, "check 4")

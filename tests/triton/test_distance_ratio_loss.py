@@ -29,6 +29,6 @@ def test_properties(holds):
     holds()
 
 
-@pytest.mark.parametrize("negatives", [None, 3])
+@cover(quick=1, negatives=[3, None])
 def test_operators(negatives):
     check_operators(negatives, torch.float32)

@@ -54,6 +54,6 @@ def test_properties(holds):
     holds()
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@cover(quick=2, metric=["cosine", "l1", "dot"])
 def test_operators(metric):
     check_operators(metric)

@@ -4,13 +4,14 @@ import itertools
 
 import pytest
 import torch
+from support.grids import cover
 
 from clsd_fast._tail_axes import AXES, OUT_CONV, STAGES
 
 pytestmark = pytest.mark.usefixtures("interpreted_triton")
 
 
-@pytest.mark.parametrize("ends", [1, 2])
+@cover(quick=1, ends=[1, 2])
 def test_every_pixel_is_in_one_block_of_its_kind(ends):
     from support.tail_geometry import regions_kernel
 

@@ -156,10 +156,12 @@ def test_too_many_pixels(launches):
         clsd_fast.upsample_tail(x, [weight], [None], out_weight, None, 2)
 
 
+@pytest.mark.thorough
 def test_empty_batch(large_blocks):
     tail.empty_batch(2)
 
 
+@pytest.mark.thorough
 def test_offsets_beyond_32_bits(large_blocks):
     """Images whose channels are dense are read where they are."""
     x, *parameters = (t.float() for t in tail.inputs(2, 2, 2, 1, 1))
