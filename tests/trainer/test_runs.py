@@ -1,5 +1,6 @@
 """What becomes of a run that is stopped, resumed, started twice, or whose disk is full or torn."""
 
+import contextlib
 import json
 import os
 import resource
@@ -357,20 +358,22 @@ def test_a_damaged_cache_is_written_again(tmp_path, damage):
     assert all((a.hr == b).all() for a, b in zip(after, before, strict=True))
 
 
-@pytest.fixture
-def small_disk():
-    """A function that lets every file end at a size, as a disk that is full."""
+@contextlib.contextmanager
+def small_disk(size):
+    """Every file ends at a size, as on a disk that is full: also one that pytest's lines go to."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_is_one_sentence(here, capsys, small_disk):
+def test_a_full_disk_is_one_sentence(here, capsys):
     train(*TINY, "train.iterations=1", "output=run")
     before = contents(here / "run")
     capsys.readouterr()
-    small_disk(6000)
-    with pytest.raises(SystemExit) as stop:
+    with small_disk(6000), pytest.raises(SystemExit) as stop:
         train("output=run", "train.iterations=2", "--resume")
     assert stop.value.code == 2
     line = capsys.readouterr().err.splitlines()[-1]
@@ -380,25 +383,25 @@ def test_a_full_disk_is_one_sentence(here, capsys, small_disk):
     assert not list((here / "run").glob(".*"))
 
 
-def test_a_log_that_cannot_grow_is_one_sentence(tmp_path, capsys, small_disk):
+def test_a_log_that_cannot_grow_is_one_sentence(tmp_path, capsys):
     board = Board(tmp_path / "board", 1)
-    with pytest.raises(UserError, match=r"expected to write .*board, got File too large"), board:
-        small_disk(1000)
+    sentence = r"expected to write .*board, got File too large"
+    with small_disk(1000), pytest.raises(UserError, match=sentence), board:
         for iteration in range(1000):
             board.add("train", {"rec": 0.5}, iteration)
     assert capsys.readouterr().err == ""
 
 
-def test_a_cache_that_finds_no_room_is_one_sentence(here, capsys, small_disk):
-    small_disk(100)
-    line = refused(capsys, here, "train", *TINY, "output=run")
+def test_a_cache_that_finds_no_room_is_one_sentence(here, capsys):
+    with small_disk(100):
+        line = refused(capsys, here, "train", *TINY, "output=run")
     assert line == "clsd: data: expected to write the cache cache, got File too large"
 
 
-def test_a_history_that_cannot_grow_is_one_sentence(tmp_path, small_disk):
+def test_a_history_that_cannot_grow_is_one_sentence(tmp_path):
     history = History(tmp_path / "history.jsonl", 0)
-    small_disk(10)
-    with pytest.raises(UserError, match=r"expected to write .*history.jsonl, got File too large"):
+    sentence = r"expected to write .*history.jsonl, got File too large"
+    with small_disk(10), pytest.raises(UserError, match=sentence):
         history.add({"kind": "train", "iteration": 1})
 
 
