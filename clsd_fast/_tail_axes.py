@@ -24,6 +24,11 @@ class Segment(NamedTuple):
         """Whether an axis of ``size`` pixels has the pixel."""
         return self.edge is None or (self.edge if self.edge >= 0 else ~self.edge) < size
 
+    @property
+    def taps(self) -> slice:
+        """Those of all taps of the axis."""
+        return slice(self.begin, self.begin + self.length)
+
     def pixels(self, size: int) -> slice:
         """The input pixels that have these taps."""
         if self.edge is None:

@@ -34,28 +34,6 @@ _PATHS = {
 }
 
 
-def _places(axis: Axis, segment: Segment) -> Tensor:
-    """Which taps of a segment lead from an input to an output pixel, [taps, inputs, outputs].
-
-    Where every pixel has the taps, the input pixels are the 5 from y - 2 on that reach the output
-    pixels upscale * y and on; at an edge, it is one, and all outputs that it reaches.
-    """
-    if segment.edge is not None:
-        taps = torch.arange(segment.length).unsqueeze(0)
-    else:
-        inputs, outputs = torch.arange(5).unsqueeze(1), torch.arange(axis.upscale)
-        taps = axis.upscale * (2 - inputs) + axis.padding + outputs
-    inside = (taps >= 0) & (taps < segment.length)
-    all_taps = torch.arange(axis.size).view(-1, 1, 1)
-    return ((all_taps == segment.begin + taps) & inside).float()
-
-
-_PLACES = {
-    factor: {segment: _places(axes[0], segment) for segment in axes[0].segments}
-    for factor, axes in AXES.items()
-}
-
-
 def responses(weight: Tensor, bias: Tensor | None, stage: int) -> Tensor:
     """What a pixel adds to the shuffled map, [C + 1, M + 1, 3 r, 3 r].
 
@@ -122,16 +100,21 @@ def compose_all_backward(
 
 
 class Summand(NamedTuple):
-    """One of those that the map is a sum of: the taps of a segment in rows by one in columns."""
+    """One of those that the map is a sum of: the taps of a segment in rows by one in columns.
 
+    It is a transposed convolution of the pixels that have them.
+    """
+
+    axis: Axis
     rows: Segment
     columns: Segment
-    places: tuple[Tensor, Tensor]
 
     @property
-    def padding(self) -> list[int]:
-        """Of the input pixels, by rows and columns: an edge's single pixel has none."""
-        return [2 * (segment.edge is None) for segment in (self.rows, self.columns)]
+    def geometry(self) -> dict[str, Any]:
+        """An edge's single pixel reaches as many output pixels as there are taps."""
+        edges = (segment.edge is not None for segment in (self.rows, self.columns))
+        padding = [0 if edge else self.axis.padding for edge in edges]
+        return {"stride": [self.axis.upscale] * 2, "padding": padding}
 
     def piece(self, images: Tensor) -> Tensor:
         """The input pixels, [N, C, h, w]."""
@@ -144,38 +127,20 @@ class Summand(NamedTuple):
         return images[:, :, self.rows.target(height), self.columns.target(width)]
 
     def weight(self, composed: Tensor) -> Tensor:
-        """Of a convolution from input pixels to the output pixels of each, as its channels."""
-        rows, columns = (places.to(composed) for places in self.places)
-        return torch.einsum("cxyk,ysi,xtj->kijcst", composed, rows, columns).flatten(0, 2)
+        """The taps of a composed weight or of its gradient, [C, K, rows, columns]."""
+        return composed.permute(0, 3, 2, 1)[:, :, self.rows.taps, self.columns.taps]
 
     def convolve(self, images: Tensor, composed: Tensor) -> Tensor:
-        """The input pixels by the weight: output pixels as channels."""
-        return F.conv2d(self.piece(images), self.weight(composed), padding=self.padding)
-
-    def weight_backward(self, grad: Tensor) -> Tensor:
-        """Gradient of the composed weight."""
-        rows, columns = (places.to(grad) for places in self.places)
-        grad = grad.unflatten(0, (-1, rows.shape[2], columns.shape[2]))
-        return torch.einsum("kijcst,ysi,xtj->cxyk", grad, rows, columns)
-
-    def shuffle(self, y: Tensor) -> Tensor:
-        """Channels to output pixels. Not F.pixel_shuffle: edges have other numbers of them."""
-        y = y.unflatten(1, (-1, *(places.shape[2] for places in self.places)))
-        return y.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
-
-    def unshuffle(self, y: Tensor) -> Tensor:
-        rows, columns = (places.shape[2] for places in self.places)
-        y = y.unflatten(3, (y.shape[3] // columns, columns))
-        y = y.unflatten(2, (y.shape[2] // rows, rows))
-        return y.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
+        """What is added to the output pixels."""
+        return F.conv_transpose2d(self.piece(images), self.weight(composed), **self.geometry)
 
 
 def _summands(factor: int, height: int, width: int) -> list[Summand]:
     """Those for images of this size; the first is that of every pixel."""
-    places = _PLACES[factor]
+    axis = AXES[factor][0]
     return [
-        Summand(rows, columns, (places[rows], places[columns]))
-        for rows, columns in product(places, places)
+        Summand(axis, rows, columns)
+        for rows, columns in product(axis.segments, axis.segments)
         if rows.exists(height) and columns.exists(width)
     ]
 
@@ -183,9 +148,9 @@ def _summands(factor: int, height: int, width: int) -> list[Summand]:
 def apply(x: Tensor, composed: Tensor, factor: int) -> Tensor:
     """Images [N, C, H, W] by a composed weight [C, ...]: [N, K, r H, r W]."""
     first, *others = _summands(factor, *x.shape[2:])
-    output = first.shuffle(first.convolve(x, composed))
+    output = first.convolve(x, composed)
     for summand in others:
-        summand.target(output).add_(summand.shuffle(summand.convolve(x, composed)))
+        summand.target(output).add_(summand.convolve(x, composed))
     return output
 
 
@@ -197,17 +162,21 @@ def apply_backward(
     grad_x, grad_composed = grad.new_zeros(x.shape), grad.new_zeros(composed.shape)
     needs = [needs_x, needs_composed, False]
     for summand in _summands(factor, *x.shape[2:]):
-        geometry = [1, 1], summand.padding, [1, 1], False, [0, 0], 1, needs
-        tensors = (
-            summand.unshuffle(summand.target(grad)),
-            summand.piece(x),
-            summand.weight(composed),
+        tensors = summand.target(grad), summand.piece(x), summand.weight(composed)
+        grads = torch.ops.aten.convolution_backward(
+            *tensors,
+            None,
+            **summand.geometry,
+            dilation=[1, 1],
+            transposed=True,
+            output_padding=[0, 0],
+            groups=1,
+            output_mask=needs,
         )
-        grads = torch.ops.aten.convolution_backward(*tensors, None, *geometry)
         if needs_x:
             summand.piece(grad_x).add_(grads[0])
         if needs_composed:
-            grad_composed += summand.weight_backward(grads[1])
+            summand.weight(grad_composed).add_(grads[1])
     return grad_x, grad_composed
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from support import upsample_tail as tail
 from support.nonfinite import FUNCTIONS, VALUES, go_where_the_reference_sends_them, kinds, results
 from torch import Tensor
 
@@ -72,6 +73,19 @@ def test_relu_passes_the_gradient_of_a_nan(backend):
         assert torch.equal(kinds(a), kinds(b))
         finite = kinds(b) == 0
         torch.testing.assert_close(a[finite], b[finite], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", tail.SCALES)
+@pytest.mark.parametrize("row, column", [(4, 5), (0, 7)])
+def test_tails_send_them_where_the_layers_do(backend, scale, row, column):
+    """From a pixel of the images, and from one of the output's gradient."""
+    x, *parameters = (t.float() for t in tail.inputs(scale, 1, 3, 9, 8))
+    grad = torch.ones_like(tail.plain(x, *parameters, scale=scale))
+    x[..., row, column] = grad[..., scale * row, scale * column] = float("nan")
+    x.requires_grad_()
+    for of in (lambda t: t.detach(), lambda t: torch.autograd.grad(t, x, grad)[0]):
+        ours, theirs = (of(f(x, *parameters, scale=scale)) for f in (tail.composed, tail.plain))
+        assert torch.equal(ours.isnan(), theirs.isnan())
 
 
 def output_and_gradients(x: Tensor, weight: Tensor, grad: Tensor) -> list[Tensor]:

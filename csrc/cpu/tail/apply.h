@@ -45,6 +45,7 @@ class TailForward {
       TailRow<S> row(scratch, shape_, input_);
       TailCanvas<T> canvas(scratch, output_.width, factor * band_, shape_.outputs);
       T* values = scratch.take<T>(shape_.footprint_size());
+      T* rest = scratch.take<T>(round_up(shape_.width, kRowStep) * kTileCols);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t n = task / bands, first = task % bands * band_;
         const int64_t last = std::min(first + band_, shape_.height);
@@ -53,7 +54,7 @@ class TailForward {
         const int64_t above = std::max<int64_t>(first - kTailReach, 0);
         for (int64_t y = above; y < std::min(last + kTailReach, shape_.height); ++y) {
           row.read(n, y);
-          add_row(row, packed, y, values, canvas);
+          add_row(row, packed, y, values, rest, canvas);
         }
         canvas.move(output_, n);
       }
@@ -105,30 +106,47 @@ class TailForward {
     }
   }
 
-  void add_row(const TailRow<S>& row, const T* packed, int64_t y, T* values,
+  void add_row(const TailRow<S>& row, const T* packed, int64_t y, T* values, T* rest,
                const TailCanvas<T>& canvas) const {
     for (const TailFootprint& footprint : shape_.footprints) {
       if (!footprint.rows.has(y, shape_.height)) continue;
-      std::fill_n(values, shape_.footprint_columns() * footprint.column + 2 * kTileCols, T(0));
+      std::fill_n(values, shape_.footprint_columns() * footprint.column, T(0));
       for (const TailSummand& summand : footprint.summands) {
-        const auto pixels = row.pixels(summand);
-        const TileOperands<T> operands{
-            .a = pixels.data,
-            .a_row = pixels.stride,
-            .a_step = 1,
-            .b = packed + summand.first * shape_.channels,
-            .b_step = kTileCols,
-            .steps = shape_.channels,
-            .chain = kTailChain,
-            .add = true,
-            .rows = round_up(pixels.count, kRowStep),
-            .acc_row = shape_.pixel_stride(footprint),
-            .panels = summand.panels(),
-            .b_panel = shape_.channels * kTileCols,
-        };
-        kernels_.multiply(values + shape_.offset(footprint, summand), operands);
+        add_summand(footprint, summand, row.pixels(summand), packed, values, rest);
       }
       add_footprint(footprint, values, y, canvas);
+    }
+  }
+
+  // The last panel may be wider than what is left of the taps. Beyond them it is zeros, which times
+  // a NaN would reach pixels that do not see it.
+  void add_summand(const TailFootprint& footprint, const TailSummand& summand,
+                   const typename TailRow<S>::Pixels& pixels, const T* packed, T* values,
+                   T* rest) const {
+    const int64_t whole = summand.taps / kTileCols, left = summand.taps % kTileCols;
+    TileOperands<T> operands{
+        .a = pixels.data,
+        .a_row = pixels.stride,
+        .a_step = 1,
+        .b = packed + summand.first * shape_.channels,
+        .b_step = kTileCols,
+        .steps = shape_.channels,
+        .chain = kTailChain,
+        .add = true,
+        .rows = round_up(pixels.count, kRowStep),
+        .acc_row = shape_.pixel_stride(footprint),
+        .panels = whole,
+        .b_panel = shape_.channels * kTileCols,
+    };
+    T* target = values + shape_.offset(footprint, summand);
+    kernels_.multiply(target, operands);
+    if (left == 0) return;
+    operands.b += whole * operands.b_panel;
+    operands.add = false, operands.acc_row = kTileCols, operands.panels = 1;
+    kernels_.multiply(rest, operands);
+    target += whole * kTileCols;
+    for (int64_t x = 0; x < pixels.count; ++x, target += shape_.pixel_stride(footprint)) {
+      for (int64_t i = 0; i < left; ++i) target[i] += rest[x * kTileCols + i];
     }
   }
 
