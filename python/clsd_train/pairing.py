@@ -15,6 +15,8 @@ from .listing import NOTHING_APART, ImageFile, list_images
 HIGH = re.compile(r"hr|gt(mod\d+)?|sharp")
 LOW = re.compile(r"lr|lrbicx\d|bicubic")
 SCALE = re.compile(r"(?:lrbic)?x(\d)")
+# LR images beside HR images: 0001x2.png and 0001.png, img_SRF_2_LR.png and img_SRF_2_HR.png.
+SCALED, LR_WORD = re.compile(r"(.+)x[234]", re.DOTALL), re.compile(r"(?<![^_/-])lr(?![^_-])")
 
 Folders = Sequence[Path]
 
@@ -49,7 +51,7 @@ def find_pairs(
 
     Args:
         hr_folders: folders of HR images. Subfolders that are named as of LR images are left out if
-            there are others.
+            there are others; without LR folders, so are files that are named as LR of another.
         lr_folders: folders of LR images; none if they are to be made.
         scale: HR pixels per LR pixel.
         apart: folders with other roles, as of :func:`list_images`.
@@ -78,7 +80,9 @@ def find_pairs(
         hr_files = _without_low(listed)
         left_out["in a folder named as of LR images"] += len(listed) - len(hr_files)
         if not lr_group:
-            pairs += [PairFiles(file.name, file.path, None) for file in hr_files]
+            alone = _without_lr_of_others(hr_files)
+            left_out["named as LR of another image"] += len(hr_files) - len(alone)
+            pairs += [PairFiles(file.name, file.path, None) for file in alone]
             continue
         lr_files = list_all(lr_group)
         matched = _match(hr_files, lr_files, scale, lr_group)
@@ -159,3 +163,14 @@ def _words(folder: str) -> list[str]:
 def _without_low(files: list[ImageFile]) -> list[ImageFile]:
     high = [f for f in files if not any(map(_is_low, PurePosixPath(f.name).parts[:-1]))]
     return high or files
+
+
+def _without_lr_of_others(files: list[ImageFile]) -> list[ImageFile]:
+    names = {file.name.lower() for file in files}
+    return [file for file in files if not _is_lr_of_other(file.name.lower(), names)]
+
+
+def _is_lr_of_other(name: str, names: set[str]) -> bool:
+    scaled = SCALED.fullmatch(name)
+    as_high = LR_WORD.sub("hr", name)
+    return (scaled is not None and scaled[1] in names) or (as_high != name and as_high in names)

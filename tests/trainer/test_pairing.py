@@ -148,6 +148,17 @@ def test_folders_named_as_of_lr_images_are_no_hr(tmp_path):
     assert not left_out
 
 
+@pytest.mark.parametrize(
+    "hr, lr",
+    [("0001", "0001x2"), ("Img_001_SRF_2_HR", "Img_001_SRF_2_LR"), ("a/HR-1", "a/lr-1")],
+)
+def test_lr_images_beside_hr_images_are_no_hr(tmp_path, hr, lr):
+    touch(tmp_path, f"{hr}.png", f"{lr}.png", "clr.png", "x2.png")
+    pairs, left_out = find_pairs([tmp_path], [], 2)
+    assert {pair.name for pair in pairs} == {hr, "clr", "x2"}
+    assert left_out == {"named as LR of another image": 1}
+
+
 def test_roles_of_other_folders_are_kept(tmp_path):
     touch(tmp_path, "a.png", "val/b.png")
     files, left_out = find_pairs([tmp_path], [], 2, {Path(tmp_path / "val"): "validation"})
