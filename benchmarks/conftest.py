@@ -33,7 +33,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     subject, option = metafunc.module.SUBJECT, metafunc.config.getoption
     entries = [
         pytest.param((subject, case, mode), name, id=f"{case.title} {mode}, {name}")
-        for case in subject.TABLES[option("table")]()
+        for case in subject.TABLES.get(option("table"), list)()
         for mode in case.modes
         for name in case.names(mode, not option("no_compile"))
     ]

@@ -8,6 +8,19 @@ import torch
 from torch import Tensor, nn
 
 
+def packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN packs weights of this type on this processor."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    ops = torch.ops.mkldnn
+    supported = {
+        torch.float32: lambda: True,
+        torch.bfloat16: ops._is_mkldnn_bf16_supported,
+        torch.float16: ops._is_mkldnn_fp16_supported,
+    }
+    return supported[dtype]()
+
+
 class OneDnnConv(nn.Module):
     """A convolution by oneDNN with what follows it fused; its weight is packed at the first call.
 

@@ -1,6 +1,7 @@
 """Each image operator, and inference on a whole image, against plain PyTorch and oneDNN's fusion.
 
-    python benchmarks/ops.py [--table tiny|quick|full] [--op residual_block] [--json ops.json]
+    python benchmarks/ops.py [--table tiny|quick|full|channels] [--op residual_block]
+        [--dtype bfloat16] [--json ops.json]
 
 One row an operator, shape and mode: ``forward`` (no gradient is recorded) or ``forward_backward``
 (the gradients of the input and of every parameter). All implementations are modules with the same
@@ -29,13 +30,16 @@ CPU = torch.device("cpu")
 
 def benchmark(case: images.Case, mode: str, options: argparse.Namespace) -> dict[str, Any]:
     """The row of a case and mode."""
-    rivals = images.Contest(case, mode)
-    contenders = {name: rivals.contender(name) for name in case.names(mode, options.compile)}
+    dtype = getattr(torch, options.dtype)
+    rivals = images.Contest(case, mode, dtype)
+    names = case.names(mode, options.compile, dtype)
+    contenders = {name: rivals.contender(name) for name in names}
     figure = rivals.check(contest.our_results(contenders))
     times = measure.interleave(contest.calls(contenders), CPU, options.rounds, options.seconds)
     return {
         **rivals.facts,
         **measure.summary(times),
+        "dtype": options.dtype,
         "correctness": figure,
         **measure.environment(CPU),
     }
@@ -62,6 +66,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--table", default="quick", choices=images.TABLES)
     parser.add_argument("--op", choices=images.OURS, help="only the rows of this operator")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=2.0, help="to time a row for, about")
     parser.add_argument("--rounds", type=int, help="timed calls of a row, instead of --seconds")

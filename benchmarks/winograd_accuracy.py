@@ -4,7 +4,8 @@
 
 Prints the worst ratio of error to bound over random shapes, for the output and each gradient, with
 random output gradients and with ones. `WINOGRAD_FACTOR` of tools/tolerance.py is the worst of all,
-rounded up.
+rounded up. Then, for one huge value among standard normal ones, the largest error of outputs that
+do not see it, ours and PyTorch's.
 """
 
 import argparse
@@ -56,6 +57,21 @@ def ratios(seed: int, ones: bool) -> list[float]:
     return result
 
 
+def errors_beside(value: float) -> list[float]:
+    """Largest error, ours and PyTorch's, of outputs of 64 channels that do not see the value."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 64, 24, 24, generator=generator)
+    weight = torch.randn(64, 64, 3, 3, generator=generator) / 24
+    x[0, 3, 9, 13] = value
+    reference = F.conv2d(x.double(), weight.double(), padding=1)
+    with clsd_fast.use_backend("native"):
+        results = clsd_fast.conv3x3(x, weight), F.conv2d(x, weight, padding=1)
+    errors = [(result.double() - reference).abs() for result in results]
+    for error in errors:
+        error[..., 8:11, 12:15] = 0
+    return [error.max().item() for error in errors]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=1000)
@@ -65,6 +81,10 @@ def main() -> None:
         print("output gradient of ones" if ones else "random output gradient")
         for name, value in zip(("output", "x", "weight", "bias"), worst, strict=True):
             print(f"    {name:8}{value:.2f}")
+    print("largest error beside a value: ours, PyTorch's")
+    for value in (1.0, 1e4, 1e6, 1e9):
+        ours, theirs = errors_beside(value)
+        print(f"    {value:<8.0e}{ours:.1e}  {theirs:.1e}")
 
 
 if __name__ == "__main__":

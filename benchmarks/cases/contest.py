@@ -36,10 +36,11 @@ class Contest(ABC):
     Args:
         case: of the subject.
         mode: one of the case's.
+        dtype: of the contenders.
     """
 
-    def __init__(self, case: Any, mode: str) -> None:
-        self.case, self.mode = case, mode
+    def __init__(self, case: Any, mode: str, dtype: torch.dtype = torch.float32) -> None:
+        self.case, self.mode, self.dtype = case, mode, dtype
 
     @property
     def title(self) -> str:
@@ -71,7 +72,7 @@ class Contest(ABC):
         """
         figures = []
         for name, function in results.items():
-            figures.append(measure.error_over_bound(function(), *self.expected))
+            figures.append(measure.error_over_bound(function(), *self.expected, self.dtype))
             measure.gate(f"{self.title}, {name}", figures[-1])
         return max(figures)
 

@@ -52,9 +52,11 @@ class Case(NamedTuple):
     def modes(self) -> tuple[str, ...]:
         return (FORWARD,) if self.op == "inference" else (FORWARD, FORWARD_BACKWARD)
 
-    def names(self, mode: str, compiles: bool) -> tuple[str, ...]:
+    def names(
+        self, mode: str, compiles: bool, dtype: torch.dtype = torch.float32
+    ) -> tuple[str, ...]:
         """Of the contenders, each in both memory formats."""
-        fuses = mode == FORWARD and torch.backends.mkldnn.is_available()
+        fuses = mode == FORWARD and onednn.packs(dtype)
         return (
             *("ours_contiguous", "ours_channels_last", "eager", "eager_channels_last"),
             *(("compile", "compile_channels_last") if compiles else ()),
@@ -111,7 +113,18 @@ def full_table() -> list[Case]:
     ]
 
 
-TABLES = {"tiny": tiny_table, "quick": quick_table, "full": full_table}
+def channels_table() -> list[Case]:
+    """Convolutions of numbers of channels that are few, or no multiple of 8, and some that are."""
+    channels = (5, 8, 12, 15, 17, 20, 24, 36, 46, 50, 52, 60, 62, 64)
+    return [Case("conv3x3", (c, c), (4, c, 48, 48)) for c in channels]
+
+
+TABLES = {
+    "tiny": tiny_table,
+    "quick": quick_table,
+    "full": full_table,
+    "channels": channels_table,
+}
 
 
 class Inputs(NamedTuple):
@@ -158,7 +171,7 @@ class Contest(contest.Contest):
     def __init__(
         self, case: Case, mode: str, dtype: torch.dtype = torch.float32, seed: int = 0
     ) -> None:
-        super().__init__(case, mode)
+        super().__init__(case, mode, dtype)
         torch.manual_seed(seed)
         self.ours, self.eager = OURS[case.op](*case.arguments), PLAIN[case.op](*case.arguments)
         self.eager.load_state_dict(self.ours.state_dict())

@@ -96,7 +96,20 @@ def test_ops_writes_a_row_for_each_operator_and_mode(tmp_path):
     for row in rows:
         fused = row["mode"] == "forward" and torch.backends.mkldnn.is_available()
         onednn = {"onednn_ms", "onednn_channels_last_ms"} if fused else set()
-        assert set(row) == SUMMARY | ENVIRONMENT | onednn | {"op", "arguments", "shape", "mode"}
+        assert set(row) == SUMMARY | ENVIRONMENT | onednn | {
+            "op",
+            "arguments",
+            "shape",
+            "mode",
+            "dtype",
+        }
+
+
+def test_ops_times_16_bit_images(tmp_path):
+    path = tmp_path / "ops.json"
+    options = "--op conv3x3 --dtype bfloat16"
+    ops.main([*TINY_OPS.split(), *options.split(), "--json", str(path)])
+    assert [row["dtype"] for row in json.loads(path.read_text())] == ["bfloat16"] * 2
 
 
 def test_ops_refuses_a_wrong_result(monkeypatch, tmp_path):
