@@ -26,6 +26,8 @@ from .step import Step
 
 # Where training codes keep the weights, the best candidate first.
 CONTAINERS = ("params_ema", "params", "state_dict", "model")
+# What DataParallel and torch.compile put in front of each key, in either order.
+WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
 STATE_KEYS = {"iteration": int, "model": dict, "step": dict, "rng": dict}
 
 
@@ -51,9 +53,10 @@ def load_student(
     """The student of a file: .safetensors, as ours are, .pt or .pth.
 
     Weights have EDSR-PyTorch's names or BasicSR's; those in a container (params_ema, params,
-    state_dict, model) or under ``module.`` are found. A file that is not ours says nothing of how
-    its weights are read: that is what the arguments say. What they leave open is EDSR-baseline's,
-    with a warning, unless the images that the student then makes speak against it.
+    state_dict, model) or under ``module.`` and ``_orig_mod.`` are found. A file that is not ours
+    says nothing of how its weights are read: that is what the arguments say. What they leave open
+    is EDSR-baseline's, with a warning, unless the images that the student then makes speak against
+    it.
 
     Args:
         path: the file.
@@ -257,4 +260,4 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
     ):
         raise UserError(f"checkpoint: expected a state_dict, got another object in {path}")
-    return {key.removeprefix("module."): value for key, value in content.items()}
+    return {WRAPPERS.sub("", key): value for key, value in content.items()}

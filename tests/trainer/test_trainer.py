@@ -257,7 +257,7 @@ def test_checkpoint_round_trip(tmp_path, scale, value_range):
 
 @pytest.mark.filterwarnings("ignore::clsd_train.errors.Notice")
 @pytest.mark.parametrize("wrap", [None, "params", "params_ema", "state_dict", "model"])
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
 def test_torch_file_in_edsr_naming_loads(tmp_path, wrap, prefix):
     student = EDSR(4, 3, 8)
     state = {prefix + name: value for name, value in student.state_dict().items()}
