@@ -62,7 +62,8 @@ class CLSD(nn.Module):
 
     In ``train()``, ``model(lr, hr)`` returns a :class:`CLSDOutput`. In ``eval()``, ``model(lr)``
     is ``model.student(lr)``: no head runs. The student's weights are under ``student.*``,
-    everything auxiliary under ``heads.*``.
+    everything auxiliary under ``heads.*``. In ``train()`` the student's parts are called, between
+    which the heads run: hooks of its parts run always, those of ``student`` itself in ``eval()``.
 
     What ships is ``model.student``: save or export that. ``torch.export`` of the whole model in
     ``eval()`` computes the same, but carries the heads' weights along as unused inputs.
