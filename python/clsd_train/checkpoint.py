@@ -6,7 +6,7 @@ import re
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
@@ -22,13 +22,12 @@ from .files import write_atomically
 from .naming import from_basicsr, is_basicsr
 from .paths import what_is_at
 from .probe import choose_reading
-from .step import Step
 
 # Where training codes keep the weights, the best candidate first.
 CONTAINERS = ("params_ema", "params", "state_dict", "model")
 # What DataParallel and torch.compile put in front of each key, in either order.
 WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
-STATE_KEYS = {"iteration": int, "model": dict, "step": dict, "rng": dict}
+STATE_KEYS = {"iteration": int, "model": dict, "step": dict, "rng": dict, "best": dict}
 
 
 def save_student(student: EDSR, path: Path) -> None:
@@ -175,25 +174,20 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_step(step: Step, state: dict[str, Any], path: Path) -> None:
+class Stateful(Protocol):
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+
+
+def load_part(part: Stateful, state: dict[str, Any], what: str, path: Path) -> None:
     """``load_state_dict`` that says in one line that a state does not fit.
 
     Raises:
-        UserError: if it is not of these parameters.
+        UserError: if it is of something else than what.
     """
     try:
-        step.load_state_dict(state)
-        fits = all(
-            value.shape in (parameter.shape, ())
-            for parameter, values in step.optimizer.state.items()
-            for value in values.values()
-        )
+        part.load_state_dict(state)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
-        fits = False
-    if not fits:
-        raise UserError(
-            f"checkpoint: expected the optimizer's state of this model in {path}, got another"
-        )
+        raise UserError(f"checkpoint: expected the {what} in {path}, got another") from None
 
 
 def load_weights(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:

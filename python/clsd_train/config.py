@@ -13,8 +13,10 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     ValidationError,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
@@ -43,12 +45,15 @@ def _valid(expand: Any, value: Any) -> Any:
 
 
 Folders = Annotated[tuple[Path, ...], BeforeValidator(_expand_folders)]
+SetName = Annotated[str, Field(pattern=r"^[\w.-]+$")]
+FolderSets = dict[SetName, Folders]
 Target = Annotated[Path, BeforeValidator(_expand)]
 # Each is far above what anyone trains, and below what overflows on the way.
 Count = Annotated[int, Field(gt=0, lt=2**31)]
 Blocks = Annotated[int, Field(gt=0, le=4096)]
 Channels = Annotated[int, Field(gt=0, le=2**16)]
 Threads = Annotated[int, Field(gt=0, le=1024)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 # Bytes of a YAML file: a device, or a file that was named by mistake, may have no end.
 LARGEST = 2**20
@@ -62,6 +67,8 @@ SENTENCES = {
     "int_from_float": "valid integer",
     "float_parsing": "valid number",
     "bool_parsing": "true or false",
+    "dict_type": "mapping, such as {Set5: data/Set5/HR}",
+    "string_pattern_mismatch": "name of letters, digits, '_', '.' and '-'",
 }
 OnBadImage = Literal["refuse", "skip"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and the sampler take
@@ -145,6 +152,12 @@ class DataConfig(Section):
         default=(), description="folders of HR images to validate on; none: no validation"
     )
     val_lr: Folders = Field(default=(), description="folders of their LR images")
+    val_sets: FolderSets = Field(
+        default={}, description="further validation sets, each scored alone: folders by name"
+    )
+    val_sets_lr: FolderSets = Field(
+        default={}, description="folders of their LR images, by the same names"
+    )
     patch_size: Count = Field(default=48, description="side of a training patch in LR pixels")
     on_bad_image: OnBadImage = Field(
         default="refuse", description="what to do about an unusable image"
@@ -153,14 +166,40 @@ class DataConfig(Section):
         default=None, description="folder of decoded images; null: $XDG_CACHE_HOME/clsd-fast"
     )
 
+    @model_validator(mode="after")
+    def _check_names(self) -> "DataConfig":
+        for name in self.val_sets_lr:
+            if name not in self.val_sets:
+                raise ValueError(f"expected val_sets_lr of names in val_sets, got {name}")
+        return self
+
+    @property
+    def validation_folders(self) -> dict[str, tuple[tuple[Path, ...], tuple[Path, ...]]]:
+        """HR and LR folders of each validation set; that of ``val`` has no name."""
+        sets = {name: (hr, self.val_sets_lr.get(name, ())) for name, hr in self.val_sets.items()}
+        return {"": (self.val, self.val_lr), **sets} if self.val else sets
+
 
 class TrainConfig(Section):
-    """Optimisation: Adam on the L1-type losses, the learning rate falling at milestones."""
+    """Optimisation: Adam on the L1-type losses, the learning rate falling by a schedule."""
 
     iterations: Count = Field(default=300_000, description="steps of the whole run")
     batch_size: Count = Field(default=16, description="patches of a step")
-    learning_rate: PositiveFloat = Field(
-        default=2e-4, description="of Adam, before the first milestone"
+    accumulate: Count = Field(
+        default=1, description="equal parts of a step's batch that are computed one by one"
+    )
+    init: Target | None = Field(
+        default=None, description="weights that the student begins with; at another scale no tail's"
+    )
+    learning_rate: PositiveFloat = Field(default=2e-4, description="of Adam, at its highest")
+    warm_up: NonNegativeInt = Field(
+        default=0, description="iterations in which the learning rate rises from 0"
+    )
+    schedule: Literal["milestones", "cosine"] = Field(
+        default="milestones", description="how the learning rate falls"
+    )
+    learning_rate_end: NonNegativeFloat = Field(
+        default=0.0, description="where cosine arrives at the end of the run"
     )
     milestones: tuple[Fraction, ...] = Field(
         default=(2 / 3,), description="fractions of the run at which the learning rate falls"
@@ -170,6 +209,13 @@ class TrainConfig(Section):
     )
     betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.999), description="of Adam")
     eps: PositiveFloat = Field(default=1e-8, description="of Adam")
+    clip: PositiveFloat | None = Field(
+        default=None, description="largest norm of all gradients together; null: any"
+    )
+    ema: Decay = Field(
+        default=0.0,
+        description="decay of the weights' moving average, which is then the student; 0: none",
+    )
     seed: Seed = Field(default=0, description="of the weights and the batches")
     threads: Threads | None = Field(
         default=None, description="threads of PyTorch; null: its own choice"
@@ -184,6 +230,18 @@ class TrainConfig(Section):
     log_every: Count = Field(default=10, description="iterations between log entries")
     eval_every: Count = Field(default=1000, description="iterations between validations")
     save_every: Count = Field(default=1000, description="iterations between checkpoints")
+    patience: Count | None = Field(
+        default=None, description="validations without a better PSNR that end the run; null: none"
+    )
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> "TrainConfig":
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"expected a batch_size that accumulate={self.accumulate} divides, "
+                f"got {self.batch_size}"
+            )
+        return self
 
 
 class Config(Section):
@@ -230,11 +288,19 @@ class Config(Section):
     def with_absolute_paths(self) -> "Config":
         """The same run from any folder."""
         data = self.data
-        folders = {k: absolute(getattr(data, k)) for k in ("train", "train_lr", "val", "val_lr")}
-        data = data.model_copy(update={**folders, "cache": _absolute(data.cache)})
-        heads = self.heads.model_copy(update={"vgg": _absolute(self.heads.vgg)})
-        teacher = self.teacher.model_copy(update={"checkpoint": _absolute(self.teacher.checkpoint)})
-        sections = {"data": data, "heads": heads, "teacher": teacher}
+        values: dict[str, Any] = {"cache": _absolute(data.cache)}
+        for key in ("train", "train_lr", "val", "val_lr"):
+            values[key] = absolute(getattr(data, key))
+        for key in ("val_sets", "val_sets_lr"):
+            values[key] = {name: absolute(paths) for name, paths in getattr(data, key).items()}
+        sections = {
+            "data": data.model_copy(update=values),
+            "heads": self.heads.model_copy(update={"vgg": _absolute(self.heads.vgg)}),
+            "teacher": self.teacher.model_copy(
+                update={"checkpoint": _absolute(self.teacher.checkpoint)}
+            ),
+            "train": self.train.model_copy(update={"init": _absolute(self.train.init)}),
+        }
         return self.model_copy(update={**sections, "output": _absolute(self.output)})
 
 
@@ -322,7 +388,7 @@ def _parse_override(override: str) -> dict[str, Any]:
     value: Any = text
     # A path is what stands there, unless it is a list of them, or none where that means something.
     listed = text.startswith("[") and not os.path.lexists(text)
-    if not _is_text(key) or listed or (text == "null" and _TEXT_KEYS[key] is None):
+    if not _is_text(key) or listed or (text == "null" and _TEXT_KEYS.get(key, "") is None):
         try:
             value = parse(text, _is_text, "the override", key) if text else ""
         except UserError:
@@ -372,17 +438,19 @@ def is_key(key: str) -> bool:
 
 def _is_text(key: str) -> bool:
     """Whether a setting is a text or paths: what may look like a number."""
-    return key in _TEXT_KEYS
+    return key in _TEXT_KEYS or key.rpartition(".")[0] in _NAMED_KEYS
 
 
 def _holds_text(annotation: Any) -> bool:
-    if get_origin(annotation) is Literal:
+    if get_origin(annotation) in (Literal, dict):
         return False
     return annotation in (str, Path) or any(map(_holds_text, get_args(annotation)))
 
 
 # With their defaults.
 _TEXT_KEYS = {name: f.default for name, f in _fields(Config) if _holds_text(f.annotation)}
+# Of paths by name.
+_NAMED_KEYS = {name for name, f in _fields(Config) if get_origin(f.annotation) is dict}
 
 
 def _meaning(field: FieldInfo) -> str:

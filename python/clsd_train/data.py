@@ -163,12 +163,13 @@ def load_cached(
 
 def _roles(data: DataConfig, output: Path | None) -> Mapping[Path, str]:
     """What each configured folder is for: none of them is a part of another."""
+    sets = data.validation_folders.values()
     return {
         **({output: "the output"} if output else NOTHING_APART),
         **({data.cache: "the cache"} if data.cache else NOTHING_APART),
         **dict.fromkeys(data.train, "training images"),
-        **dict.fromkeys(data.val, "validation images"),
-        **dict.fromkeys((*data.train_lr, *data.val_lr), "LR images"),
+        **dict.fromkeys((path for hr, _ in sets for path in hr), "validation images"),
+        **dict.fromkeys((*data.train_lr, *(path for _, lr in sets for path in lr)), "LR images"),
     }
 
 

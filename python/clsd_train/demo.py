@@ -81,7 +81,7 @@ def run_demo(output: Path) -> None:
     _copy_photographs(output / "photographs")
 
     runs = {"plain": Run(_variant(config, "baseline")), "CLSD": Run(_variant(config, "clsd"))}
-    pairs = runs["plain"].val_pairs
+    pairs = runs["plain"].val_sets[""]
     bicubic = _bicubic_quality(pairs, config.scale)
     results = {}
     for name, run in runs.items():
@@ -89,7 +89,7 @@ def run_demo(output: Path) -> None:
         results[name] = _train(run)
     _print_table(console, bicubic, results)
     _write_metrics(output / "metrics.json", config, bicubic, results)
-    students = {name: run.model.student for name, run in runs.items()}
+    students = {name: run.student for name, run in runs.items()}
     _draw_comparison(output / "comparison.png", pairs, students)
     _draw_curves(output / "curve.png", {name: run.history.entries for name, run in runs.items()})
     console.print(f"wrote metrics.json, comparison.png and curve.png to {output}", highlight=False)
@@ -131,9 +131,9 @@ def _train(run: Run) -> Result:
     started = time.perf_counter()
     run.train()
     seconds = time.perf_counter() - started
-    student = run.model.student
+    student = run.student
     parameters = sum(p.numel() for p in student.parameters() if p.requires_grad)
-    return Result(validate(student, run.val_pairs), parameters, seconds)
+    return Result(validate(student, run.val_sets[""]), parameters, seconds)
 
 
 def _bicubic_quality(pairs: list[Pair], scale: int) -> Quality:

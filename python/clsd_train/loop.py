@@ -10,10 +10,11 @@ import torch
 from clsd_fast import EDSR
 
 from .batches import HostBatches
+from .best import Best
 from .board import Board
 from .build import build_model
-from .checkpoint import load_step, load_weights, read_state, save_student, write_state
-from .config import Config, TrainConfig, changes
+from .checkpoint import load_part, load_weights, read_state, save_student, write_state
+from .config import Config, changes
 from .data import Pair, Pairs, load_cached, load_training_pairs
 from .errors import UserError, shorten, tell
 from .graph import Graphed
@@ -22,10 +23,12 @@ from .interrupt import Interrupted, NoteSignal
 from .metrics import Quality, least_size, mean_quality, quality
 from .progress import Progress
 from .rng import rng_state, set_rng_state
-from .run_folder import HISTORY, STATE, STUDENT, TENSORBOARD, RunFolder
+from .run_folder import BEST, HISTORY, STATE, STUDENT, TENSORBOARD, RunFolder
 from .sampler import make_sampler
+from .schedule import learning_rate
 from .step import Step
 from .upscale import upscale
+from .warm_start import warm_start
 
 # Below it float16 rounds gradients to 0: they were infinite or NaN again and again.
 LEAST_LOSS_SCALE = 1.0
@@ -66,11 +69,15 @@ class Run:
         self.model = build_model(config).to(self.device)
         # PyTorch does not declare this argument beside another.
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.step = Step(self.model.train(), options)
-        if resume and self.folder.has_state:
+        begins = not (resume and self.folder.has_state)
+        if begins and options.init:
+            warm_start(self.model.student, options.init)
+        self.step = Step(self.model.train(), self.model.student, options)
+        self.best = Best()
+        if not begins:
             self._load_state()
         self.train_pairs = load_training_pairs(config.data, config.scale, config.output)
-        self.val_pairs = _validation_pairs(config)
+        self.val_sets = _validation_sets(config)
         saved = self.folder.saved_config() if resume else None
         self.folder.write_config(config)
         self.history = History(config.output / HISTORY, self.iteration)
@@ -79,8 +86,8 @@ class Run:
                 tell(f"no checkpoint is in {config.output}, its run begins again")
             self._tell_changes(changes(saved, config))
         tell(self.train_pairs.summary("training"))
-        if self.val_pairs:
-            tell(self.val_pairs.summary("validation"))
+        for name, pairs in self.val_sets.items():
+            tell(pairs.summary(f"validation on {name}" if name else "validation"))
         if self.iteration >= options.iterations:
             tell(f"nothing is left of {options.iterations} iterations, {self.iteration} are done")
 
@@ -89,6 +96,11 @@ class Run:
             tell(f"{key}: {shorten(old)} -> {shorten(new)}")
         if changed:
             self.history.add({"kind": "settings", "iteration": self.iteration, "changed": changed})
+
+    @property
+    def student(self) -> EDSR:
+        """What the run makes: the student, or the average of its weights under ``train.ema``."""
+        return self.step.student
 
     def close(self) -> None:
         """Let others have the folder."""
@@ -115,12 +127,18 @@ class Run:
         self._advance = self._make_advance()
         try:
             with progress, board, NoteSignal() as noted:
-                while self.iteration < options.iterations:
+                while self.iteration < options.iterations and not self._is_in_vain():
                     self._iterate(progress, board)
                     if noted.signum is not None:
                         self._interrupt(noted.signum)
         finally:
             self.batches.close()
+        if self._is_in_vain():
+            best = self.best
+            tell(
+                f"train.patience: {best.since} validations were no better than {best.psnr:.2f} dB "
+                f"at iteration {best.iteration}, the run ends"
+            )
 
     def _make_batches(self) -> HostBatches:
         scale, size = self.config.scale, self.config.data.patch_size
@@ -160,13 +178,10 @@ class Run:
             progress.loss = losses["total"]
             self.step.meter.reset()
             self._seconds.clear()
-        if self.val_pairs and (self.iteration % options.eval_every == 0 or last):
+        if self.val_sets and (self.iteration % options.eval_every == 0 or last):
             self._read_losses()
-            result = validate(self.model.student, self.val_pairs)
-            self.model.train()
-            self._log("val", result._asdict(), board)
-            progress.psnr = result.psnr
-        if self.iteration % options.save_every == 0 or last:
+            progress.psnr = self._validate(board)
+        if self.iteration % options.save_every == 0 or last or self._is_in_vain():
             self.save()
         progress.update(self.iteration)
 
@@ -175,6 +190,25 @@ class Run:
         self.step.rate.fill_(learning_rate(self.config.train, self.iteration + 1))
         self._advance()
         self.iteration += 1
+
+    def _validate(self, board: Board) -> float:
+        """Score the student on every set, keep it if it is the best; returns the mean PSNR."""
+        results = {name: validate(self.student, pairs) for name, pairs in self.val_sets.items()}
+        self.model.train()
+        mean = mean_quality(list(results.values()))
+        entry = mean._asdict()
+        for name, result in results.items():
+            if name:
+                entry |= {f"{name}/{key}": value for key, value in result._asdict().items()}
+        self._log("val", entry, board)
+        if self.best.add(mean.psnr, self.iteration):
+            save_student(self.student, self.config.output / BEST)
+        return mean.psnr
+
+    def _is_in_vain(self) -> bool:
+        """Whether so many validations were no better that the run ends."""
+        patience = self.config.train.patience
+        return patience is not None and self.best.since >= patience
 
     def _read_losses(self) -> dict[str, float]:
         """The mean of each loss since the last log entry.
@@ -226,29 +260,21 @@ class Run:
             "model": self.model.state_dict(),
             "step": self.step.state_dict(),
             "rng": rng_state(self.device),
+            "best": self.best.state_dict(),
             "config": self.config.with_absolute_paths().model_dump(mode="json"),
         }
         output = self.config.output
         write_state(output / STATE, state)
-        save_student(self.model.student, output / STUDENT)
+        save_student(self.student, output / STUDENT)
 
     def _load_state(self) -> None:
         path = self.config.output / STATE
         state = read_state(path)
         load_weights(self.model, state["model"], path)
-        load_step(self.step, state["step"], path)
+        load_part(self.step, state["step"], "optimizer's state of this model", path)
+        load_part(self.best, state["best"], "best score of a run", path)
         set_rng_state(state["rng"], self.device, path)
         self.iteration = state["iteration"]
-
-
-def learning_rate(options: TrainConfig, iteration: int) -> float:
-    """The rate of an iteration, counted from 1.
-
-    A function of the configuration alone: a resumed run cannot inherit another run's schedule.
-    """
-    milestones = (round(fraction * options.iterations) for fraction in options.milestones)
-    passed = sum(milestone < iteration for milestone in milestones)
-    return options.learning_rate * options.gamma**passed
 
 
 def validate(student: EDSR, pairs: list[Pair]) -> Quality:
@@ -269,16 +295,19 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _validation_pairs(config: Config) -> Pairs:
-    data = config.data
-    if not data.val:
-        return Pairs()
-    pairs = load_cached(data.val, data.val_lr, config.scale, data, config.output)
-    least = least_size(config.scale)
+def _validation_sets(config: Config) -> dict[str, Pairs]:
+    """The images of each validation set by its name."""
+    sets = {}
+    for name, (hr, lr) in config.data.validation_folders.items():
+        sets[name] = load_cached(hr, lr, config.scale, config.data, config.output)
+        _check_validation(sets[name], least_size(config.scale))
+    return sets
+
+
+def _check_validation(pairs: Pairs, least: int) -> None:
     for pair in pairs:
         if min(pair.hr.shape[:2]) < least:
             raise UserError(
                 f"data: {pair.name}: expected validation images of at least {least} pixels, "
                 f"got {'x'.join(str(size) for size in pair.hr.shape[:2])}"
             )
-    return pairs

@@ -1,6 +1,6 @@
 """Losses that are summed where they are computed, until someone asks for them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -30,14 +30,18 @@ class Meter:
         self._steps = torch.zeros((), dtype=torch.int64, device=device)
         self._finite_steps = torch.zeros((), dtype=torch.int64, device=device)
 
-    def add(self, losses: Mapping[str, Tensor]) -> None:
-        """Count a step's losses, 0-dim tensors by name; the first call says which there are."""
-        if self._names != tuple(losses):
-            self._names = tuple(losses)
-            self._sums = self._sums.new_zeros(len(losses))
+    def add(self, parts: Sequence[Mapping[str, Tensor]]) -> None:
+        """Count a step: the losses of its parts, 0-dim tensors by name, are averaged.
+
+        The first call says which losses there are.
+        """
+        if self._names != tuple(parts[0]):
+            self._names = tuple(parts[0])
+            self._sums = self._sums.new_zeros(len(self._names))
             self._steps.zero_()
             self._finite_steps.zero_()
-        values = torch.stack([loss.detach() for loss in losses.values()])
+        losses = torch.stack([loss.detach() for part in parts for loss in part.values()])
+        values = losses.view(len(parts), -1).mean(0)
         unbroken = values.isfinite().all() & (self._finite_steps == self._steps)
         self._sums.add_(values)
         self._finite_steps.add_(unbroken)

@@ -10,8 +10,8 @@ from .files import scratch_folders, write_atomically
 from .lock import LOCK, FolderLock
 
 STUDENT, STATE, HISTORY, CONFIG = "student.safetensors", "state.pt", "history.jsonl", "config.yaml"
-TENSORBOARD = "tensorboard"
-FILES = (STUDENT, STATE, HISTORY, CONFIG, TENSORBOARD)
+BEST, TENSORBOARD = "best.safetensors", "tensorboard"
+FILES = (STUDENT, BEST, STATE, HISTORY, CONFIG, TENSORBOARD)
 
 
 class RunFolder:

@@ -1,9 +1,14 @@
 """One step of the optimisation. Nothing in it waits for the device: a CUDA graph can hold it."""
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from clsd_fast import EDSR
 
 from .config import TrainConfig
 from .meter import Meter
@@ -20,11 +25,12 @@ class Step:
     Args:
         model: called with images and their targets, float32 [B, 3, h, w] in 0..255, it returns an
             output with ``losses``: 0-dim tensors by name, of which ``total`` is minimised.
+        student: the part of it that ships.
         options: of the optimisation.
     """
 
-    def __init__(self, model: nn.Module, options: TrainConfig) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, student: EDSR, options: TrainConfig) -> None:
+        self.model, self._trained, self._options = model, student, options
         self.device = next(model.parameters()).device
         self._dtype = AUTOCAST[options.precision]
         self.rate = torch.zeros((), device=self.device)
@@ -38,17 +44,38 @@ class Step:
         self.optimizer = torch.optim.Adam(model.parameters(), **self._groups)
         self.scaler = self._make_scaler()
         self.meter = Meter(self.device)
+        # PyTorch's AveragedModel would wait for its counter at each update.
+        self.average = copy.deepcopy(student).requires_grad_(False) if options.ema else None
+        self._update_average = get_ema_multi_avg_fn(options.ema)
+
+    @property
+    def student(self) -> EDSR:
+        """What is worth keeping: the average of the weights, if there is one."""
+        return self.average or self._trained
 
     def update(self, lr_images: Tensor, hr_images: Tensor) -> None:
         """One step on uint8 images [B, h, w, 3] and their targets."""
         self.optimizer.zero_grad(set_to_none=True)
+        count = self._options.accumulate
+        parts = zip(lr_images.chunk(count), hr_images.chunk(count), strict=True)
+        losses = [self._backward(lr, hr, 1 / count) for lr, hr in parts]
+        if self._options.clip:
+            self.scaler.unscale_(self.optimizer)
+            clip_grad_norm_(self.model.parameters(), self._options.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average:
+            averages, current = (list(m.parameters()) for m in (self.average, self._trained))
+            self._update_average(averages, current, None)
+        self.meter.add(losses)
+
+    def _backward(self, lr_images: Tensor, hr_images: Tensor, share: float) -> dict[str, Tensor]:
+        """Add a part's gradients; returns its losses."""
         lr, hr = (images.permute(0, 3, 1, 2).float() for images in (lr_images, hr_images))
         with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
             losses = self.model(lr, hr).losses
-        self.scaler.scale(losses["total"]).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.meter.add(losses)
+        self.scaler.scale(losses["total"] * share).backward()
+        return losses
 
     def _make_scaler(self) -> torch.amp.GradScaler:
         """Float16 alone has gradients that are too small for it."""
@@ -71,19 +98,31 @@ class Step:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "meter": self.meter.state_dict(),
+            "average": self.average.state_dict() if self.average else {},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there, with the options that this step was made with."""
+        """Go on from there, with the options that this step was made with.
+
+        The model has its weights already: an average that the state has not begins with them.
+
+        Raises:
+            ValueError: if the optimizer's is of other parameters.
+        """
         self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, values in self.optimizer.state.items():
+            if any(value.shape not in (parameter.shape, ()) for value in values.values()):
+                raise ValueError("the optimizer's state is another model's")
         for group in self.optimizer.param_groups:
             group.update(self._groups)
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.meter.load_state_dict(state["meter"])
+        if self.average:
+            self.average.load_state_dict(state["average"] or self._trained.state_dict())
 
     def is_finite(self) -> bool:
         """Whether all that the step has made is."""
         moments = (v for values in self.optimizer.state.values() for v in values.values())
-        tensors = [*self.model.parameters(), *moments]
+        tensors = [*self.model.parameters(), *self.student.parameters(), *moments]
         return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())

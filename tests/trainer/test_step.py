@@ -6,6 +6,7 @@ import pytest
 import torch
 from support import fake_graph
 from support.trainer_util import tiny_config
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from clsd_train.build import build_model
 from clsd_train.graph import WARM_UP, Graphed
@@ -17,7 +18,8 @@ def make_step(tmp_path, method="clsd", contrast="info_nce", **train):
     config = tiny_config(tmp_path, method=method, **train)
     heads = config.heads.model_copy(update={"contrast": contrast, "num_patches": 8})
     config = config.model_copy(update={"heads": heads})
-    step = Step(build_model(config).train(), config.train)
+    model = build_model(config).train()
+    step = Step(model, model.student, config.train)
     step.rate.fill_(1e-3)
     return step
 
@@ -56,11 +58,14 @@ GRAPHS = [
     {"contrast": "feature_ratio"},
     {"contrast": "pos_only"},
     {"precision": "bf16"},
-    {"precision": "fp16"},
+    {"precision": "fp16", "clip": 0.1},
+    {"accumulate": 2, "clip": 0.1, "ema": 0.9},
 ]
 
 
-@pytest.mark.parametrize("options", GRAPHS, ids=lambda options: " ".join(options.values()))
+@pytest.mark.parametrize(
+    "options", GRAPHS, ids=lambda options: " ".join(map(str, options.values()))
+)
 def test_a_graph_of_the_step_is_the_step(tmp_path, backend, options):
     """Batch and learning rate change in place; nothing else tells one step from the next."""
     batches = [make_batch(seed) for seed in range(WARM_UP + 3)]
@@ -170,11 +175,47 @@ def test_meter_knows_the_first_step_that_was_not_finite(bad):
     meter = Meter(torch.device("cpu"))
     for step in (1, 2, 3, 4):
         value = torch.tensor(torch.inf if step == bad else float(step))
-        meter.add({"rec": value, "total": 2 * value})
+        meter.add([{"rec": value, "total": 2 * value}])
     losses, steps, finite_steps = meter.read()
     assert (steps, finite_steps) == (4, 4 if bad is None else bad - 1)
     expected = 2.5 if bad is None else torch.inf
     assert losses == {"rec": expected, "total": 2 * expected}
     meter.reset()
-    meter.add({"rec": torch.tensor(7.0), "total": torch.tensor(8.0)})
+    meter.add([{"rec": torch.tensor(7.0), "total": torch.tensor(8.0)}])
     assert meter.read() == ({"rec": 7, "total": 8}, 1, 1)
+
+
+@pytest.mark.parametrize("method", ["baseline", "ds"])
+def test_parts_of_a_batch_are_the_batch(tmp_path, method):
+    whole, parts = (make_step(tmp_path, method, batch_size=4, accumulate=n) for n in (1, 4))
+    batch = make_batch(0)
+    for step in (whole, parts):
+        step.update(*batch)
+    assert parts.meter.read().losses == pytest.approx(whole.meter.read().losses, rel=1e-5)
+    expected = dict(whole.model.named_parameters())
+    for name, parameter in parts.model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name].grad, msg=name)
+
+
+@pytest.mark.parametrize("precision", ["float32", "fp16"])
+def test_the_norm_of_the_gradients_is_clipped(tmp_path, precision):
+    free, clipped = (make_step(tmp_path, precision=precision, clip=clip) for clip in (None, 0.01))
+    for step in (free, clipped):
+        step.update(*make_batch(0))
+    norms = [
+        torch.stack([p.grad.norm() for p in s.model.parameters() if p.requires_grad]).norm().item()
+        for s in (free, clipped)
+    ]
+    assert norms[0] > 0.1
+    assert norms[1] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_average_is_pytorch_s(tmp_path):
+    step = make_step(tmp_path, ema=0.9)
+    expected = AveragedModel(step.model.student, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    expected.update_parameters(step.model.student)  # its first call copies
+    for seed in range(3):
+        step.update(*make_batch(seed))
+        expected.update_parameters(step.model.student)
+    assert_same(step.student.state_dict(), expected.module.state_dict())
+    assert not torch.equal(step.student.head[0].weight, step.model.student.head[0].weight)

@@ -136,12 +136,13 @@ def test_output_folder_holds_the_run(tmp_path):
     entries = run.train()
     output = config.output
     names = {"config.yaml", "history.jsonl", "state.pt", "student.safetensors", "tensorboard"}
+    names.add("best.safetensors")
     assert {path.name for path in output.iterdir()} == names
     assert load_config(output / "config.yaml") == config
     assert [e["iteration"] for e in entries if e["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
     scores = [e for e in entries if e["kind"] == "val"]
     assert [e["iteration"] for e in scores] == [3, 6]
-    assert scores[-1]["psnr"] == validate(run.model.student, run.val_pairs).psnr
+    assert scores[-1]["psnr"] == validate(run.student, run.val_sets[""]).psnr
     board = EventAccumulator(str(output / "tensorboard"))
     board.Reload()
     assert [event.step for event in board.Scalars("val/psnr")] == [3, 6]
