@@ -1,11 +1,50 @@
 """Batches on the device, where a step finds them."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from .sampler import Sampler
+from .config import Config
+from .data import Pair
+from .device_batches import DeviceBatches
+from .sampler import Sampler, make_sampler
+
+
+class Batches(Protocol):
+    def load(self, iteration: int) -> None:
+        """Let :meth:`images` be the batch of an iteration, which follows the last one."""
+        ...
+
+    def images(self) -> list[Tensor]:
+        """LR and HR images, uint8 [B, h, w, 3], on the device; nothing waits for it."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def make_batches(
+    pairs: list[Pair], config: Config, iteration: int, device: torch.device
+) -> Batches:
+    """The run's batches from an iteration on, of images that lie where ``data.residency`` says."""
+    scale, size = config.scale, config.data.patch_size
+    count, seed = config.train.batch_size, config.train.seed
+    if config.data.residency == "device" or (
+        config.data.residency == "auto" and _has_room(pairs, device)
+    ):
+        return DeviceBatches(pairs, scale, size, count, seed, 0, device)
+    sampler = make_sampler(pairs, scale, size, count, seed)
+    shapes = [[count, side, side, 3] for side in (size, scale * size)]
+    return HostBatches(sampler, shapes, iteration, device)
+
+
+def _has_room(pairs: list[Pair], device: torch.device) -> bool:
+    """Whether the images take less than half of what is free on a GPU."""
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return sum(pair.lr.size + pair.hr.size for pair in pairs) < free / 2
 
 
 class HostBatches:

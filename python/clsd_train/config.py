@@ -159,6 +159,10 @@ class DataConfig(Section):
         default={}, description="folders of their LR images, by the same names"
     )
     patch_size: Count = Field(default=48, description="side of a training patch in LR pixels")
+    residency: Literal["auto", "device", "host"] = Field(
+        default="auto",
+        description="where training images lie, and patches are cut; on a GPU if they fit",
+    )
     on_bad_image: OnBadImage = Field(
         default="refuse", description="what to do about an unusable image"
     )

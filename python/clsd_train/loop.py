@@ -9,7 +9,7 @@ import torch
 
 from clsd_fast import EDSR
 
-from .batches import HostBatches
+from .batches import make_batches
 from .best import Best
 from .board import Board
 from .build import build_model
@@ -24,7 +24,6 @@ from .metrics import Quality, least_size, mean_quality, quality
 from .progress import Progress
 from .rng import rng_state, set_rng_state
 from .run_folder import BEST, HISTORY, STATE, STUDENT, TENSORBOARD, RunFolder
-from .sampler import make_sampler
 from .schedule import learning_rate
 from .step import Step
 from .upscale import upscale
@@ -123,7 +122,7 @@ class Run:
         options = self.config.train
         progress = Progress(self.iteration, options.iterations)
         board = Board(self.config.output / TENSORBOARD, self.iteration + 1)
-        self.batches = self._make_batches()
+        self.batches = make_batches(self.train_pairs, self.config, self.iteration + 1, self.device)
         self._advance = self._make_advance()
         try:
             with progress, board, NoteSignal() as noted:
@@ -139,13 +138,6 @@ class Run:
                 f"train.patience: {best.since} validations were no better than {best.psnr:.2f} dB "
                 f"at iteration {best.iteration}, the run ends"
             )
-
-    def _make_batches(self) -> HostBatches:
-        scale, size = self.config.scale, self.config.data.patch_size
-        count, seed = self.config.train.batch_size, self.config.train.seed
-        sampler = make_sampler(self.train_pairs, scale, size, count, seed)
-        shapes = [[count, side, side, 3] for side in (size, scale * size)]
-        return HostBatches(sampler, shapes, self.iteration + 1, self.device)
 
     def _make_advance(self) -> Callable[[], None]:
         """What computes a step on the loaded batch."""

@@ -3,10 +3,12 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from support import fake_graph
 from support.trainer_util import noise
 
 from clsd_train.batches import HostBatches
 from clsd_train.data import Pair
+from clsd_train.device_batches import DeviceBatches
 from clsd_train.sampler import (
     NativeBatchSampler,
     NumpyBatchSampler,
@@ -117,6 +119,38 @@ def test_native_refuses_to_fill_another_batch(sizes):
     sampler = NativeBatchSampler(*images(2), 2, 8, 2, 0)
     with pytest.raises(ValueError, match=r"batches of shape \[2, \d+, \d+, 3\]"):
         sampler.fill(1, *(np.empty((2, size, size, 3), np.uint8) for size in sizes))
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("seed", [0, 7, 2**63 - 1])
+def test_device_batches_are_the_samplers(scale, seed):
+    lr = [noise(height, width, seed=1) for height, width in SIZES]
+    hr = [noise(scale * height, scale * width, seed=2) for height, width in SIZES]
+    pairs = [Pair("x", *images) for images in zip(lr, hr, strict=True)]
+    batches = DeviceBatches(pairs, scale, 8, 5, seed, 3, torch.device("cpu"))
+    oracle = NumpyBatchSampler(lr, hr, scale, 8, 5, seed, 3)
+    for iteration in (1, 2, 3, 10**6, 2**40):
+        batches.load(iteration)
+        for ours, expected in zip(batches.images(), oracle.sample(iteration), strict=True):
+            np.testing.assert_array_equal(ours.numpy(), expected)
+
+
+def test_a_graph_makes_device_batches():
+    """The counter is all that tells one batch from the next."""
+    pairs = [Pair("x", lr, hr) for lr, hr in zip(*images(2), strict=True)]
+    batches = DeviceBatches(pairs, 2, 8, 4, 0, 0, torch.device("cpu"))
+    made = [torch.empty(4, size, size, 3, dtype=torch.uint8) for size in (8, 16)]
+
+    def make():
+        for target, source in zip(made, batches.images(), strict=True):
+            target.copy_(source)
+
+    replay = fake_graph.capture(make)
+    for iteration in (1, 2):
+        batches.load(iteration)
+        replay()
+        for ours, expected in zip(made, batches.images(), strict=True):
+            assert torch.equal(ours, expected)
 
 
 def test_batches_of_consecutive_iterations_lie_in_one_place():

@@ -8,7 +8,7 @@ from support.trainer_util import contents, noise, tiny_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from clsd_fast import EDSR
-from clsd_train import loop
+from clsd_train import batches, loop
 from clsd_train.build import build_model
 from clsd_train.checkpoint import load_student, save_student
 from clsd_train.config import load_config
@@ -47,8 +47,8 @@ def interrupt_at(monkeypatch, iteration):
 
         return Failing()
 
-    make_sampler = loop.make_sampler
-    monkeypatch.setattr(loop, "make_sampler", make)
+    make_sampler = batches.make_sampler
+    monkeypatch.setattr(batches, "make_sampler", make)
 
 
 @pytest.mark.parametrize("method", ["baseline", "ds", "cl", "clsd"])
@@ -228,6 +228,13 @@ def test_a_run_of_16_bits_resumes_bit_equal_between_log_entries(tmp_path, monkey
     assert resumed.iteration == 3
     assert losses(resumed.train()) == expected
     assert_same_weights(resumed.model, straight.model)
+
+
+def test_images_on_the_device_make_the_same_run(tmp_path):
+    first, second = tiny_config(tmp_path, "first"), tiny_config(tmp_path, "second")
+    data = second.data.model_copy(update={"residency": "device"})
+    expected = losses(Run(first).train())
+    assert losses(Run(second.model_copy(update={"data": data})).train()) == expected
 
 
 def test_used_output_folder_is_refused(tmp_path):
