@@ -8,10 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
+from support import killed_runs
 from support.trainer_util import contents, refused, tiny_config, write_images
 
 from clsd_train import loop
@@ -128,6 +131,33 @@ def test_a_process_that_is_terminated_saves(here):
     assert process.returncode == 143, err
     assert state_of(here / "run")["iteration"] >= 1
     assert load_student(here / "run" / "student.safetensors").channels == 4
+
+
+@pytest.mark.parametrize(
+    ("number", "times"),
+    [(signal.SIGKILL, 3),
+     pytest.param(signal.SIGKILL, 20, marks=pytest.mark.thorough),
+     pytest.param(signal.SIGTERM, 10, marks=pytest.mark.thorough)],
+)  # fmt: skip
+def test_a_run_that_is_ended_at_random_moments_is_the_run(here, number, times):
+    settings = (*TINY, "method=clsd", "heads.taps=[1]", "heads.blocks=1", "train.iterations=60")
+    settings += ("train.save_every=7", "train.log_every=4", "train.eval_every=10", "data.val=hr")
+    settings += ("train.ema=0.9", "train.precision=fp16", "heads.contrast=patch_nce")
+    program = Path(killed_runs.__file__)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(program), *settings, str(int(number)), str(times), "0"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    folders = here / "straight", here / "run"
+    expected, ended = (torch.load(folder / "state.pt") for folder in folders)
+    for part in ("model", "step", "rng", "best"):
+        torch.testing.assert_close(ended[part], expected[part], rtol=0, atol=0)
+    for name in ("student.safetensors", "best.safetensors"):
+        students = [load_file(folder / name) for folder in folders]
+        torch.testing.assert_close(*students, rtol=0, atol=0)
+    clocked = {"step_seconds": 0.0}
+    histories = [[entry | clocked for entry in history_of(folder)] for folder in folders]
+    assert histories[0] == histories[1]
 
 
 def test_resume_keeps_the_settings_of_the_run(here, capsys):
