@@ -103,6 +103,8 @@ class CLSD(nn.Module):
         temperature: of the InfoNCE kinds.
         num_patches: positions per patch of ``patch_nce``, drawn from torch's generator.
         eps: added to the denominator of ``feature_ratio``.
+        group: process group of ``torch.distributed`` whose ranks' patches are negatives of
+            ``info_nce``, as many on every rank.
 
     Raises:
         TypeError: if student is no EDSR.
@@ -128,6 +130,7 @@ class CLSD(nn.Module):
         temperature: float | Tensor = 0.07,
         num_patches: int = 256,
         eps: float | Tensor = 1e-7,
+        group: "torch.distributed.ProcessGroup | None" = None,
     ) -> None:
         super().__init__()
         _check_student(student, taps)
@@ -144,6 +147,7 @@ class CLSD(nn.Module):
         self.temperature = temperature
         self.num_patches = num_patches
         self.eps = eps
+        self.group = group
 
         channels = student.channels
         projects = bool(contrast_weight) and contrast in ("info_nce", "patch_nce")
@@ -219,7 +223,9 @@ class CLSD(nn.Module):
         with without_autocast(target):
             projected = _project(self._projections(), vectors)
             query, key = projected.split([len(self.taps), 1])
-            return info_nce(query, key.squeeze(0), temperature=self.temperature)
+            # The positions of a patch are contrasted with each other alone.
+            group = self.group if self.contrast == "info_nce" else None
+            return info_nce(query, key.squeeze(0), temperature=self.temperature, group=group)
 
     def _projections(self) -> list[nn.Sequential]:
         """Of the heads and of the target."""

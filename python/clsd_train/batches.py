@@ -25,16 +25,19 @@ class Batches(Protocol):
 
 
 def make_batches(
-    pairs: list[Pair], config: Config, iteration: int, device: torch.device
+    pairs: list[Pair], config: Config, samples: range, iteration: int, device: torch.device
 ) -> Batches:
-    """The run's batches from an iteration on, of images that lie where ``data.residency`` says."""
+    """These samples of the run's batches, from an iteration on.
+
+    The images lie where ``data.residency`` says.
+    """
     scale, size = config.scale, config.data.patch_size
-    count, seed = config.train.batch_size, config.train.seed
+    count, seed, first = len(samples), config.train.seed, samples.start
     if config.data.residency == "device" or (
         config.data.residency == "auto" and _has_room(pairs, device)
     ):
-        return DeviceBatches(pairs, scale, size, count, seed, 0, device)
-    sampler = make_sampler(pairs, scale, size, count, seed)
+        return DeviceBatches(pairs, scale, size, count, seed, first, device)
+    sampler = make_sampler(pairs, scale, size, count, seed, first)
     shapes = [[count, side, side, 3] for side in (size, scale * size)]
     return HostBatches(sampler, shapes, iteration, device)
 

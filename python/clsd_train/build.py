@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from clsd_fast import CLSD, EDSR
 
@@ -15,11 +16,15 @@ from .vgg import PerceptualCLSD, load_vgg
 RIVALS = ("fakd", "lfd")
 
 
-def build_model(config: Config) -> CLSD | Distillation:
+def build_model(config: Config, group: "dist.ProcessGroup | None" = None) -> CLSD | Distillation:
     """The student under its method's losses; the same seed gives the same student.
 
     Plain training is CLSD without heads. Whatever the method, the model has a ``student`` and, in
     ``train()``, gives a :class:`clsd_fast.CLSDOutput`.
+
+    Args:
+        config: the run.
+        group: of the ranks that train it together.
 
     Raises:
         UserError: if the options do not fit together, or a file of weights is not what they need.
@@ -30,7 +35,7 @@ def build_model(config: Config) -> CLSD | Distillation:
     model = config.model
     try:
         student = EDSR(config.scale, model.num_blocks, model.channels, model.res_scale)
-        return _distil(config, student, teacher) if teacher else _contrast(config, student)
+        return _distil(config, student, teacher) if teacher else _contrast(config, student, group)
     except ValueError as error:
         raise UserError(str(error)) from None
 
@@ -53,7 +58,7 @@ def _distil(config: Config, student: EDSR, teacher: EDSR) -> Distillation:
     return LFD(student, teacher, options.depths, options.feature_weight)
 
 
-def _contrast(config: Config, student: EDSR) -> CLSD:
+def _contrast(config: Config, student: EDSR, group: "dist.ProcessGroup | None") -> CLSD:
     heads = config.heads
     ds_weight, contrast_weight = config.loss_weights
     # Without heads the taps mean nothing; the default ones would refuse a short student.
@@ -81,5 +86,6 @@ def _contrast(config: Config, student: EDSR) -> CLSD:
         projection_dim=heads.projection_dim,
         temperature=heads.temperature,
         num_patches=heads.num_patches,
+        group=group if heads.gather_keys else None,
         **options,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .arguments import NAMINGS, WEIGHTS, Parser, add_checkpoint, add_target, add_upscaling
-from .errors import Notice, UserError, tell
+from .errors import Notice, SharedError, UserError, is_first, tell
 from .interrupt import Interrupted, RaiseOnSignal
 from .paths import expand_inputs, expand_path
 
@@ -40,7 +40,8 @@ def train(arguments: Sequence[str]) -> None:
         config = read_settings(options.settings, saved_config(output))
         config = config.model_copy(update={"output": output})
     Run(config, options.resume).train()
-    print(f"wrote {config.output / STUDENT}")
+    if is_first():
+        print(f"wrote {config.output / STUDENT}")
 
 
 def print_config(arguments: Sequence[str]) -> None:
@@ -296,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         line = _explain(error)
         if line is None:
             raise
-        tell(line)
+        tell(line, everyone=not isinstance(error, SharedError))
         _drop_output()
         raise SystemExit(2) from None
 

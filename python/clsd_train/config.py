@@ -109,6 +109,9 @@ class HeadsConfig(Section):
     share_tail: bool = Field(default=False, description="whether heads use the student's tail")
     projection_dim: Channels = Field(default=128, description="features that are contrasted")
     temperature: PositiveFloat = Field(default=0.07, description="of info_nce and patch_nce")
+    gather_keys: bool = Field(
+        default=True, description="whether info_nce sees the patches of all ranks, or its own"
+    )
     num_patches: Count = Field(default=256, description="positions per image, of patch_nce")
     eps: NonNegativeFloat = Field(
         default=1e-7, description="added to the denominator of feature_ratio and vgg_ratio"

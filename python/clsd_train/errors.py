@@ -1,11 +1,16 @@
 """What a user can put right, and how it is said."""
 
+import os
 import reprlib
 import sys
 
 
 class UserError(Exception):
     """Bad input. The command prints the message as one line and exits with 2."""
+
+
+class SharedError(UserError):
+    """What all ranks of a run come to at once: the first of them says it."""
 
 
 class Notice(UserWarning):
@@ -17,9 +22,15 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def tell(text: str) -> None:
-    """Print a line of the command's on stderr."""
-    print(f"clsd: {one_line(text)}", file=sys.stderr)
+def is_first() -> bool:
+    """Whether this process is the one that speaks, of those that torchrun has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def tell(text: str, everyone: bool = False) -> None:
+    """Print a line of the command's on stderr; of several ranks the first does, or everyone."""
+    if everyone or is_first():
+        print(f"clsd: {one_line(text)}", file=sys.stderr)
 
 
 def shorten(value: object, length: int = 80) -> str:

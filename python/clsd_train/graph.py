@@ -8,12 +8,13 @@ from .errors import tell
 
 Function = Callable[[], None]
 
-# The libraries beneath set themselves up in the first calls, which no graph may hold.
-WARM_UP = 3
+# The libraries beneath set themselves up in the first calls, which no graph may hold: those of
+# several processes in more of them.
+WARM_UP, WARM_UP_OF_RANKS = 3, 11
 
 
 class Graphed:
-    """``function`` as one CUDA graph, which begins at the fourth call; each call does its work.
+    """``function`` as one CUDA graph after a few calls; each call does its work.
 
     Where it cannot be captured, that is said once, and it is called as it is.
 
@@ -22,6 +23,7 @@ class Graphed:
         renew: called when a capture has failed in the middle of function.
         capture: makes the graph and returns what replays it.
         warm_up: calls function before that.
+        calls: how often.
     """
 
     def __init__(
@@ -30,15 +32,16 @@ class Graphed:
         renew: Function,
         capture: Callable[[Function], Function] | None = None,
         warm_up: Callable[[Function], None] | None = None,
+        calls: int = WARM_UP,
     ) -> None:
         self._function, self._renew = function, renew
         self._capture, self._warm_up = capture or capture_graph, warm_up or call_aside
         self._replay: Function | None = None
-        self._calls = 0
+        self._left = calls
 
     def __call__(self) -> None:
-        self._calls += 1
-        if self._calls <= WARM_UP:
+        if self._left:
+            self._left -= 1
             self._warm_up(self._function)
             return
         if self._replay is None:

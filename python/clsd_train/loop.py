@@ -16,15 +16,17 @@ from .build import build_model
 from .checkpoint import load_part, load_weights, read_state, save_student, write_state
 from .config import Config, changes
 from .data import Pair, Pairs, load_cached, load_training_pairs
-from .errors import UserError, shorten, tell
-from .graph import Graphed
+from .errors import SharedError, UserError, shorten, tell
+from .graph import WARM_UP, WARM_UP_OF_RANKS, Graphed
 from .history import History
 from .interrupt import Interrupted, NoteSignal
 from .metrics import Quality, least_size, mean_quality, quality
 from .progress import Progress
+from .ranks import Ranks
 from .rng import rng_state, set_rng_state
 from .run_folder import BEST, HISTORY, STATE, STUDENT, TENSORBOARD, RunFolder
 from .schedule import learning_rate
+from .silent import Silent
 from .step import Step
 from .upscale import upscale
 from .warm_start import warm_start
@@ -53,7 +55,13 @@ class Run:
         self.config = config
         self.iteration = 0
         self._seconds: list[float] = []  # of each step since the last log entry
-        self.folder = RunFolder(config.output, resume)
+        self.ranks = Ranks(_device(config.train.device))
+        self.device = self.ranks.device
+        self.samples = self.ranks.samples(config.train)
+        self.ranks.first(lambda: self._open(resume))
+
+    def _open(self, resume: bool) -> None:
+        self.folder = RunFolder(self.config.output, resume, writes=self.ranks.rank == 0)
         try:
             self._prepare(resume)
         except BaseException:
@@ -62,10 +70,9 @@ class Run:
 
     def _prepare(self, resume: bool) -> None:
         config, options = self.config, self.config.train
-        self.device = _device(options.device)
         if options.threads:
             torch.set_num_threads(options.threads)
-        self.model = build_model(config).to(self.device)
+        self.model = build_model(config, self.ranks.group).to(self.device)
         # PyTorch does not declare this argument beside another.
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         begins = not (resume and self.folder.has_state)
@@ -79,7 +86,7 @@ class Run:
         self.val_sets = _validation_sets(config)
         saved = self.folder.saved_config() if resume else None
         self.folder.write_config(config)
-        self.history = History(config.output / HISTORY, self.iteration)
+        self.history = History(self.folder.file(HISTORY), self.iteration)
         if saved:
             if self.iteration == 0:
                 tell(f"no checkpoint is in {config.output}, its run begins again")
@@ -116,20 +123,28 @@ class Run:
             self._train()
         finally:
             self.close()
+            self.ranks.close()
         return self.history.entries
 
     def _train(self) -> None:
         options = self.config.train
-        progress = Progress(self.iteration, options.iterations)
-        board = Board(self.config.output / TENSORBOARD, self.iteration + 1)
-        self.batches = make_batches(self.train_pairs, self.config, self.iteration + 1, self.device)
+        progress: Progress | Silent = Silent()
+        board: Board | Silent = Silent()
+        if self.folder.writes:
+            progress = Progress(self.iteration, options.iterations)
+            board = Board(self.config.output / TENSORBOARD, self.iteration + 1)
+        self.step.model = self.ranks.wrap(self.model)
+        self.batches = make_batches(
+            self.train_pairs, self.config, self.samples, self.iteration + 1, self.device
+        )
         self._advance = self._make_advance()
         try:
             with progress, board, NoteSignal() as noted:
                 while self.iteration < options.iterations and not self._is_in_vain():
                     self._iterate(progress, board)
-                    if noted.signum is not None:
-                        self._interrupt(noted.signum)
+                    signum = self.ranks.greatest(noted.signum or 0)
+                    if signum:
+                        self._interrupt(signum)
         finally:
             self.batches.close()
         if self._is_in_vain():
@@ -146,7 +161,8 @@ class Run:
             self.step.update(*self.batches.images())
 
         graphed = self.device.type == "cuda" and self.config.train.graph == "auto"
-        return Graphed(update, self.step.renew) if graphed else update
+        calls = WARM_UP if self.ranks.size == 1 else WARM_UP_OF_RANKS
+        return Graphed(update, self.step.renew, calls=calls) if graphed else update
 
     def _interrupt(self, signum: int) -> NoReturn:
         self.save()
@@ -157,7 +173,7 @@ class Run:
             f"(clsd train {shlex.quote(f'output={output}')} --resume continues)",
         )
 
-    def _iterate(self, progress: Progress, board: Board) -> None:
+    def _iterate(self, progress: Progress | Silent, board: Board | Silent) -> None:
         options = self.config.train
         started = time.perf_counter()
         self._step()
@@ -180,12 +196,15 @@ class Run:
     def _step(self) -> None:
         self.batches.load(self.iteration + 1)
         self.step.rate.fill_(learning_rate(self.config.train, self.iteration + 1))
-        self._advance()
+        with self.ranks.explained():
+            self._advance()
         self.iteration += 1
 
-    def _validate(self, board: Board) -> float:
+    def _validate(self, board: Board | Silent) -> float:
         """Score the student on every set, keep it if it is the best; returns the mean PSNR."""
-        results = {name: validate(self.student, pairs) for name, pairs in self.val_sets.items()}
+        results = {}
+        for name, pairs in self.val_sets.items():
+            results[name] = validate(self.student, pairs, self.ranks)
         self.model.train()
         mean = mean_quality(list(results.values()))
         entry = mean._asdict()
@@ -194,7 +213,7 @@ class Run:
                 entry |= {f"{name}/{key}": value for key, value in result._asdict().items()}
         self._log("val", entry, board)
         if self.best.add(mean.psnr, self.iteration):
-            save_student(self.student, self.config.output / BEST)
+            self._save_student(BEST)
         return mean.psnr
 
     def _is_in_vain(self) -> bool:
@@ -208,7 +227,9 @@ class Run:
         Raises:
             UserError: if one was not finite, or float16 has lost the gradients.
         """
-        losses, steps, finite_steps = self.step.meter.read()
+        own, steps, own_finite_steps = self.step.meter.read()
+        losses = dict(zip(own, self.ranks.mean(own.values()), strict=True))
+        finite_steps = self.ranks.least(own_finite_steps)
         if finite_steps < steps:
             self._stop("a finite loss", losses["total"], self.iteration - steps + finite_steps + 1)
         scale = self.step.loss_scale
@@ -226,7 +247,7 @@ class Run:
         }
 
     def _stop(self, expected: str, got: object, iteration: int) -> NoReturn:
-        raise UserError(
+        raise SharedError(
             f"train: expected {expected}, got {got} at iteration {iteration}; "
             f"{self._kept()} (lower train.learning_rate?)"
         )
@@ -234,7 +255,7 @@ class Run:
     def _kept(self) -> str:
         return "the last checkpoint is kept" if self.folder.has_state else "nothing was saved yet"
 
-    def _log(self, kind: str, values: dict[str, float], board: Board) -> None:
+    def _log(self, kind: str, values: dict[str, float], board: Board | Silent) -> None:
         self.history.add({"kind": kind, "iteration": self.iteration, **values})
         board.add(kind, values, self.iteration)
 
@@ -247,17 +268,24 @@ class Run:
         self._read_losses()
         if not self.step.is_finite():
             self._stop("finite weights", "infinity or NaN", self.iteration)
+        step = self.step.state_dict()
+        sums = step["meter"]["sums"]
+        step["meter"]["sums"] = dict(zip(sums, self.ranks.mean(sums.values()), strict=True))
         state = {
             "iteration": self.iteration,
             "model": self.model.state_dict(),
-            "step": self.step.state_dict(),
+            "step": step,
             "rng": rng_state(self.device),
             "best": self.best.state_dict(),
             "config": self.config.with_absolute_paths().model_dump(mode="json"),
         }
-        output = self.config.output
-        write_state(output / STATE, state)
-        save_student(self.student, output / STUDENT)
+        if self.folder.writes:
+            write_state(self.config.output / STATE, state)
+        self._save_student(STUDENT)
+
+    def _save_student(self, name: str) -> None:
+        if self.folder.writes:
+            save_student(self.student, self.config.output / name)
 
     def _load_state(self) -> None:
         path = self.config.output / STATE
@@ -269,10 +297,14 @@ class Run:
         self.iteration = state["iteration"]
 
 
-def validate(student: EDSR, pairs: list[Pair]) -> Quality:
-    """Mean quality of the student over whole images."""
+def validate(student: EDSR, pairs: list[Pair], ranks: Ranks | None = None) -> Quality:
+    """Mean quality of the student over whole images, which the ranks share."""
+
+    def score(pair: Pair) -> Quality:
+        return quality(upscale(student, pair.lr), pair.hr, student.scale)
+
     student.eval()
-    return mean_quality([quality(upscale(student, p.lr), p.hr, student.scale) for p in pairs])
+    return mean_quality(ranks.map(score, pairs) if ranks else [score(pair) for pair in pairs])
 
 
 def _device(name: str) -> torch.device:

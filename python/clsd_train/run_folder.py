@@ -1,5 +1,6 @@
 """The folder of a run: its files, who may write to it, and what is found in it."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -20,15 +21,18 @@ class RunFolder:
     Args:
         path: the folder.
         resume: continue its run, or start one where there is none; else it has to hold none.
+        writes: whether it is this process that does; of several ranks the first.
 
     Raises:
         UserError: if another run writes to it, or it holds what does not fit.
     """
 
-    def __init__(self, path: Path, resume: bool) -> None:
+    def __init__(self, path: Path, resume: bool, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
+        if not writes:
+            return
         if path.exists() and not path.is_dir():
             raise UserError(f"train: expected an empty or new output folder, got {path}: a file")
-        self.path = path
         self._lock = FolderLock(path)
         try:
             self._check(resume)
@@ -41,12 +45,17 @@ class RunFolder:
 
     def release(self) -> None:
         """Let other runs have the folder, which goes if it was made and nothing is in it."""
-        self._lock.release()
+        if self.writes:
+            self._lock.release()
 
     @property
     def has_state(self) -> bool:
         """Whether there is a checkpoint to continue from."""
         return (self.path / STATE).exists()
+
+    def file(self, name: str) -> Path:
+        """Where to write what is called so; what need not be kept goes where nothing is."""
+        return self.path / name if self.writes else Path(os.devnull)
 
     def saved_config(self) -> Config | None:
         """As of :func:`saved_config`."""
@@ -54,6 +63,8 @@ class RunFolder:
 
     def write_config(self, config: Config) -> None:
         """Record the settings in use."""
+        if not self.writes:
+            return
         text = config.with_absolute_paths().to_yaml()
         write_atomically(self.path / CONFIG, lambda p: p.write_text(text, encoding="utf-8"))
 
