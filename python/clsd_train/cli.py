@@ -5,13 +5,12 @@ import io
 import os
 import re
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .arguments import NAMINGS, WEIGHTS, Parser, add_checkpoint, add_target, add_upscaling
-from .errors import Notice, SharedError, UserError, is_first, tell
+from .errors import SharedError, UserError, is_first, tell, tell_notices
 from .interrupt import Interrupted, RaiseOnSignal
 from .paths import expand_inputs, expand_path
 
@@ -231,6 +230,35 @@ def info(arguments: Sequence[str]) -> None:
         print(f"{name:20}{value}")
 
 
+def compare(arguments: Sequence[str]) -> None:
+    """Train methods, options and seeds of a study, and write their table."""
+    from .study import describe_studies, load_study
+
+    parser = Parser("compare", description=compare.__doc__, epilog=describe_studies())
+    parser.add_argument("study", help="name of a study that is shipped, or its YAML file")
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        help="overrides: of the study, such as seeds=[0,1] or sets.Set5=FOLDER, or of all its runs",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="its small size, which ends in minutes on a CPU"
+    )
+    parser.add_argument("--stop", action="store_true", help="end at the first run that fails")
+    add_target(
+        parser, "--output", help="its folder, which goes on where it stopped: experiments/STUDY"
+    )
+    options = parser.parse(arguments)
+    study = load_study(options.study, options.quick, options.settings)
+    name = Path(options.study).stem + "-quick" * options.quick
+    output = options.output or Path("experiments") / name
+    from .compare import compare as run_study
+
+    run_study(study, output, options.stop)
+    print((output / "table.md").read_text(encoding="utf-8"), end="")
+    print(f"wrote {output / 'table.md'}")
+
+
 def demo(arguments: Sequence[str]) -> None:
     """Train a small student with and without CLSD on photographs of scikit-image."""
     parser = Parser("demo", description=demo.__doc__)
@@ -269,6 +297,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "export": export,
     "convert": convert,
     "info": info,
+    "compare": compare,
 }
 
 
@@ -277,9 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     A signal exits with 128 and its number, as a shell says it.
     """
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # of files that are refused or read anyway
-    warnings.filterwarnings("always", category=Notice)
-    warnings.showwarning = lambda message, *_: tell(f"warning: {message}")
+    tell_notices()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file's name may be what a terminal cannot show
             stream.reconfigure(errors="backslashreplace")

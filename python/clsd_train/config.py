@@ -3,9 +3,9 @@
 import difflib
 import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -72,6 +72,9 @@ SENTENCES = {
 }
 OnBadImage = Literal["refuse", "skip"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and the sampler take
+
+
+Kind = TypeVar("Kind", bound="Section")
 
 
 class Section(BaseModel):
@@ -343,9 +346,9 @@ def load_config(
     """
     values = base.model_dump(mode="json") if base else {}
     if path is not None:
-        _merge(values, _read_yaml(path))
+        merge(values, read_yaml(path, is_text))
     for override in overrides:
-        _merge(values, _parse_override(override))
+        merge(values, parse_override(override))
     return validate_config(values)
 
 
@@ -355,16 +358,26 @@ def validate_config(values: dict[str, Any]) -> Config:
     Raises:
         UserError: for an unknown key or a value that does not fit.
     """
+    return validate(Config, values, "config")
+
+
+def validate(kind: type[Kind], values: dict[str, Any], name: str) -> Kind:
+    """A section of plain values, by which name messages call it.
+
+    Raises:
+        UserError: for an unknown key or a value that does not fit.
+    """
     try:
-        return Config.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise UserError("; ".join(_describe(item) for item in error.errors())) from None
+        texts = [_describe(item, kind, name) for item in error.errors()]
+        raise UserError("; ".join(texts)) from None
     except RecursionError:
-        raise UserError("config: expected sections of values, got deeper ones") from None
+        raise UserError(f"{name}: expected sections of values, got deeper ones") from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    """The values that a YAML file states, by section.
+def read_yaml(path: Path, is_text: Callable[[str], bool]) -> dict[str, Any]:
+    """The values that a YAML file states, by section; is_text as of :func:`parse`.
 
     Raises:
         UserError: for a file that is missing or no YAML mapping.
@@ -377,7 +390,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"config: expected a readable file, got {path}: {reason}") from None
     if len(content) > LARGEST:
         raise UserError(f"config: expected at most {LARGEST} bytes of YAML in {path}, got more")
-    values = parse(content, _is_text, str(path))
+    values = parse(content, is_text, str(path))
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -385,19 +398,23 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _parse_override(override: str) -> dict[str, Any]:
-    """The values of ``a.b=value``, by section."""
+def parse_override(override: str) -> dict[str, Any]:
+    """The values of ``a.b=value``, by section.
+
+    Raises:
+        UserError: if it is no such text.
+    """
     key, equals, text = override.partition("=")
     if not equals:
         raise UserError(f"config: expected an override key=value, got {shorten(override)}")
     if key.count(".") > DEEPEST:
-        raise UserError(_unknown_key(key))
+        raise UserError(_unknown_key(key, Config, "config"))
     value: Any = text
     # A path is what stands there, unless it is a list of them, or none where that means something.
     listed = text.startswith("[") and not os.path.lexists(text)
-    if not _is_text(key) or listed or (text == "null" and _TEXT_KEYS.get(key, "") is None):
+    if not is_text(key) or listed or (text == "null" and _TEXT_KEYS.get(key, "") is None):
         try:
-            value = parse(text, _is_text, "the override", key) if text else ""
+            value = parse(text, is_text, "the override", key) if text else ""
         except UserError:
             value = text
     for part in reversed(key.split(".")[1:]):
@@ -405,30 +422,31 @@ def _parse_override(override: str) -> dict[str, Any]:
     return {key.split(".")[0]: value}
 
 
-def _merge(values: dict[str, Any], added: dict[str, Any]) -> None:
+def merge(values: dict[str, Any], added: dict[str, Any]) -> None:
+    """Put added values into those by section."""
     for key, value in added.items():
         if isinstance(value, dict) and isinstance(values.get(key), dict):
-            _merge(values[key], value)
+            merge(values[key], value)
         else:
             values[key] = value
 
 
-def _describe(error: ErrorDetails) -> str:
+def _describe(error: ErrorDetails, kind: type[Section], name: str) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return _unknown_key(key)
+        return _unknown_key(key, kind, name)
     if error["type"] == "value_error":
-        return f"config: {shorten(key)[1:-1]}: {error['ctx']['error']}"
+        return f"{name}: {shorten(key)[1:-1]}: {error['ctx']['error']}"
     expected = error["msg"].removeprefix("Input should be ").removeprefix("a ")
     if error["type"] in SENTENCES:
         expected = SENTENCES[error["type"]]
-    return f"config: {shorten(key)[1:-1]}: expected {expected}, got {shorten(error['input'])}"
+    return f"{name}: {shorten(key)[1:-1]}: expected {expected}, got {shorten(error['input'])}"
 
 
-def _unknown_key(key: str) -> str:
-    known = [name for name, _ in _fields(Config)]
+def _unknown_key(key: str, kind: type[Section], name: str) -> str:
+    known = [known for known, _ in _fields(kind)]
     nearest = difflib.get_close_matches(key[:80], known, n=1, cutoff=0.0)
-    return f"config: unknown key {shorten(key)}, nearest known is {nearest[0]!r}"
+    return f"{name}: unknown key {shorten(key)}, nearest known is {nearest[0]!r}"
 
 
 def _fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -443,7 +461,7 @@ def is_key(key: str) -> bool:
     return any(key == name for name, _ in _fields(Config))
 
 
-def _is_text(key: str) -> bool:
+def is_text(key: str) -> bool:
     """Whether a setting is a text or paths: what may look like a number."""
     return key in _TEXT_KEYS or key.rpartition(".")[0] in _NAMED_KEYS
 

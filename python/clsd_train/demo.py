@@ -1,10 +1,7 @@
 """``clsd demo``: a small CLSD training on photographs that scikit-image ships."""
 
 import json
-import shutil
 import time
-from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,18 +19,9 @@ from .errors import UserError
 from .images import bicubic_upscale
 from .loop import Run, validate
 from .metrics import Quality, mean_quality, quality
+from .photographs import HELD_OUT, TRAINING, check_photographs, copy_photographs
 from .upscale import upscale
 
-TRAINING = (
-    "astronaut.png",
-    "brick.png",
-    "camera.png",
-    "grass.png",
-    "gravel.png",
-    "motorcycle_left.png",
-    "rocket.jpg",
-)
-HELD_OUT = ("chelsea.png", "coffee.png")
 # Crops for the picture: image, top, left in HR pixels.
 CROPS = (("chelsea", 90, 130), ("coffee", 110, 240))
 CROP_SIZE = 96
@@ -71,14 +59,13 @@ def run_demo(output: Path) -> None:
     Raises:
         UserError: if scikit-image is missing or the folder holds something.
     """
-    if find_spec("skimage") is None:
-        raise UserError("demo: expected scikit-image (pip install 'clsd-fast[demo]'), got none")
+    check_photographs("demo")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"demo: expected an empty or new folder, got {output}")
     config = _configure(output)
     console = Console()
     console.print(_describe(config), highlight=False)
-    _copy_photographs(output / "photographs")
+    copy_photographs(output / "photographs")
 
     runs = {"plain": Run(_variant(config, "baseline")), "CLSD": Run(_variant(config, "clsd"))}
     pairs = runs["plain"].val_sets[""]
@@ -116,15 +103,6 @@ def _describe(config: Config) -> str:
         f"{len(TRAINING)} photographs, {len(HELD_OUT)} held out.\n"
         "At this size and length the difference between plain and CLSD is noise, not a claim."
     )
-
-
-def _copy_photographs(target: Path) -> None:
-    source = files("skimage") / "data"
-    for folder, names in (("train", TRAINING), ("held-out", HELD_OUT)):
-        (target / folder).mkdir(parents=True)
-        for name in names:
-            with (source / name).open("rb") as file, (target / folder / name).open("wb") as copy:
-                shutil.copyfileobj(file, copy)
 
 
 def _train(run: Run) -> Result:

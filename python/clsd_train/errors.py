@@ -3,6 +3,7 @@
 import os
 import reprlib
 import sys
+import warnings
 
 
 class UserError(Exception):
@@ -31,6 +32,13 @@ def tell(text: str, everyone: bool = False) -> None:
     """Print a line of the command's on stderr; of several ranks the first does, or everyone."""
     if everyone or is_first():
         print(f"clsd: {one_line(text)}", file=sys.stderr)
+
+
+def tell_notices() -> None:
+    """Have each :class:`Notice` of this process told, and no warning of files that Pillow has."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # they are refused or read anyway
+    warnings.filterwarnings("always", category=Notice)
+    warnings.showwarning = lambda message, *_: tell(f"warning: {message}")
 
 
 def shorten(value: object, length: int = 80) -> str:

@@ -23,7 +23,8 @@ def files(folder: Path, *patterns: str) -> set[str]:
     return {str(path.relative_to(ROOT)) for path in found if "__pycache__" not in path.parts}
 
 
-PYTHON = files(ROOT / "clsd_fast", "*.py", "py.typed") | files(ROOT / "python", "*.py", "*.pyi")
+PYTHON = files(ROOT / "clsd_fast", "*.py", "py.typed")
+PYTHON |= files(ROOT / "python", "*.py", "*.pyi", "*.yaml")
 SOURCES = {*FILES, *PYTHON, *files(ROOT / "csrc", "*"), *files(ROOT / "cmake", "*")}
 
 
