@@ -9,10 +9,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import NAMINGS, WEIGHTS, Parser, add_checkpoint, add_target, add_upscaling
+from .arguments import (
+    NAMINGS,
+    WEIGHTS,
+    Parser,
+    add_checkpoint,
+    add_target,
+    add_upscaling,
+    checked,
+)
 from .errors import SharedError, UserError, is_first, tell, tell_notices
 from .interrupt import Interrupted, RaiseOnSignal
-from .paths import expand_inputs, expand_path
+from .paths import expand_input, expand_inputs, expand_path
 
 # PyTorch takes more than a second to import: no command waits for what it does not use.
 if TYPE_CHECKING:
@@ -259,6 +267,19 @@ def compare(arguments: Sequence[str]) -> None:
     print(f"wrote {output / 'table.md'}")
 
 
+def report(arguments: Sequence[str]) -> None:
+    """Write one HTML page of a run or a study."""
+    parser = Parser("report", description=report.__doc__)
+    parser.add_argument("folder", type=checked(expand_input), help="folder of a run or of a study")
+    add_target(parser, "--output", help="the page; report.html in that folder if not given")
+    options = parser.parse(arguments)
+    from .report import write_report
+
+    page = options.output or options.folder / "report.html"
+    write_report(options.folder, page)
+    print(f"wrote {page}")
+
+
 def demo(arguments: Sequence[str]) -> None:
     """Train a small student with and without CLSD on photographs of scikit-image."""
     parser = Parser("demo", description=demo.__doc__)
@@ -298,6 +319,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "convert": convert,
     "info": info,
     "compare": compare,
+    "report": report,
 }
 
 

@@ -34,9 +34,9 @@ def draw_all(
 ) -> list[str]:
     """Draw what the cells have; the names of the files, in the study's folder."""
     drawn = {
-        "curves.png": _draw_curves(study, cells),
-        "quality.png": _draw_quality(study, rows),
-        "cost.png": _draw_cost(study, rows),
+        "curves.png": draw_curves(study, cells),
+        "quality.png": draw_quality(study, rows),
+        "cost.png": draw_cost(study, rows),
         "pictures.png": _draw_pictures(study, cells),
     }
     for name, figure in drawn.items():
@@ -45,7 +45,7 @@ def draw_all(
     return [name for name, figure in drawn.items() if figure]
 
 
-def _draw_curves(study: Study, cells: Sequence[Cell]) -> Figure | None:
+def draw_curves(study: Study, cells: Sequence[Cell]) -> Figure | None:
     """Validation against iterations, the mean over seeds, a panel for each group of options."""
     panels: dict[str, dict[str, list[dict[int, float]]]] = {}
     for cell in cells:
@@ -67,7 +67,7 @@ def _draw_curves(study: Study, cells: Sequence[Cell]) -> Figure | None:
     return figure
 
 
-def _draw_quality(study: Study, rows: Sequence[Row]) -> Figure | None:
+def draw_quality(study: Study, rows: Sequence[Row]) -> Figure | None:
     """PSNR against the first option that is a number, if there is one of several values."""
     numeric = [
         option
@@ -106,7 +106,7 @@ def _draw_quality(study: Study, rows: Sequence[Row]) -> Figure | None:
     return figure
 
 
-def _draw_cost(study: Study, rows: Sequence[Row]) -> Figure:
+def draw_cost(study: Study, rows: Sequence[Row]) -> Figure:
     """Milliseconds of a step, bars of one colour for each group of options."""
     figure = Figure(figsize=(8, 0.6 + 0.28 * len(rows)), layout="constrained")
     axis = figure.subplots()
@@ -129,8 +129,8 @@ def _draw_pictures(study: Study, cells: Sequence[Cell]) -> Figure | None:
     """Crops side by side: HR, bicubic and each variant's student of its first seed."""
     lines = [
         (group, crop, pair, members)
-        for group, members in _first_seeds(study, cells).items()
-        for crop, pair in _crops(study, members[0].config.scale)
+        for group, members in first_seeds(study, cells).items()
+        for crop, pair in choose_crops(study, members[0].config.scale)
     ]
     if not lines:
         return None
@@ -153,7 +153,7 @@ def _draw_pictures(study: Study, cells: Sequence[Cell]) -> Figure | None:
     return figure
 
 
-def _first_seeds(study: Study, cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+def first_seeds(study: Study, cells: Sequence[Cell]) -> dict[str, list[Cell]]:
     """The first seed of each variant, by the label of the options of its pictures' row."""
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
@@ -162,7 +162,7 @@ def _first_seeds(study: Study, cells: Sequence[Cell]) -> dict[str, list[Cell]]:
     return groups
 
 
-def _crops(study: Study, scale: int) -> list[tuple[Crop, Pair]]:
+def choose_crops(study: Study, scale: int, size: int = CROP_SIZE) -> list[tuple[Crop, Pair]]:
     """What the study names, else the most detailed part of each set's first image."""
     found = []
     for name, folders in sets_of(study, scale).items():
@@ -174,15 +174,15 @@ def _crops(study: Study, scale: int) -> list[tuple[Crop, Pair]]:
             if min(pair.hr.shape[:2]) < least_size(scale):
                 continue
             crops = [c for c in study.crops if c.set == name and c.image == pair.name]
-            found += [(crop, pair) for crop in crops or [_most_detailed(name, pair)]]
+            found += [(crop, pair) for crop in crops or [most_detailed(name, pair, size)]]
     return found
 
 
-def _most_detailed(name: str, pair: Pair) -> Crop:
-    """Where neighbouring pixels differ most."""
+def most_detailed(name: str, pair: Pair, size: int = CROP_SIZE) -> Crop:
+    """Where neighbouring pixels differ most, in an image of a set, at most size pixels a side."""
     grey = pair.hr.astype(float).mean(2)
     detail = np.abs(np.diff(grey, axis=0))[:, :-1] + np.abs(np.diff(grey, axis=1))[:-1]
-    size = min(CROP_SIZE, *detail.shape)
+    size = min(size, *detail.shape)
     sums = np.pad(detail, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
     windows = sums[size:, size:] - sums[:-size, size:] - sums[size:, :-size] + sums[:-size, :-size]
     top, left = np.unravel_index(windows.argmax(), windows.shape)

@@ -149,7 +149,7 @@ def to_markdown(
     study: Study, rows: Sequence[Row], records: Mapping[str, Record], images: Sequence[str]
 ) -> str:
     """The document of a study: heading, table, what it means, and its images."""
-    header, *body = _cells_of_table(study, rows, records)
+    header, *body = cells_of_table(study, rows, records)
     lines = [f"# {study.title}", "", *([study.about, ""] if study.about else [])]
     lines += [_line(header), _line(["---"] * len(header)), *map(_line, body), ""]
     lines += [
@@ -160,14 +160,15 @@ def to_markdown(
     ]
     if {"lfd"} & {variant.method for variant in study.variants.values()}:
         lines.append("`lfd` is reconstructed: it measures its paper's idea, not its formula.")
-    lines += ["", *_machines(records), ""]
+    lines += ["", *machines(records), ""]
     lines += [f"![{name.removesuffix('.png')}]({name})" for name in images]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _cells_of_table(
+def cells_of_table(
     study: Study, rows: Sequence[Row], records: Mapping[str, Record]
 ) -> list[list[str]]:
+    """The table as texts, its header first."""
     options, sets = list(study.options), list(next(iter(records.values())).scores)
     with_teacher = any(row.hours_with_teacher is not None for row in rows)
     header = [*options, "variant", "seeds", "iterations", "parameters"]
@@ -212,7 +213,7 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def _machines(records: Mapping[str, Record]) -> list[str]:
+def machines(records: Mapping[str, Record]) -> list[str]:
     """A line for each set of versions and devices that cells ran on."""
     keys = ("clsd_fast", "torch", "processor", "threads", "GPU")
     texts = (
