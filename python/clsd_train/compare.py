@@ -25,8 +25,8 @@ from .tables import make_rows, to_csv, to_json, to_markdown
 from .yaml_text import dump_scalar
 
 STUDY = "study.yaml"
-# What every cell would import; an optimizer imports the compiler.
-PRELOADED = ["clsd_train.cell", "torch._dynamo"]
+# What every cell would import.
+PRELOADED = ["clsd_train.cell"]
 # Folder of photographs if none are named, and the set that they are scored on.
 PHOTOGRAPHS, HELD_OUT = "photographs", "held-out"
 
