@@ -125,7 +125,10 @@ def _is_compressed(path: Path) -> bool:
     """torch.save compresses nothing: what is compressed may be of any size in memory."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist())
+            records = archive.infolist()
+            if any(record.filename.endswith("/constants.pkl") for record in records):
+                return False  # a TorchScript program, which torch.load refuses before it unpacks
+            return any(record.compress_type != zipfile.ZIP_STORED for record in records)
     except Exception:  # of the old format, or damaged, as torch.load will say
         return False
 
