@@ -154,11 +154,11 @@ class LFD(Distillation):
 
     That the student's features, through a 1x1 convolution, follow the teacher's where the two
     differ most is the paper's; how much more is not known, nor at which depths. With d the
-    absolute differences [B, C, h, w] at a depth, their mean m [B, h, w] over the channels, and
-    attention without gradient::
+    absolute differences [B, C, h, w] at a depth, the teacher's features taken to the student's
+    value range, their mean m [B, h, w] over the channels, and attention without gradient::
 
         attention = h w softmax over positions of (m / mean(m))
-        feature = mean over depths of mean(attention * d)    (over the teacher's value_range)
+        feature = mean over depths of mean(attention * d)    (over value_range)
         total = rec + feature_weight * feature
 
     Args:
@@ -190,11 +190,13 @@ class LFD(Distillation):
         maps: list[Tensor],
         targets: list[Tensor],
     ) -> dict[str, Tensor]:
+        white = self.student.value_range
+        factor = white / self.teacher.value_range
         errors = [
-            selective_error(_convolve(self.heads[str(tap)], ours), target)
+            selective_error(_convolve(self.heads[str(tap)], ours), target * factor)
             for tap, ours, target in zip(self.taps, maps, targets, strict=True)
         ]
-        losses["feature"] = torch.stack(errors).mean() / self.teacher.value_range
+        losses["feature"] = torch.stack(errors).mean() / white
         losses["total"] = losses["rec"] + self.feature_weight * losses["feature"]
         return losses
 

@@ -53,7 +53,7 @@ class VGG19(nn.Module):
         if min(images.shape[-2:]) < 16:
             got = list(images.shape)
             raise ValueError(f"vgg_ratio: expected images of at least 16 pixels a side, got {got}")
-        x = ((images - self.mean) / self.deviation).to(images.dtype)
+        x = (images - self.mean) / self.deviation
         maps, convs, is_first = [], iter(self.features.values()), True
         for layer in LAYERS:
             if layer is POOL:
@@ -74,8 +74,9 @@ class PerceptualCLSD(CLSD):
 
         cl = mean over k of sum_l w_l D(phi_l(y_k), phi_l(y)) / (D(phi_l(y_k), phi_l(u)) + eps)
 
-    The negatives are the bicubic images. VGG19 follows the module to a device or memory format,
-    and is neither in ``parameters()`` nor in ``state_dict()``.
+    The negatives are the bicubic images. Features are float32 whatever the images are. VGG19
+    follows the module to a device or memory format, and is neither in ``parameters()`` nor in
+    ``state_dict()``.
 
     Args:
         student: trained in place.
@@ -125,11 +126,16 @@ class PerceptualCLSD(CLSD):
 
     def _ratio(self, head_sr: tuple[Tensor, ...], lr: Tensor, hr: Tensor) -> Tensor:
         (vgg,), white = self._outside, self.student.value_range
+
+        def look(images: Tensor) -> list[Tensor]:
+            # Differences of features that are nearly equal have no digits left in 16 bits.
+            return vgg(images.to(vgg.mean.dtype) / white)
+
         with torch.no_grad():
-            positives = vgg(hr / white)
-            negatives = vgg(bicubic(lr, self.student.scale) / white)
+            positives = look(hr)
+            negatives = look(bicubic(lr, self.student.scale))
         of_heads = [
-            features_ratio(vgg(image / white), positives, negatives, self.eps) for image in head_sr
+            features_ratio(look(image), positives, negatives, self.eps) for image in head_sr
         ]
         return torch.stack(of_heads).mean()
 
@@ -147,11 +153,9 @@ def features_ratio(
 
 
 def bicubic(images: Tensor, scale: int) -> Tensor:
-    """Images [B, 3, scale h, scale w] by the bicubic of MATLAB but for its border, not rounded."""
+    """float32 images [B, 3, scale h, scale w] by MATLAB's bicubic but for border and rounding."""
     # With antialias PyTorch's cubic has MATLAB's coefficient (-0.5).
-    return F.interpolate(images.float(), scale_factor=scale, mode="bicubic", antialias=True).to(
-        images.dtype
-    )
+    return F.interpolate(images.float(), scale_factor=scale, mode="bicubic", antialias=True)
 
 
 def load_vgg(path: Path) -> VGG19:

@@ -83,13 +83,13 @@ def test_lfd_is_its_formula(backend):
     theirs, _ = features(teacher, lr / 255, (2, 4))
     expected = 0
     for tap, features_, target in zip(("1", "2"), ours, theirs, strict=True):
-        differences = (model.heads[tap](features_) - target).abs()
+        differences = (model.heads[tap](features_) - target * 255).abs()
         of_image = []
         for one in differences:
             mean = one.mean(0).flatten().detach()
             attention = torch.softmax(mean / mean.mean(), 0) * mean.numel()
             of_image.append((one.flatten(1) * attention).mean())
-        expected += sum(of_image) / len(of_image) / 2
+        expected += sum(of_image) / len(of_image) / 2 / 255
     # The attention is of float32 whatever the features are.
     torch.testing.assert_close(losses["feature"], expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(losses["total"], F.l1_loss(sr, hr) / 255 + 3 * losses["feature"])

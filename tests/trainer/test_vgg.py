@@ -96,6 +96,14 @@ def test_negatives_are_bicubic_images():
     assert (up.round().clamp(0, 255) - exact)[inner, inner].abs().max() <= 1
 
 
+def test_images_of_16_bits_have_the_same_ratio(monkeypatch):
+    model = PerceptualCLSD(EDSR(2, 2, 4), narrow(monkeypatch), taps=(1,), head_blocks=1)
+    lr, hr = torch.rand(1, 3, 16, 16) * 255, torch.rand(1, 3, 32, 32) * 255
+    wide, narrow_ = model(lr, hr), model(lr.bfloat16(), hr.bfloat16())
+    narrow_.losses["total"].backward()
+    torch.testing.assert_close(narrow_.losses["cl"], wide.losses["cl"], rtol=0.02, atol=0)
+
+
 @pytest.mark.parametrize("method", ["cl", "clsd"])
 def test_vgg_ratio_trains(tmp_path, vgg_file, method):
     config = tiny_config(tmp_path, method=method, iterations=2)
