@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
 def test_equals_the_concatenated_batch_and_refuses_uneven_ones(backend, tmp_path):
     """Of groups of two and of three ranks, and of some ranks alone."""
     # Processes that are forked from one that has imported PyTorch, instead of each importing it.
-    multiprocessing.set_forkserver_preload([ranks.__name__])
+    multiprocessing.set_forkserver_preload(["torch"])
     mp.start_processes(
         ranks.worker, (3, tmp_path / "store", backend), nprocs=3, start_method="forkserver"
     )

@@ -3,6 +3,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -221,6 +222,24 @@ def test_an_interrupted_study_goes_on(tmp_path, settings):
         if entry["kind"] == "train"
     ]
     assert iterations == list(range(1, done + 2))
+
+
+def test_cells_run_what_the_command_runs(tmp_path, settings):
+    """And not sources in the current folder, as where it is a checkout."""
+    write_study(tmp_path, variants={"plain": {"method": "baseline"}})
+    for package in ("clsd_fast", "clsd_train"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("raise SystemExit(__file__)")
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin" / "clsd"  # its own folder, not the current one, is in sys.path
+    command.write_text("from clsd_train.cli import main\nif __name__ == '__main__': main()\n")
+    result = subprocess.run(
+        [sys.executable, command, "compare", "study.yaml", "--output", "out", *settings],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "out" / "table.md").exists()
 
 
 @pytest.mark.parametrize("name", names())
