@@ -146,6 +146,7 @@ def test_contrastive_writes_a_row_for_each_case(in_this_process, tmp_path):
     assert files[1].read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.thorough
 def test_contrastive_leaves_out_baselines_that_do_not_fit(in_this_process, tmp_path):
     path = tmp_path / "rows.json"
     contrastive.main([*TINY_CONTRASTIVE.split(), "--largest-table", "0", "--json", str(path)])

@@ -88,6 +88,7 @@ def test_every_contender_is_checked_and_timed(run, tmp_path):
     assert "eager_channels_last (0001_" in comparison
 
 
+@pytest.mark.thorough
 def test_a_wrong_contender_is_not_timed_and_no_other_is_lost(run_spoiled, tmp_path):
     path = tmp_path / "figures.json"
     arguments = ["-k", "conv3x3 and forward_backward", *ONE_ROUND, "--benchmark-json", str(path)]

@@ -160,6 +160,7 @@ def test_other_values_of_the_variable_are_refused():
     assert last == f"ValueError: {sentence}"
 
 
+@pytest.mark.thorough
 def test_the_library_refuses_them_itself(native):
     """Which programs load without this package."""
     program = f"""

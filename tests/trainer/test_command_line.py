@@ -306,6 +306,7 @@ def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
 UPSCALE = ("upscale", "student.safetensors", "hr", "--output", "sr")
 
 
+@pytest.mark.thorough
 def test_empty_variables_of_the_environment_are_not_set(here):
     done = process(*UPSCALE, CLSD_FAST_BACKEND="", CLSD_FAST_ISA="")
     assert done.returncode == 0, done.stderr
@@ -317,6 +318,7 @@ def check_wrong_variable(name):
     assert done.stderr.count("\n") == 1 and f"{name}: expected one of" in done.stderr
 
 
+@pytest.mark.thorough
 def test_backend_of_the_environment(here):
     check_wrong_variable("CLSD_FAST_BACKEND")
 

@@ -8,15 +8,18 @@ import sys
 import threading
 import time
 import types
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from support.trainer_util import contents, refused, write_images
 
+from clsd_train import compare as compare_module
 from clsd_train import study as study_module
+from clsd_train.cell import train_cell
 from clsd_train.cli import main
-from clsd_train.compare import compare
+from clsd_train.compare import compare, record_path
 from clsd_train.config import Config
 from clsd_train.errors import UserError
 from clsd_train.interrupt import Interrupted, RaiseOnSignal
@@ -56,11 +59,24 @@ def tables(output: Path) -> tuple[str, list[dict[str, str]], dict]:
     return (output / "table.md").read_text(), rows, results
 
 
+@contextmanager
+def one_process():
+    """Cells run in this one, of whole studies: each process of their own takes seconds to start."""
+
+    def run(cell, sets):
+        train_cell(compare_module._settle(cell), cell.backend, sets, record_path(cell))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare_module, "_run_apart", run)
+        yield
+
+
 @pytest.fixture(scope="module")
 def table5(folder, settings):
     output = folder / "table5"
     sets = f"sets.noise={folder / 'hr'}"
-    main(["compare", "table5", "--quick", "--output", str(output), *settings, sets])
+    with one_process():
+        main(["compare", "table5", "--quick", "--output", str(output), *settings, sets])
     return output
 
 
@@ -127,11 +143,13 @@ def test_other_settings_are_refused(table5, folder, settings, capsys):
     assert "expected train.batch_size=2 as in" in line and "got 1 (another --output" in line
 
 
-def test_table6_runs_whole(folder, settings, capsys):
+@pytest.mark.thorough
+def test_table6_runs_whole(folder, settings):
     output = folder / "table6"
     sizes = ("train.iterations=3", "variants.teacher={method: baseline, settings: {model: "
              "{num_blocks: 3, channels: 12}}}")  # fmt: skip
-    main(["compare", "table6", "--quick", "--output", str(output), *settings, *sizes])
+    with one_process():
+        main(["compare", "table6", "--quick", "--output", str(output), *settings, *sizes])
     text, rows, results = tables(output)
     assert "held-out" not in text  # of cost, not of quality
     variants = ["baseline", "teacher", "fakd", "lfd", "ds", "clsd"]

@@ -52,6 +52,7 @@ def test_the_first_rank_alone_writes(results):
     assert len(list((folder / "tensorboard").iterdir())) == 1
 
 
+@pytest.mark.thorough
 def test_the_end_of_a_rank_ends_the_run_with_a_sentence(tmp_path):
     started = time.monotonic()
     done = run_program(tmp_path, "die")

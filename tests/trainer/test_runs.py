@@ -33,6 +33,14 @@ TINY = ("model.num_blocks=1", "model.channels=4", "method=baseline", "data.patch
 TINY += ("train.batch_size=2", "train.log_every=1", "data.train=hr", "data.cache=cache")
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """As in the foreground, wherever the tests run: what is ignored stays ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """The current folder, with images in hr."""
@@ -135,7 +143,7 @@ def test_a_process_that_is_terminated_saves(here):
 
 @pytest.mark.parametrize(
     ("number", "times"),
-    [(signal.SIGKILL, 3),
+    [(signal.SIGKILL, 2),
      pytest.param(signal.SIGKILL, 20, marks=pytest.mark.thorough),
      pytest.param(signal.SIGTERM, 10, marks=pytest.mark.thorough)],
 )  # fmt: skip

@@ -69,7 +69,10 @@ def test_operators_equal_the_reference(large_blocks, poisoned, op, values):
     check_against_the_reference(op, values)
 
 
-@pytest.mark.parametrize("scale, size, bias", [(2, (1, 1), True), (3, (2, 2), False)])
+@pytest.mark.parametrize(
+    "scale, size, bias",
+    [(2, (1, 1), True), pytest.param(3, (2, 2), False, marks=pytest.mark.thorough)],
+)
 def test_exact_everywhere(large_blocks, poisoned, scale, size, bias):
     """And of any strides."""
     tensors = [t if t is None else sliced(t) for t in tail.inputs(scale, 2, 3, *size, bias)]
@@ -85,8 +88,12 @@ def test_several_blocks_of_channels_and_outputs(long_sums, poisoned):
 
 @pytest.mark.parametrize(
     "size, dtype, layout",
-    [((17, 21), torch.float32, channels_last), ((1, 1), torch.float16, contiguous)],
-    ids=["17x21 float32", "1x1 float16"],
+    [
+        pytest.param(
+            (17, 21), torch.float32, channels_last, id="17x21 float32", marks=pytest.mark.thorough
+        ),
+        pytest.param((1, 1), torch.float16, contiguous, id="1x1 float16"),
+    ],
 )
 def test_dtypes(large_blocks, monkeypatch, modules, size, dtype, layout):
     """Also several blocks and chunks of pixels."""
