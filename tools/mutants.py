@@ -279,10 +279,10 @@ MUTANTS = [
         CUDA_WGRAD,
     ),
     Mutant(
-        "cuda: the row of a swath's start counts twice",
+        "cuda: the row above a tile's first counts",
         "csrc/cuda/wgrad_sm80.cuh",
-        "__device__ __forceinline__ bool counts() const { return row >= first; }",
-        "__device__ __forceinline__ bool counts() const { return row >= first - 1; }",
+        "if (y - dy < 0 || y - dy >= kTileH) continue;",
+        "if (y - dy < -1 || y - dy >= kTileH) continue;",
         CUDA_WGRAD,
     ),
     Mutant(
@@ -308,7 +308,7 @@ MUTANTS = [
     ),
     Mutant(
         "wgmma gradient: the next image begins a swath further",
-        WGRAD_SM90,
+        "csrc/cuda/wgrad_tiles.cuh",
         "    if (is_other_image) source_ = source_ + image_step_;\n",
         "",
         CUDA_WGRAD,

@@ -34,15 +34,11 @@ Kernel kernel_of(const WeightGradient<T>& gradient) {
 // each weight.
 int blocks_of(Kernel kernel) { return kernel == Kernel::kFew ? 2 : 1; }
 
-// Fewer steps than that are not worth a partial.
-int64_t min_steps_of(Kernel kernel) { return kernel == Kernel::kSm80 ? 4 : 1; }
-
 template <class T>
 int64_t steps_of(const WeightGradient<T>& gradient, Kernel kernel) {
   const int64_t batch = gradient.batch, height = gradient.height, width = gradient.width;
   if (kernel == Kernel::kFew) return ceil_div(batch * height * width, wgrad_few::kPixels);
-  if (kernel == Kernel::kSm80) return batch * ceil_div(width, wgrad_sm80::kSwathW) * height;
-  return batch * ceil_div(width, wgrad_sm90::kTileW) * ceil_div(height, wgrad_sm90::kTileH);
+  return batch * ceil_div(width, wgrad::kTileW) * ceil_div(height, wgrad::kTileH);
 }
 
 template <class T>
@@ -61,7 +57,7 @@ Task<T> whole_task(const WeightGradient<T>& gradient, Kernel kernel) {
 
 // Cut the tasks so that their blocks, of about equal work, are at most `blocks`.
 template <class T>
-void split(Tasks<T>& tasks, int blocks, int64_t min_steps) {
+void split(Tasks<T>& tasks, int blocks) {
   int64_t work = 0;
   for (int i = 0; i < tasks.count; ++i) {
     work += tasks.at[i].steps * tasks.at[i].input_groups * tasks.at[i].output_groups;
@@ -70,7 +66,7 @@ void split(Tasks<T>& tasks, int blocks, int64_t min_steps) {
     Task<T>& task = tasks.at[i];
     if (task.steps == 0) continue;  // no splits: the sums are 0
     const int64_t splits = std::max(int64_t{1}, blocks * task.steps / work);
-    task.steps_of_split = std::max(min_steps, ceil_div(task.steps, splits));
+    task.steps_of_split = ceil_div(task.steps, splits);
     task.splits = static_cast<int>(ceil_div(task.steps, task.steps_of_split));
   }
 }
@@ -87,7 +83,7 @@ Tasks<T> plan(const WeightGradients<T>& gradients, Kernel kernel) {
     }
     tasks.at[tasks.count++] = whole_task(gradient, kernel);
   }
-  split(tasks, multiprocessors() * blocks_of(kernel), min_steps_of(kernel));
+  split(tasks, multiprocessors() * blocks_of(kernel));
   return tasks;
 }
 

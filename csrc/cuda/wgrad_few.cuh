@@ -13,16 +13,27 @@ using few::kThreads;
 using few::kWarps;
 using few::Patches;
 using wgrad::kPieces;
-using wgrad::ones;
-using wgrad::swizzled;
 using wgrad::Task;
 using wgrad::Tasks;
 
 constexpr int kPixels = kThreads;  // of a step
 constexpr int kCenterTap = 4;
 constexpr int kDepth = kFewDepth;
-constexpr uint32_t kSharedBytes = Patches::kBytes + kPixels * wgrad::kRowBytes;
+constexpr uint32_t kRowBytes = 2 * kGroup;
+constexpr uint32_t kSharedBytes = Patches::kBytes + kPixels * kRowBytes;
 static_assert(16 * kWarps == kGroup && 8 * kWarps == kDepth);
+
+// Rows of pixels in shared memory: 64 channels, 128 bytes. A row's 16-byte pieces are permuted by the
+// row number, so that the 8 rows of a ldmatrix hit all banks once.
+__device__ __forceinline__ uint32_t swizzled(int row, int piece) {
+  return row * kRowBytes + ((piece ^ (row & 7)) << 4);
+}
+
+// Two 1s: the sum of rows or columns is their product with a matrix of ones.
+template <class T>
+__device__ __forceinline__ uint32_t ones() {
+  return pack<T>(1.0f, 1.0f);
+}
 
 // A task by its images: patches of `few`, where output pixels are seen from those of the input they
 // depend on if the output has few channels. Their taps run backwards then.

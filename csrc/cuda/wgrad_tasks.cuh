@@ -11,17 +11,10 @@
 
 namespace clsd::cuda::wgrad {
 
-// Rows of pixels in shared memory: 64 channels, 128 bytes. A row's 16-byte pieces are permuted by the
-// row number, so that the 8 rows of a ldmatrix hit all banks once.
-constexpr int kPieces = kGroup / kPiece;
-constexpr uint32_t kRowBytes = 2 * kGroup;
+constexpr int kPieces = kGroup / kPiece;  // of a pixel's channels that a block works on
 
-__device__ __forceinline__ uint32_t swizzled(int row, int piece) {
-  return row * kRowBytes + ((piece ^ (row & 7)) << 4);
-}
-
-// One convolution, and how its pixels are cut. A step is what a kernel works on at a time: a row of
-// a swath, or some pixels that follow each other.
+// One convolution, and how its pixels are cut. A step is what a kernel works on at a time: a
+// tile, or some pixels that follow each other.
 template <class T>
 struct Task : WeightGradient<T> {
   Global<float> weight_partials;  // [splits][outputs][3][3][inputs], where grad_weight is wanted
@@ -52,12 +45,6 @@ __device__ Place place_of_block(const Tasks<T>& tasks) {
   while (block >= tasks.at[task].blocks()) block -= tasks.at[task++].blocks();
   const int inputs = tasks.at[task].input_groups, outputs = tasks.at[task].output_groups;
   return {task, block / (inputs * outputs), block / inputs % outputs, block % inputs};
-}
-
-// Two 1s: the sum of rows or columns is their product with a matrix of ones.
-template <class T>
-__device__ __forceinline__ uint32_t ones() {
-  return pack<T>(1.0f, 1.0f);
 }
 
 // A thread adds partials, of which it loads so many splits at once. Where there are many, eight

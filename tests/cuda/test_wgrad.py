@@ -14,7 +14,7 @@ SM90A = (False, True)
 
 
 @cover(
-    # Around tiles of 16 columns, and of 8 rows of them.
+    # Around tiles of 8 x 16 pixels.
     size=[(1, 1), (1, 6), (9, 1), (5, 7), (4, 16), (8, 16), (9, 17), (17, 33)],
     batch_and_channels=[(1, 16, 48), (2, 3, 16), (3, 16, 3)],
     dtype=DTYPES,
@@ -48,7 +48,7 @@ def test_a_whole_image(emulation, sm90a, channels, dtype):
 
 @cover(quick=2, batch=[1, 2, 3], multiprocessors=[16, 82, 132], sm90a=SM90A)
 def test_more_rows_than_blocks(emulation, batch, multiprocessors, sm90a):
-    """Blocks sum more rows than the fewest, end within swaths, and the last has fewer."""
+    """Blocks sum several tiles, end within swaths, and the last has fewer."""
     emulation.sm90a(sm90a)
     emulation.multiprocessors(multiprocessors)
     x, weight, _, image = operands(batch, 16, 16, 250, 37, torch.bfloat16)
@@ -131,12 +131,12 @@ def test_a_pixel_counts_once(emulation, channels, sm90a):
     assert (grad_bias == 2 * 11 * 19).all()
 
 
-# Blocks of 4 rows and the 2 before them; and, with few channels, of 2 runs of 128 pixels, with a
-# barrier between.
-SHAPES = {(16, 16): (1, 12, 16), (3, 16): (1, 300, 129), (16, 3): (1, 300, 129)}
-BARRIERS = [((16, 16), 6), ((3, 16), 3), ((16, 3), 3)]
+# A block of 3 tiles; and, with few channels, blocks of 2 runs of 128 pixels, with a barrier between.
+SHAPES = {(16, 16): (1, 24, 16), (3, 16): (1, 300, 129), (16, 3): (1, 300, 129)}
+MULTIPROCESSORS = {(16, 16): 1, (3, 16): 16, (16, 3): 16}
+BARRIERS = [((16, 16), 3), ((3, 16), 3), ((16, 3), 3)]
 # Without the last of many channels, a thread would end with copies under way.
-WAITS = [((16, 16), 7), ((3, 16), 2), ((16, 3), 2)]
+WAITS = [((16, 16), 4), ((3, 16), 2), ((16, 3), 2)]
 
 
 def indices(counts):
@@ -145,6 +145,7 @@ def indices(counts):
 
 def gradient(emulation, channels):
     """A call whose blocks take several steps, and its result."""
+    emulation.multiprocessors(MULTIPROCESSORS[channels])
     batch, *size = SHAPES[channels]
     x, weight, _, image = operands(batch, *channels, *size, torch.bfloat16)
     arguments = (image, x, weight, 1.0, False, True, False)
