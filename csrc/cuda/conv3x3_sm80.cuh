@@ -80,9 +80,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   if constexpr (kHasSkip<kFinish>) cp_async_commit();
   multiply_slice(last);
   if constexpr (kHasSkip<kFinish>) wait();
+  Added<kFinish, mma_tiles::Pixels<T>> added;
+  load_added<kFinish>(conv, pixels, added);
   mma_tiles::finish_sums<T, kFinish>(sums, bias, conv.scale, results);
   __syncthreads();
-  write_results<kFinish>(conv, pixels, results);
+  write_results<kFinish>(conv, pixels, results, added);
 }
 
 }  // namespace clsd::cuda::sm80

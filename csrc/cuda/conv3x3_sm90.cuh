@@ -100,7 +100,9 @@ __device__ __forceinline__ void wait_for_slice(int slice) {
   }
 }
 
-// Ask for the slices of 64 channels of an image without a shuffle, each in a group of its own.
+// Ask for the slices of 64 channels of an image without a shuffle, each in a group of its own. The
+// warps wait for each other: else a slice's last copies would queue up behind further slices of those
+// that are ahead, and products begin when all has arrived.
 template <class T, int... kSlices>
 __device__ __forceinline__ void load_slices(const Input<T>& input, const Weights<T>& weights,
                                             std::integer_sequence<int, kSlices...>) {
@@ -109,6 +111,7 @@ __device__ __forceinline__ void load_slices(const Input<T>& input, const Weights
     input.template copy<kIndex>(kIndex * kBufferBytes);
     weights.template copy<kIndex>(kIndex * kBufferBytes + Halo::kBytes);
     cp_async_commit();
+    if (kIndex + 1 < kBuffers) __syncthreads();
   };
   (load(std::integral_constant<int, kSlices>{}), ...);
 }
@@ -159,6 +162,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Results results = results_of(warpgroup);
   load_skip<T, kFinish>(conv, pixels, results);
   cp_async_commit();
+  Added<kFinish, Pixels<T>> added;
+  load_added<kFinish>(conv, pixels, added);
   Bias bias;
   load_bias(conv, place.output_group, bias);
   Sums sums{};
@@ -188,7 +193,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (kHasSkip<kFinish>) __syncthreads();  // all see what is added
   finish_sums<T, kFinish>(sums, bias, conv.scale, results);
   __syncthreads();
-  write_results<kFinish>(conv, pixels, results);
+  write_results<kFinish>(conv, pixels, results, added);
 #else
   __trap();  // convolve launches it where there is code for sm_90a alone
 #endif

@@ -56,6 +56,7 @@ template <class T, int kRows, int kWidth, int kAbreast, int kRowsAbreast = 1>
 class ResultPixels {
  public:
   static constexpr int kThreads = kRowsAbreast * kAbreast * kGroup / kPiece;
+  static constexpr int kCount = kRows / kRowsAbreast * (kWidth / kAbreast);  // of a thread
   static_assert(kWidth % kAbreast == 0 && kRows % kRowsAbreast == 0);
 
   __device__ __forceinline__ ResultPixels(const Convolution<T>& conv, const Grid& grid,
@@ -78,7 +79,7 @@ class ResultPixels {
     row_step_ = static_cast<int64_t>(kRowsAbreast) * steps.row;
   }
 
-  // Call visit(row, column, piece, offset in global memory) for each.
+  // Call visit(number, row, column, piece, offset in global memory) for each.
   template <class Visit>
   __device__ __forceinline__ void for_each(const Visit& visit) const {
     int64_t row_offset = offset_;
@@ -87,7 +88,9 @@ class ResultPixels {
       int64_t offset = row_offset;
 #pragma unroll
       for (int column = 0; column < kWidth; column += kAbreast, offset += column_step_) {
-        if (row < rows_ && column < columns_) visit(row_ + row, column_ + column, piece_, offset);
+        const int number = row / kRowsAbreast * (kWidth / kAbreast) + column / kAbreast;
+        if (row >= rows_ || column >= columns_) continue;
+        visit(number, row_ + row, column_ + column, piece_, offset);
       }
     }
   }
@@ -115,7 +118,7 @@ template <class T, Finish kFinish, class Pixels, class Tile>
 __device__ __forceinline__ void load_skip(const Convolution<T>& conv, const Pixels& pixels,
                                           const Tile& results) {
   if constexpr (kHasSkip<kFinish>) {
-    pixels.for_each([&](int row, int column, int piece, int64_t offset) {
+    pixels.for_each([&](int, int row, int column, int piece, int64_t offset) {
       cp_async(results.at(row, column, piece), skip_of<T, kFinish>(conv) + offset, true);
     });
   }
@@ -131,17 +134,39 @@ __device__ __forceinline__ uint4 sum_of(const uint4& a, const uint4& b) {
   return {add(a.x, b.x), add(a.y, b.y), add(a.z, b.z), add(a.w, b.w)};
 }
 
+// What is added to a thread's rounded results, if anything is.
+template <Finish kFinish, class Pixels>
+using Added = uint4[kFinish == Finish::kResidualAdded ? Pixels::kCount : 1];
+
+// All of it at once, long before write_results needs it.
+template <Finish kFinish, class T, class Pixels>
+__device__ __forceinline__ void load_added(const Convolution<T>& conv, const Pixels& pixels,
+                                           Added<kFinish, Pixels>& added) {
+  if constexpr (kFinish == Finish::kResidualAdded) {
+    pixels.for_each([&](int number, int, int, int, int64_t offset) {
+      added[number] = load_vector(conv.added + offset);
+    });
+  }
+}
+
 // Write the pixels' results, after a barrier.
 template <Finish kFinish, class T, class Pixels, class Tile>
 __device__ __forceinline__ void write_results(const Convolution<T>& conv, const Pixels& pixels,
-                                              const Tile& results) {
-  pixels.for_each([&](int row, int column, int piece, int64_t offset) {
+                                              const Tile& results,
+                                              const Added<kFinish, Pixels>& added) {
+  pixels.for_each([&](int number, int row, int column, int piece, int64_t offset) {
     auto result = load_shared<uint4>(results.at(row, column, piece));
-    if constexpr (kFinish == Finish::kResidualAdded) {
-      result = sum_of<T>(result, load_vector(conv.added + offset));
-    }
+    if constexpr (kFinish == Finish::kResidualAdded) result = sum_of<T>(result, added[number]);
     store_vector(conv.output + offset, result);
   });
+}
+
+// The same where nothing is added.
+template <Finish kFinish, class T, class Pixels, class Tile>
+__device__ __forceinline__ void write_results(const Convolution<T>& conv, const Pixels& pixels,
+                                              const Tile& results) {
+  static_assert(kFinish != Finish::kResidualAdded);
+  write_results<kFinish>(conv, pixels, results, Added<kFinish, Pixels>{});
 }
 
 }  // namespace clsd::cuda
