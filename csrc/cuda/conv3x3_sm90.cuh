@@ -43,7 +43,8 @@ constexpr uint32_t kBufferBytes = Halo::kBytes + Weights<Bf16>::kBytes;
 // A row for every column of the products, dropped ones included.
 using Results = ResultTile<kWarpgroups * kColumns, kHaloW>;
 constexpr uint32_t kResults = kBuffers * kBufferBytes;
-constexpr uint32_t kSharedBytes = kResults + Results::kBytes;
+constexpr uint32_t kBias = kResults + Results::kBytes, kFloats = kPieceBytes / sizeof(float);
+constexpr uint32_t kSharedBytes = kBias + kGroup * sizeof(float);
 
 template <class T>
 using Pixels = ResultPixels<T, kRunRows, kTileW, 8, 2>;
@@ -57,36 +58,41 @@ __device__ __forceinline__ Results results_of(int warpgroup) {
   return {kResults + warpgroup * kColumns * kPieceBytes};
 }
 
-// Of a thread's channels, those of either half of its warp's 16.
-using Bias = float[2];
-
+// Ask for the biases of a group of output channels. They come with the first slice: what is loaded
+// into registers waits behind all copies, and the compiler has products wait for it.
 template <class T>
-__device__ __forceinline__ void load_bias(const Convolution<T>& conv, int output_group,
-                                          Bias& bias) {
-  const int channel = threadIdx.x % kWarpgroupThreads / 32 * 16 + threadIdx.x % 32 / 4;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    bias[half] = load(conv.bias + (output_group * kGroup + channel + 8 * half)) * conv.scale;
-  }
+__device__ __forceinline__ void load_bias(const Convolution<T>& conv, int output_group) {
+  const int first = threadIdx.x * kFloats;
+  if (first >= kGroup) return;
+  cp_async(kBias + first * sizeof(float), conv.bias + (output_group * kGroup + first), true);
 }
 
 // Round the warp's results to where its residual or mask lies.
 template <class T, Finish kFinish>
-__device__ __forceinline__ void finish_sums(const Sums& sums, const Bias& bias, float scale,
-                                            const Results& results) {
+__device__ __forceinline__ void finish_sums(const Sums& sums, float scale, const Results& results) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x % kWarpgroupThreads / 32;
+  float bias[2];  // of a thread's channels in either half of the warp's 16
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int channel = 16 * warp + 8 * half + lane / 4;
+    bias[half] = load_shared<float>(kBias + channel * sizeof(float)) * scale;
+  }
   // Matrix i of four is that of half i % 2 of the channels and of columns 8 (i / 2) on.
   const uint32_t at = results.at(0, lane % 8 + lane / 16 * 8, 2 * warp + lane / 8 % 2);
+  constexpr int kSixteens = kColumns / 16;
+  uint32_t pairs[kSixteens][4] = {};
+  if constexpr (kHasSkip<kFinish>) {  // all at once: each takes its time
 #pragma unroll
-  for (int first = 0; first < kColumns; first += 16) {
-    uint32_t pairs[4] = {};
-    if constexpr (kHasSkip<kFinish>) ldmatrix_transposed(pairs, at + first * kPieceBytes);
+    for (int j = 0; j < kSixteens; ++j) ldmatrix_transposed(pairs[j], at + 16 * j * kPieceBytes);
+  }
+#pragma unroll
+  for (int j = 0; j < kSixteens; ++j) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float* sum = &sums[first / 2 + 2 * i];
-      finish_pair<T, kFinish>(pairs[i], sum[0], sum[1], scale, bias[i % 2], bias[i % 2]);
+      const float* sum = &sums[8 * j + 2 * i];
+      finish_pair<T, kFinish>(pairs[j][i], sum[0], sum[1], scale, bias[i % 2], bias[i % 2]);
     }
-    stmatrix_transposed(at + first * kPieceBytes, pairs);
+    stmatrix_transposed(at + 16 * j * kPieceBytes, pairs[j]);
   }
 }
 
@@ -120,11 +126,10 @@ __device__ __forceinline__ void load_slices(const Input<T>& input, const Weights
 
 // Start the products of a slice: its group is left uncompleted.
 template <class T>
-__device__ __forceinline__ void multiply_slice(Sums& sums, int slice, int warpgroup) {
+__device__ __forceinline__ void multiply_slice(Sums& sums, int slice, int run) {
   const uint32_t halo = buffer_of(slice), weights = halo + Halo::kBytes;
   const uint64_t a = wgmma_descriptor<kWeightPitch, kCoreBytes>(weights);
-  const uint64_t b =
-      wgmma_descriptor<Halo::kPitch, kCoreBytes>(halo + warpgroup * kRun * kPieceBytes);
+  const uint64_t b = wgmma_descriptor<Halo::kPitch, kCoreBytes>(halo + run * kRun * kPieceBytes);
   wgmma_fence();
 #pragma unroll
   for (int tap = 0; tap < kTaps; ++tap) {
@@ -144,6 +149,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #ifdef CLSD_SM90A
   const auto place = place_of_block<kTileH, kTileW>(grid);
   const int warpgroup = threadIdx.x / kWarpgroupThreads;
+  const int run = uniform(warpgroup);  // of pixels, for descriptors, which are kept once a warp
   Input<T> input(conv, grid, place);
   Weights<T> weights(conv, grid.slices, place.output_group);
   const auto load_slice = [&](int slice) {
@@ -153,6 +159,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     cp_async_commit();
   };
+  load_bias(conv, place.output_group);
   if constexpr (kFour) {
     load_slices(input, weights, std::make_integer_sequence<int, kBuffers>{});
   } else {
@@ -164,8 +171,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   cp_async_commit();
   Added<kFinish, Pixels<T>> added;
   load_added<kFinish>(conv, pixels, added);
-  Bias bias;
-  load_bias(conv, place.output_group, bias);
   Sums sums{};
   if constexpr (kFour) {
 #pragma unroll
@@ -173,7 +178,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       wait_for_slice(slice);
       fence_proxy_async();
       __syncthreads();  // all see this slice
-      multiply_slice<T>(sums, slice, warpgroup);
+      multiply_slice<T>(sums, slice, run);
     }
   } else {
 #pragma unroll 1
@@ -185,13 +190,13 @@ __global__ void __launch_bounds__(kThreads, 1)
       // in whose place the next one goes.
       __syncthreads();
       if (slice >= 2) load_slice(slice + 2);
-      multiply_slice<T>(sums, slice, warpgroup);
+      multiply_slice<T>(sums, slice, run);
     }
   }
   wgmma_wait<0>(sums);
   cp_async_wait<0>();
   if (kHasSkip<kFinish>) __syncthreads();  // all see what is added
-  finish_sums<T, kFinish>(sums, bias, conv.scale, results);
+  finish_sums<T, kFinish>(sums, conv.scale, results);
   __syncthreads();
   write_results<kFinish>(conv, pixels, results, added);
 #else

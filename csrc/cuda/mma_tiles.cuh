@@ -100,21 +100,28 @@ template <class T, Finish kFinish>
 __device__ __forceinline__ void finish_sums(const Sums& sums, const Bias& bias, float scale,
                                             const Results& results) {
   const int lane = threadIdx.x % 32, piece = warp_channel() / kPiece;
+  uint32_t pairs[kWarpRows][kEights / 2][4] = {};  // of pixels 0 and 8 on, for either eight
+  if constexpr (kHasSkip<kFinish>) {               // all at once: each takes its time
+#pragma unroll
+    for (int i = 0; i < kWarpRows; ++i) {
+#pragma unroll
+      for (int j = 0; j < kEights; j += 2) {
+        ldmatrix(pairs[i][j / 2], results.at(warp_row() + i, lane % 16, piece + j + lane / 16));
+      }
+    }
+  }
 #pragma unroll
   for (int i = 0; i < kWarpRows; ++i) {
     const int row = warp_row() + i;
 #pragma unroll
     for (int j = 0; j < kEights; j += 2) {
-      uint32_t pairs[4] = {};  // of pixels 0 and 8 on, for either eight
-      if constexpr (kHasSkip<kFinish>) {
-        ldmatrix(pairs, results.at(row, lane % 16, piece + j + lane / 16));
-      }
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         const int eight = j + k / 2, column = lane / 4 + k % 2 * 8;
         const float* sum = &sums[i][eight][k % 2 * 2];
-        finish_pair<T, kFinish>(pairs[k], sum[0], sum[1], scale, bias[eight][0], bias[eight][1]);
-        store_shared(results.at(row, column, piece + eight) + lane % 4 * 4, pairs[k]);
+        uint32_t& pair = pairs[i][j / 2][k];
+        finish_pair<T, kFinish>(pair, sum[0], sum[1], scale, bias[eight][0], bias[eight][1]);
+        store_shared(results.at(row, column, piece + eight) + lane % 4 * 4, pair);
       }
     }
   }

@@ -7,6 +7,7 @@
 //   load_vector(Global<const T>), store_vector(Global<T>, uint4)   16 aligned bytes of it
 //   load_floats(Global<const float>)                        float4, likewise
 //   store_pair(Global<float>, float2)                       8 aligned bytes
+//   uniform(int)                                            the same in all lanes of a warp
 //   load_shared<V>(offset), store_shared<V>(offset, V)      sizeof(V) aligned bytes
 //   to_float(T), from_float<T>(float), unpack<T>(uint32_t) -> float2, pack<T>(float, float)
 //   pack<T, true>(float, float), positive_mask<T>(uint32_t)  0 for negative ones; all bits for > 0

@@ -41,6 +41,9 @@ __device__ __forceinline__ void store_pair(float* target, float2 value) {
   *reinterpret_cast<float2*>(target) = value;
 }
 
+// A number that is the same in all lanes of a warp, which the compiler knows then.
+__device__ __forceinline__ int uniform(int number) { return __shfl_sync(~0u, number, 0); }
+
 __device__ __forceinline__ unsigned char* shared_memory() {
   extern __shared__ __align__(1024) unsigned char memory[];
   return memory;

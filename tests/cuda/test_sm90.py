@@ -167,8 +167,8 @@ def faults(slices, residual):
     ],
 )
 def test_every_synchronization_is_needed(sm90, slices, residual, skip, index):
-    # Rows of both warpgroups, and several blocks: that a warp lags just where it matters is rare.
-    x, weight, bias, image = operands(8, 16 * slices, 64, 9, 9, torch.bfloat16)
+    # Rows of both warpgroups, and many blocks: that a warp lags just where it matters is rare.
+    x, weight, bias, image = operands(16, 16 * slices, 64, 9, 9, torch.bfloat16)
 
     def call():
         return sm90.ops.conv3x3(x, weight, bias, image if residual else None, 1.0, False)

@@ -131,7 +131,7 @@ def test_a_pixel_counts_once(emulation, channels, sm90a):
     assert (grad_bias == 2 * 11 * 19).all()
 
 
-# A block of 3 tiles; and, with few channels, blocks of 2 runs of 128 pixels, with a barrier between.
+# A block of 3 tiles; with few channels, blocks of 2 runs of 128 pixels, with a barrier between.
 SHAPES = {(16, 16): (1, 24, 16), (3, 16): (1, 300, 129), (16, 3): (1, 300, 129)}
 MULTIPROCESSORS = {(16, 16): 1, (3, 16): 16, (16, 3): 16}
 BARRIERS = [((16, 16), 3), ((3, 16), 3), ((16, 3), 3)]

@@ -88,6 +88,8 @@ inline void store_pair(Global<float> target, float2 value) {
   store_checked(target, value, "store_pair");
 }
 
+inline int uniform(int number) { return number; }
+
 template <class V>
 V load_shared(uint32_t offset) {
   V value;
