@@ -140,15 +140,22 @@ def upsample_tail_backward(
     return (needs_x + needs_params) * first + (1 + needs_params) * sum(others)
 
 
-def upsample_tails(*lists_and_factor: Any, **_: Any) -> int:
-    *lists, factor = lists_and_factor
-    return sum(upsample_tail(*(*tail, factor)) for tail in of_tails(*lists))
+def _shifts(xs: list[Shape], weight: Shape | None, factor: int) -> int:
+    """Of a shift behind each of several tails; its gradient is that of its input."""
+    return 0 if weight is None else sum(_convolution(x, weight, factor) for x in xs)
 
 
-def upsample_tails_backward(*lists_and_options: Any, **_: Any) -> int:
-    *lists, factor, needs_x, needs_params = lists_and_options
+def upsample_tails(*lists_and_factor: Any, **__: Any) -> int:
+    *lists, shift_weight, _, factor = lists_and_factor
+    tails = sum(upsample_tail(*(*tail, factor)) for tail in of_tails(*lists))
+    return tails + _shifts(lists[0], shift_weight, factor)
+
+
+def upsample_tails_backward(*lists_and_options: Any, **__: Any) -> int:
+    *lists, shift_weight, factor, needs_x, needs_params = lists_and_options
     options: Any = (factor, needs_x, needs_params)
-    return sum(upsample_tail_backward(*(*tail, *options)) for tail in of_tails(*lists))
+    tails = sum(upsample_tail_backward(*(*tail, *options)) for tail in of_tails(*lists))
+    return tails + _shifts(lists[1], shift_weight, factor)
 
 
 def _product(rows: Shape, columns: Shape) -> int:

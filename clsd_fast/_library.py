@@ -23,7 +23,9 @@ learned_temperature.
 ``upsample_tail`` takes parameters in the accumulator's dtype, the second pair for upscale factor 4
 alone. It returns the output and the composed weight (``reference/tail.py``), which its backward
 takes. ``upsample_tails`` is the same for several tails of images of one shape; lists of parameters
-that there are not are empty.
+that there are not are empty. shift_weight [K, K, 1, 1] and shift_bias [K], of the parameters' dtype
+and contiguous, are those of a 1x1 convolution of the outputs, which have that dtype then; neither
+gets a gradient.
 """
 
 from collections.abc import Callable
@@ -71,10 +73,12 @@ SCHEMAS = {
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "upsample_tails": "(Tensor[] xs, Tensor[] up_weights1, Tensor[] up_biases1, "
     "Tensor[] up_weights2, Tensor[] up_biases2, Tensor[] out_weights, Tensor[] out_biases, "
+    "Tensor? shift_weight, Tensor? shift_bias, "
     "int upscale_factor) -> (Tensor[], Tensor[])",
     "upsample_tails_backward": "(Tensor[] grad_outputs, Tensor[] xs, Tensor[] composed, "
     "Tensor[] up_weights1, Tensor[] up_biases1, Tensor[] up_weights2, Tensor[] up_biases2, "
-    "Tensor[] out_weights, int upscale_factor, bool needs_x, bool needs_params) "
+    "Tensor[] out_weights, Tensor? shift_weight, int upscale_factor, bool needs_x, "
+    "bool needs_params) "
     "-> (Tensor[], Tensor[], Tensor[], Tensor[], Tensor[], Tensor[], Tensor[])",
     "pairwise_similarity": "(Tensor query, Tensor key, str metric) -> Tensor",
     "pairwise_similarity_backward": "(Tensor grad_output, Tensor query, Tensor key, str metric) "

@@ -132,4 +132,5 @@ class EDSR(nn.Module):
         self, deep: Sequence[Tensor], tails: Sequence[nn.Module], like: Tensor
     ) -> list[Tensor]:
         """The images of several features, each by its own tail."""
-        return [in_format_of(like, self.add_mean(image)) for image in run_tails(tails, deep)]
+        images = run_tails(tails, deep, self.add_mean)
+        return [in_format_of(like, image) for image in images]

@@ -55,10 +55,7 @@ class Conv3x3(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
 
     def is_as_made(self) -> bool:
-        options = (self.kernel_size, self.stride, self.padding, self.dilation, self.groups)
-        return (*options, self.padding_mode) == self._AS_MADE and (
-            "_conv_forward" not in self.__dict__
-        )
+        return _convolves_as(self, self._AS_MADE)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """[N, C, H, W] to [N, K, H, W]; ``residual`` is added if given."""
@@ -66,6 +63,11 @@ class Conv3x3(nn.Conv2d):
             return conv3x3(x, self.weight, self.bias, residual=residual)
         y = super().forward(x)
         return y if residual is None else residual + y
+
+
+def _convolves_as(conv: nn.Conv2d, options: tuple) -> bool:
+    own = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return (*own, conv.padding_mode) == options and "_conv_forward" not in conv.__dict__
 
 
 def add_convolved(residual: Tensor | None, conv: nn.Module, x: Tensor) -> Tensor:
@@ -295,8 +297,9 @@ class UpsampleTail(nn.Sequential):
         return weights, biases, last.weight, last.bias
 
 
-def run_tails(tails: Sequence[nn.Module], xs: Sequence[Tensor]) -> list[Tensor]:
-    """``[tail(x) for tail, x in zip(tails, xs)]``, by one operator where there is one for all."""
+def run_tails(tails: Sequence[nn.Module], xs: Sequence[Tensor], shift: nn.Module) -> list[Tensor]:
+    """``[shift(tail(x)) for tail, x in zip(tails, xs)]``, by one operator where there is one for
+    all."""
     composed = [
         cast(UpsampleTail, tail)
         for tail, x in zip(tails, xs, strict=True)
@@ -305,8 +308,27 @@ def run_tails(tails: Sequence[nn.Module], xs: Sequence[Tensor]) -> list[Tensor]:
     if len(composed) == len(tails) > 1 and len({tail.upscale_factor for tail in composed}) == 1:
         parameters = [tail._parameters_of_all() for tail in composed]
         if serves_together(xs, parameters):
-            return upsample_tails(xs, parameters, composed[0].upscale_factor)
-    return [tail(x) for tail, x in zip(tails, xs, strict=True)]
+            factor, constants = composed[0].upscale_factor, _constant_shift(shift, parameters)
+            if constants is not None:
+                return upsample_tails(xs, parameters, factor, constants)
+            return [shift(image) for image in upsample_tails(xs, parameters, factor)]
+    return [shift(tail(x)) for tail, x in zip(tails, xs, strict=True)]
+
+
+def _constant_shift(shift: nn.Module, tails: Sequence[Parameters]) -> tuple[Tensor, Tensor] | None:
+    """Weight and bias of a shift that tails of these parameters can be composed with, if it is."""
+    if not is_untouched(shift, MeanShift):
+        return None
+    weight, bias = cast(MeanShift, shift).weight, cast(MeanShift, shift).bias
+    out_weight = tails[0][2]
+    dtype = torch.float32 if out_weight.element_size() == 2 else out_weight.dtype
+    fits = (
+        bias is not None
+        and weight.shape[:2] == out_weight.shape[:1] * 2
+        and not (weight.requires_grad or bias.requires_grad)
+        and all(t.dtype == dtype and t.device == out_weight.device for t in (weight, bias))
+    )
+    return (weight, cast(Tensor, bias)) if fits else None
 
 
 class MeanShift(nn.Conv2d):
@@ -316,6 +338,8 @@ class MeanShift(nn.Conv2d):
     those above 128 apart by whole steps.
     """
 
+    _AS_MADE = ((1, 1), (1, 1), (0, 0), (1, 1), 1, "zeros")
+
     def __init__(self, value_range: float, rgb_mean: tuple[float, float, float], sign: int) -> None:
         super().__init__(3, 3, kernel_size=1)
         with torch.no_grad():
@@ -323,6 +347,9 @@ class MeanShift(nn.Conv2d):
             assert self.bias is not None
             self.bias.copy_(sign * value_range * torch.tensor(rgb_mean))
         self.requires_grad_(False)
+
+    def is_as_made(self) -> bool:
+        return _convolves_as(self, self._AS_MADE)
 
     def forward(self, x: Tensor) -> Tensor:
         with without_autocast(x):

@@ -10,6 +10,20 @@
 
 namespace clsd {
 
+// What is done to the last convolution's outputs, as by a 1x1 convolution of these parameters: weight
+// [K, K, 1, 1], and bias [K], which a backward is not given. What comes out has their dtype, the
+// accumulator's.
+struct OutputShift {
+  std::optional<Tensor> weight, bias;
+
+  explicit operator bool() const { return weight.has_value(); }
+
+  void check_forward(const char* op) const {
+    check(weight.has_value() == bias.has_value(), op, "shift_weight and shift_bias or neither",
+          "one of them");
+  }
+};
+
 // The arguments of a call, checked. Parameters have the accumulator's dtype.
 class TailArguments {
  public:
@@ -57,8 +71,14 @@ class TailArguments {
   }
   Shape composed_shape() const { return {x.size(1) + 1, axis().size(), axis().size(), outputs()}; }
 
-  void check_backward_of(const Tensor& grad_output, const Tensor& composed) const {
-    check_backward(op_, "grad_output", x, grad_output, output_shape());
+  void check_backward_of(const Tensor& grad_output, const Tensor& composed,
+                         bool is_shifted = false) const {
+    if (is_shifted) {
+      check_shape(op_, "grad_output", grad_output, output_shape());
+      check_parameter("grad_output", grad_output);
+    } else {
+      check_backward(op_, "grad_output", x, grad_output, output_shape());
+    }
     check_shape(op_, "composed", composed, composed_shape());
     check_parameter("composed", composed);
     check_contiguous(op_, "composed", composed);
@@ -68,6 +88,15 @@ class TailArguments {
     const auto dtype = accumulator_dtype(x.scalar_type());
     check_dtype(op_, name, parameter, dtype, dtype_name(dtype));
     check_device(op_, name, x, parameter);
+  }
+
+  void check_shift(const OutputShift& shift) const {
+    if (!shift) return;
+    check_shape(op_, "shift_weight", *shift.weight, {outputs(), outputs(), 1, 1});
+    check_parameter("shift_weight", *shift.weight);
+    check_contiguous(op_, "shift_weight", *shift.weight);
+    check_bias("shift_bias", shift.bias, outputs());
+    if (shift.bias) check_contiguous(op_, "shift_bias", *shift.bias);
   }
 
   void check_bias(const char* name, const std::optional<Tensor>& bias, int64_t features) const {

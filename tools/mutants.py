@@ -362,6 +362,20 @@ MUTANTS = [
         "",
         CUDA_TAIL,
     ),
+    Mutant(
+        "cuda tail: the shift's matrix is not transposed for a gradient",
+        TAIL_GRADIENTS,
+        "load(stage.shift_weight + (j * outputs + k))",
+        "load(stage.shift_weight + (k * outputs + j))",
+        CUDA_TAIL,
+    ),
+    Mutant(
+        "cuda tail: the shift does not reach the last bias",
+        TAIL_APPLY,
+        "  if (!tail.shift.weight) return bias(k);\n",
+        "  if (tail.out_bias) return bias(k);\n",
+        CUDA_TAIL,
+    ),
     # Values that are not finite
     Mutant(
         "info_nce: an excluded pair's gradient is 0 times that of its row",

@@ -30,18 +30,27 @@ def serves_together(xs: Sequence[Tensor], tails: Sequence[Parameters]) -> bool:
 
 
 def upsample_tails(
-    xs: Sequence[Tensor], tails: Sequence[Parameters], upscale_factor: int
+    xs: Sequence[Tensor],
+    tails: Sequence[Parameters],
+    upscale_factor: int,
+    shift: tuple[Tensor, Tensor] | None = None,
 ) -> list[Tensor]:
     """Apply each tail to its own images, all by the same launches.
 
     Equivalent to::
 
-        [upsample_tail(x, *tail, upscale_factor) for x, tail in zip(xs, tails)]
+        images = [upsample_tail(x, *tail, upscale_factor) for x, tail in zip(xs, tails)]
+        if shift is not None:
+            images = [F.conv2d(image.to(shift[0].dtype), *shift) for image in images]
+
+    where a shift is composed with the tails' last convolutions, and its results are not rounded to
+    16 bits before.
 
     Args:
         xs: images [N, C, H, W] that :func:`serves_together` accepts with the tails.
         tails: the parameters of each.
         upscale_factor: 2, 3 or 4.
+        shift: constant weight [K, K, 1, 1] and bias [K]; float32 beside 16-bit x, else x's dtype.
 
     Returns:
         [N, K, upscale_factor * H, upscale_factor * W] of each.
@@ -51,17 +60,20 @@ def upsample_tails(
         for x, tail in zip(xs, tails, strict=True)
     ]
     lists = [[t for t in tensors if t is not None] for tensors in zip(*of_tails, strict=True)]
-    return _upsample_tails(*lists, upscale_factor)[0]
+    weight, bias = (None, None) if shift is None else (t.contiguous() for t in shift)
+    return _upsample_tails(*lists, weight, bias, upscale_factor)[0]
 
 
 def _fake(*arguments):
-    *lists, upscale_factor = arguments
+    *lists, shift_weight, _, upscale_factor = arguments
     pairs = [fake(*(*tail, upscale_factor)) for tail in of_tails(*lists)]
+    if shift_weight is not None:
+        pairs = [(output.to(shift_weight.dtype), composed) for output, composed in pairs]
     return tuple(map(list, zip(*pairs, strict=True)))
 
 
 def _fake_backward(*arguments):
-    *lists, out_weights, upscale_factor, needs_x, needs_params = arguments
+    *lists, out_weights, _, upscale_factor, needs_x, needs_params = arguments
     grads = [
         fake_backward(*tail, upscale_factor, needs_x, needs_params)
         for tail in of_tails(*lists, out_weights)
@@ -70,21 +82,23 @@ def _fake_backward(*arguments):
 
 
 def _setup_context(ctx, inputs, output):
-    *lists, out_biases, upscale_factor = inputs
+    *lists, out_biases, shift_weight, _, upscale_factor = inputs
     _, composed = output
     ctx.mark_non_differentiable(*composed)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*composed, *(tensor for tensors in lists for tensor in tensors))
+    tensors = (tensor for tensors in (composed, *lists) for tensor in tensors)
+    ctx.save_for_backward(shift_weight, *tensors)
     ctx.lengths = [len(tensors) for tensors in (composed, *lists)]
     ctx.upscale_factor = upscale_factor
 
 
 def _backward(ctx, grad_outputs, _):
-    needs = ctx.needs_input_grad[:-1]
+    needs = ctx.needs_input_grad[:-3]
     at = [i for i, grad in enumerate(grad_outputs) if grad is not None]
     grads = [[None] * len(of_list) for of_list in needs]
     if at:
-        saved = iter(ctx.saved_tensors)
+        shift_weight, *tensors = ctx.saved_tensors
+        saved = iter(tensors)
         lists = [[next(saved) for _ in range(length)] for length in ctx.lengths]
         composed, xs, *parameters = (
             [tensors[i] for i in at] if tensors else [] for tensors in lists
@@ -94,6 +108,7 @@ def _backward(ctx, grad_outputs, _):
             xs,
             composed,
             *parameters,
+            shift_weight,
             ctx.upscale_factor,
             any(needs[0]),
             any(map(any, needs[1:])),
@@ -102,7 +117,7 @@ def _backward(ctx, grad_outputs, _):
             for i, tensor in zip(at, tensors, strict=True):
                 if of_list and of_list[i]:
                     target[i] = tensor
-    return *grads, None
+    return *grads, None, None, None
 
 
 _upsample_tails = register(

@@ -229,6 +229,22 @@ def upsample_tail(
     upscale_factor: int,
 ) -> tuple[Tensor, Tensor]:
     """Output and composed weight, as in ``SCHEMAS``."""
+    arguments = x, up_weight1, up_bias1, up_weight2, up_bias2, out_weight, out_bias
+    return _tail(*arguments, upscale_factor, x.dtype)
+
+
+def _tail(
+    x: Tensor,
+    up_weight1: Tensor,
+    up_bias1: Tensor | None,
+    up_weight2: Tensor | None,
+    up_bias2: Tensor | None,
+    out_weight: Tensor,
+    out_bias: Tensor | None,
+    upscale_factor: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """The same with the output in a dtype."""
     stages = stages_of(up_weight1, up_bias1, up_weight2, up_bias2)
     composed = compose_all(stages, out_weight, upscale_factor)[0]
     output = apply(x, composed[:-1].to(x.dtype), upscale_factor)
@@ -236,7 +252,7 @@ def upsample_tail(
     output = output + bias_map(composed, upscale_factor, *x.shape[2:])
     if out_bias is not None:
         output = output + out_bias.view(-1, 1, 1)
-    return in_format_of(x, output.to(x.dtype)), composed.contiguous()
+    return in_format_of(x, output.to(dtype)), composed.contiguous()
 
 
 def upsample_tail_backward(
@@ -280,11 +296,19 @@ def upsample_tails(
     up_biases2: list[Tensor],
     out_weights: list[Tensor],
     out_biases: list[Tensor],
+    shift_weight: Tensor | None,
+    shift_bias: Tensor | None,
     upscale_factor: int,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs and composed weights of each tail, as in ``SCHEMAS``."""
+    if shift_weight is not None:
+        assert shift_bias is not None
+        out_weights = [_shifted(shift_weight, weight) for weight in out_weights]
+        biases = [_shifted(shift_weight, bias) + shift_bias for bias in out_biases]
+        out_biases = biases or [shift_bias] * len(xs)
     lists = xs, up_weights1, up_biases1, up_weights2, up_biases2, out_weights, out_biases
-    pairs = [upsample_tail(*(*tail, upscale_factor)) for tail in of_tails(*lists)]
+    dtype = xs[0].dtype if shift_weight is None else shift_weight.dtype
+    pairs = [_tail(*(*tail, upscale_factor, dtype)) for tail in of_tails(*lists)]
     outputs, composed = zip(*pairs, strict=True)
     return list(outputs), list(composed)
 
@@ -298,16 +322,31 @@ def upsample_tails_backward(
     up_weights2: list[Tensor],
     up_biases2: list[Tensor],
     out_weights: list[Tensor],
+    shift_weight: Tensor | None,
     upscale_factor: int,
     needs_x: bool,
     needs_params: bool,
 ) -> tuple[list[Tensor], ...]:
     """Of each tail, in lists."""
+    if shift_weight is not None:
+        out_weights = [_shifted(shift_weight, weight) for weight in out_weights]
+        grad_outputs = [grad.to(xs[0].dtype) for grad in grad_outputs]
     lists = grad_outputs, xs, composed, up_weights1, up_biases1, up_weights2, up_biases2
     options: Any = (upscale_factor, needs_x, needs_params)
     tails = of_tails(*lists, out_weights)
     grads = [upsample_tail_backward(*(*tail, *options)) for tail in tails]
-    return tuple(map(list, zip(*grads, strict=True)))
+    *others, grad_weights, grad_biases = map(list, zip(*grads, strict=True))
+    if shift_weight is not None and needs_params:
+        back = shift_weight.transpose(0, 1)
+        grad_weights, grad_biases = (
+            [_shifted(back, grad) for grad in grads] for grads in (grad_weights, grad_biases)
+        )
+    return *others, grad_weights, grad_biases
+
+
+def _shifted(shift_weight: Tensor, parameter: Tensor) -> Tensor:
+    """The last convolution's weight or bias with the shift's weight behind it."""
+    return in_format_of(parameter, torch.tensordot(shift_weight.flatten(1), parameter, 1))
 
 
 def of_tails(*lists: Sequence) -> Iterator[Any]:

@@ -58,13 +58,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> upsample_tail
 std::tuple<std::vector<Tensor>, std::vector<Tensor>> upsample_tails(
     std::vector<Tensor> xs, std::vector<Tensor> up_weights1, std::vector<Tensor> up_biases1,
     std::vector<Tensor> up_weights2, std::vector<Tensor> up_biases2,
-    std::vector<Tensor> out_weights, std::vector<Tensor> out_biases, int64_t upscale_factor);
+    std::vector<Tensor> out_weights, std::vector<Tensor> out_biases,
+    std::optional<Tensor> shift_weight, std::optional<Tensor> shift_bias, int64_t upscale_factor);
 std::tuple<std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>,
            std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>>
 upsample_tails_backward(std::vector<Tensor> grad_outputs, std::vector<Tensor> xs,
                         std::vector<Tensor> composed, std::vector<Tensor> up_weights1,
                         std::vector<Tensor> up_biases1, std::vector<Tensor> up_weights2,
                         std::vector<Tensor> up_biases2, std::vector<Tensor> out_weights,
-                        int64_t upscale_factor, bool needs_x, bool needs_params);
+                        std::optional<Tensor> shift_weight, int64_t upscale_factor, bool needs_x,
+                        bool needs_params);
 
 }  // namespace clsd::cuda

@@ -143,13 +143,23 @@ void lay_out_transposed(const Tails<T>& tails, const TailShape& shape, Stream st
 
 template <class T>
 void apply(const Tails<T>& tails, const TailShape& shape, Stream stream) {
-  launch_tiles<tail::forward_kernel<T>>(tails, shape, shape.chunks(), tail::kForwardBytes, stream);
+  const auto run = [&](auto number) {
+    using Output = decltype(number);
+    launch_tiles<tail::forward_kernel<T, Output>>(tails, shape, shape.chunks(), tail::kForwardBytes,
+                                                  stream);
+  };
+  tails.at[0].shifted ? run(float{}) : run(T{});
 }
 
 template <class T>
 void differentiate_images(const Tails<T>& tails, const TailShape& shape, Stream stream) {
   const int groups = static_cast<int>(ceil_div(shape.channels, kGroup));
-  launch_tiles<tail::images_gradient_kernel<T>>(tails, shape, groups, tail::kGradientBytes, stream);
+  const auto run = [&](auto number) {
+    using Output = decltype(number);
+    launch_tiles<tail::images_gradient_kernel<T, Output>>(tails, shape, groups,
+                                                          tail::kGradientBytes, stream);
+  };
+  tails.at[0].grad_shifted ? run(float{}) : run(T{});
 }
 
 template <class T>
@@ -158,10 +168,13 @@ void differentiate_weights(const WeightsGradients<T>& tails, const TailShape& sh
   namespace wgrad = tail::wgrad;
   const tail::WeightsPlan plan = weights_plan(shape, tails.count);
   const int64_t blocks = plan.blocks * shape.chunks() * plan.groups;
-  if (blocks > 0) {
-    launch<wgrad::weights_gradient_kernel<T>>(grid_of(blocks, tails.count), wgrad::kThreads,
-                                              wgrad::kSharedBytes, stream, tails, shape, plan);
-  }
+  const auto run = [&](auto number) {
+    using Output = decltype(number);
+    launch<wgrad::weights_gradient_kernel<T, Output>>(grid_of(blocks, tails.count), wgrad::kThreads,
+                                                      wgrad::kSharedBytes, stream, tails, shape,
+                                                      plan);
+  };
+  if (blocks > 0) tails.at[0].grad_shifted ? run(float{}) : run(T{});
   const int64_t numbers =
       (int64_t{shape.channels} + 1) * shape.taps * shape.taps * shape.outputs + shape.outputs;
   launch<wgrad::reduce_kernel<T>>(grid_of(ceil_div(numbers, wgrad::kReducingThreads), tails.count),

@@ -64,6 +64,7 @@ struct TailShape {
 // composed weight [M + 1, taps, taps, K].
 struct TailStage {
   Global<const float> weight, bias, after;  // bias may be null
+  Global<const float> shift_weight;         // of the last stage alone (TailShift), or null
   int64_t weight_strides[4], bias_stride, after_strides[4];
   int channels, features, outputs, factor;  // C, M, K, and what the stage shuffles by
   int after_taps;
@@ -80,6 +81,12 @@ struct TailStage {
   }
 };
 
+// What is done to the last convolution's outputs: weight [K, K] and bias [K], or null. Shifted
+// outputs and their gradients are of float.
+struct TailShift {
+  Global<const float> weight, bias;
+};
+
 template <class T>
 struct Tail {
   TailStage stage;
@@ -88,8 +95,14 @@ struct Tail {
   Global<uint32_t> weights;      // pairs of T: the composed weight as products of matrices read it
   Global<const float> out_bias;  // may be null
   int64_t out_bias_stride;
-  Global<const T> input;  // x, or the gradient of the output; dense [N, H, W, C]
-  Global<T> output;       // the output, or the gradient of x
+  TailShift shift;
+  // Dense [N, H, W, C]: x, the output or what it is shifted to, and the gradients of all.
+  Global<const T> input;
+  Global<T> output;
+  Global<float> shifted;
+  Global<const T> grad;
+  Global<const float> grad_shifted;
+  Global<T> grad_input;
 };
 
 template <class T>
@@ -101,10 +114,11 @@ struct Tails {
 // The gradient of the composed weight.
 template <class T>
 struct WeightsGradient {
-  Global<const T> grad, input;  // of the output, and x; dense [N, H, W, C]
+  Global<const T> grad, input;       // of the output, and x; dense [N, H, W, C]
+  Global<const float> grad_shifted;  // in place of the output's, or null
   Global<float> partials;
   Global<float> grad_composed;  // [taps, taps, K, C + 1], by columns and rows
-  Global<float> grad_bias;      // of the last convolution
+  Global<float> grad_bias;      // of the last convolution, or of what it becomes by the shift
 };
 
 template <class T>
@@ -122,6 +136,9 @@ struct StageGradient {
   Global<float> partials;    // of the gradient of what follows, [pair, M + 1, after_size]
   Global<float> grad_after;  // of the last convolution's weight, or [taps, taps, K, M + 1]
   int64_t after_strides[4];
+  // Of the last convolution, where its outputs are shifted: from the gradient of the shifted bias.
+  Global<const float> grad_shifted_bias;
+  Global<float> grad_out_bias;
 };
 
 struct StageGradients {

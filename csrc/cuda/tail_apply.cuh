@@ -6,6 +6,8 @@
 // the weights of its reaches and all other pixels set to 0; rows at an edge have it for one row.
 #pragma once
 
+#include <type_traits>
+
 #include "mma_tiles.cuh"
 #include "tail_compose.cuh"
 
@@ -67,28 +69,72 @@ __device__ __forceinline__ int64_t square_offset(const TailShape& shape, int64_t
   return ((n * shape.height + y) * shape.factor * shape.width + x) * length;
 }
 
-// 8 of the square's columns, in the order of tail.h. There are few outputs, so that nothing is
-// aligned, and a piece is made of them only when it is stored: others may be on their way meanwhile.
+// 8 of the square's columns, in the order of tail.h, of an image of O: T or, where it is shifted,
+// float. There are few outputs, so that nothing is aligned, and a piece is made of them only when it
+// is stored: others may be on their way meanwhile.
+template <class O>
 struct ColumnNumbers {
-  uint32_t at[kPiece];
+  static constexpr bool kShifted = std::is_same_v<O, float>;
 
+  std::conditional_t<kShifted, float, uint32_t> at[kPiece];
+
+  __device__ __forceinline__ void load_number(int i, Global<const O> number, bool exists) {
+    at[i] = 0;
+    if (!exists) return;
+    if constexpr (kShifted) {
+      at[i] = load(number);
+    } else {
+      at[i] = load(number).bits;
+    }
+  }
+
+  template <class T>
   __device__ __forceinline__ uint4 piece() const {
-    return {at[0] | at[1] << 16, at[2] | at[3] << 16, at[4] | at[5] << 16, at[6] | at[7] << 16};
+    return {pair<T>(0), pair<T>(2), pair<T>(4), pair<T>(6)};
+  }
+
+ private:
+  template <class T>
+  __device__ __forceinline__ uint32_t pair(int i) const {
+    if constexpr (kShifted) {
+      return pack<T>(at[i], at[i + 1]);
+    } else {
+      return at[i] | at[i + 1] << 16;
+    }
   }
 };
 
-template <class T>
-__device__ __forceinline__ ColumnNumbers gather_square(const TailShape& shape,
-                                                       Global<const T> square, int first,
-                                                       bool exists) {
+template <class O>
+__device__ __forceinline__ ColumnNumbers<O> gather_square(const TailShape& shape,
+                                                          Global<const O> square, int first,
+                                                          bool exists) {
   const int columns = exists ? shape.columns() : 0;
-  ColumnNumbers numbers;
+  ColumnNumbers<O> numbers;
 #pragma unroll
   for (int i = 0; i < kPiece; ++i) {
     const int column = first + i;
-    numbers.at[i] = column < columns ? load(square + shape.column_offsets[column]).bits : 0;
+    const bool is_column = column < columns;
+    numbers.load_number(i, square + (is_column ? shape.column_offsets[column] : 0), is_column);
   }
   return numbers;
+}
+
+// Of a tail, T or float, as images of O.
+template <class O, class Tail>
+__device__ __forceinline__ Global<O> output_of(const Tail& tail) {
+  if constexpr (std::is_same_v<O, float>) {
+    return tail.shifted;
+  } else {
+    return tail.output;
+  }
+}
+template <class O, class Tail>
+__device__ __forceinline__ Global<const O> grad_of(const Tail& tail) {
+  if constexpr (std::is_same_v<O, float>) {
+    return tail.grad_shifted;
+  } else {
+    return tail.grad;
+  }
 }
 
 // A warp's sums: rows of 16 pixels by two eights of columns, the numbers that a thread has of them.
@@ -274,6 +320,18 @@ __device__ __forceinline__ int ends_of(int y, int size) {
   return (y == 0 ? 1 : 0) + (y == size - 1 ? 2 : 0);
 }
 
+// The bias of output k.
+template <class T>
+__device__ __forceinline__ float output_bias(const Tail<T>& tail, int outputs, int k) {
+  const auto bias = [&](int j) {
+    return tail.out_bias ? load(tail.out_bias + j * tail.out_bias_stride) : 0;
+  };
+  if (!tail.shift.weight) return bias(k);
+  float sum = load(tail.shift.bias + k);
+  for (int j = 0; j < outputs; ++j) sum += load(tail.shift.weight + (k * outputs + j)) * bias(j);
+  return sum;
+}
+
 // What the biases add to the columns, by the ends that a pixel of the tile at (y, x) is of its axes.
 template <class T>
 __device__ __forceinline__ void sum_biases(const Tail<T>& tail, const TailShape& shape, int y,
@@ -286,7 +344,7 @@ __device__ __forceinline__ void sum_biases(const Tail<T>& tail, const TailShape&
                         (!(ends_x & 2) || x + kTileW >= shape.width);
     if (!occurs || chunk * kChunk + column >= shape.columns()) continue;
     const int k = (chunk * kChunk + column) % shape.outputs;
-    float sum = tail.out_bias ? load(tail.out_bias + k * tail.out_bias_stride) : 0;
+    float sum = output_bias(tail, shape.outputs, k);
     for_each_bias(ends_y, [&](int reach_y) {
       for_each_bias(ends_x, [&](int reach_x) {
         sum += load_shared<float>(ones_at(reach_y, reach_x, column));
@@ -315,12 +373,12 @@ __device__ __forceinline__ void share_sums(const Sums& sums) {
 }
 
 // Add the warps' sums and biases of a pixel a thread, and write its part of the square.
-template <class T>
+template <class T, class O>
 __device__ __forceinline__ void write_square(const Tail<T>& tail, const TailShape& shape,
                                              const TilePlace& place) {
   const int thread = threadIdx.x, y = place.y + thread / kTileW, x = place.x + thread % kTileW;
   if (y >= shape.height || x >= shape.width) return;
-  const Global<T> square = tail.output + square_offset(shape, place.n, y, x);
+  const Global<O> square = output_of<O>(tail) + square_offset(shape, place.n, y, x);
   const int ends = ends_of(y, shape.height) * kEnds + ends_of(x, shape.width);
 #pragma unroll
   for (int i = 0; i < kChunk; i += 4) {
@@ -336,7 +394,12 @@ __device__ __forceinline__ void write_square(const Tail<T>& tail, const TailShap
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       if (column + j >= shape.columns()) return;
-      store(square + shape.column_offsets[column + j], from_float<T>(numbers[j]));
+      const Global<O> target = square + shape.column_offsets[column + j];
+      if constexpr (std::is_same_v<O, float>) {
+        store(target, numbers[j]);
+      } else {
+        store(target, from_float<T>(numbers[j]));
+      }
     }
   }
 }
@@ -351,7 +414,7 @@ __device__ __forceinline__ Step<kGradient> step_of(const Tail<T>& tail, const Ta
           fragments * kFragmentPairs};
 }
 
-template <class T>
+template <class T, class O>
 __device__ __forceinline__ void apply_to_tile(const Tail<T>& tail, const TailShape& shape,
                                               const TilePlace& place) {
   const int warp = threadIdx.x / 32;
@@ -379,12 +442,12 @@ __device__ __forceinline__ void apply_to_tile(const Tail<T>& tail, const TailSha
   share_sums(sums);
   sum_biases(tail, shape, place.y, place.x, place.group);
   __syncthreads();
-  write_square(tail, shape, place);
+  write_square<T, O>(tail, shape, place);
 }
 
 // A block takes every so many tiles, with the same columns of each: from the second one on, its
 // weights come from the cache.
-template <class T>
+template <class T, class O>
 __global__ void __launch_bounds__(kThreads, kBlocksHeld)
     forward_kernel(const __grid_constant__ Tails<T> tails, const __grid_constant__ TailShape shape,
                    const __grid_constant__ TileGrid grid) {
@@ -393,7 +456,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksHeld)
   const int step = static_cast<int>(gridDim.x);
 #pragma unroll 1
   for (int tile = static_cast<int>(blockIdx.x); tile < grid.blocks; tile += step) {
-    apply_to_tile(tail, shape, place_of(grid, tile));
+    apply_to_tile<T, O>(tail, shape, place_of(grid, tile));
   }
 }
 
@@ -402,27 +465,27 @@ using GradientTile = PieceLayout<kInputH * kInputW, kChunk / kPiece>;
 using Results = ResultTile<kTileH * kTileW, kTileW>;
 constexpr uint32_t kGradientBytes = GradientTile::kBytes + Results::kBytes;
 
-template <class T>
+template <class T, class O>
 __device__ __forceinline__ void load_gradient(const Tail<T>& tail, const TailShape& shape,
                                               const TilePlace& place, int chunk) {
   constexpr int kAtOnce = 2;  // loads of as many pieces are on their way
 #pragma unroll 1
   for (int first = threadIdx.x; first < GradientTile::kCount; first += kAtOnce * kThreads) {
-    ColumnNumbers numbers[kAtOnce];
+    ColumnNumbers<O> numbers[kAtOnce];
 #pragma unroll
     for (int turn = 0; turn < kAtOnce; ++turn) {
       const int i = first + turn * kThreads, pixel = i / 2, piece = i % 2;
       const int y = place.y - kBorder + pixel / kInputW, x = place.x - kBorder + pixel % kInputW;
       const bool inside =
           i < GradientTile::kCount && is_inside(y, shape.height) && is_inside(x, shape.width);
-      const Global<const T> square = tail.input + square_offset(shape, place.n, y, x);
+      const Global<const O> square = grad_of<O>(tail) + square_offset(shape, place.n, y, x);
       numbers[turn] = gather_square(shape, square, chunk * kChunk + 8 * piece, inside);
     }
 #pragma unroll
     for (int turn = 0; turn < kAtOnce; ++turn) {
       const int i = first + turn * kThreads;
       if (i >= GradientTile::kCount) break;
-      store_shared(GradientTile::offset(i / 2, i % 2), numbers[turn].piece());
+      store_shared(GradientTile::offset(i / 2, i % 2), numbers[turn].template piece<T>());
     }
   }
 }
@@ -453,11 +516,11 @@ __device__ __forceinline__ void write_pixels(const Tail<T>& tail, const TailShap
     const int64_t y = place.y + row, x = place.x + column;
     if (y >= shape.height || x >= shape.width) continue;
     const int64_t at = ((place.n * shape.height + y) * shape.width + x) * shape.channels + channel;
-    store_vector(tail.output + at, load_shared<uint4>(results.at(row, column, piece)));
+    store_vector(tail.grad_input + at, load_shared<uint4>(results.at(row, column, piece)));
   }
 }
 
-template <class T>
+template <class T, class O>
 __device__ __forceinline__ void differentiate_tile(const Tail<T>& tail, const TailShape& shape,
                                                    const TilePlace& place) {
   const int slice = place.group * kWarps + static_cast<int>(threadIdx.x) / 32;
@@ -466,7 +529,7 @@ __device__ __forceinline__ void differentiate_tile(const Tail<T>& tail, const Ta
 #pragma unroll 1
   for (int chunk = 0; chunk < shape.chunks(); ++chunk) {
     __syncthreads();  // all have left what is there
-    load_gradient(tail, shape, place, chunk);
+    load_gradient<T, O>(tail, shape, place, chunk);
     __syncthreads();
     if (slice >= shape.slices()) continue;
     multiply_tile<T>(sums, step_of<true>(tail, shape, pixels, chunk, slice), shape, place.y,
@@ -476,7 +539,7 @@ __device__ __forceinline__ void differentiate_tile(const Tail<T>& tail, const Ta
 }
 
 // Blocks and tiles as in the forward.
-template <class T>
+template <class T, class O>
 __global__ void __launch_bounds__(kThreads, kBlocksHeld)
     images_gradient_kernel(const __grid_constant__ Tails<T> tails,
                            const __grid_constant__ TailShape shape,
@@ -485,7 +548,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksHeld)
   const int step = static_cast<int>(gridDim.x);
 #pragma unroll 1
   for (int tile = static_cast<int>(blockIdx.x); tile < grid.blocks; tile += step) {
-    differentiate_tile(tail, shape, place_of(grid, tile));
+    differentiate_tile<T, O>(tail, shape, place_of(grid, tile));
   }
 }
 

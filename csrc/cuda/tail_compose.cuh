@@ -149,24 +149,38 @@ __device__ __forceinline__ int64_t out_offset(const int64_t (&strides)[4], int m
   return tap.k * strides[0] + m * strides[1] + (2 - tap.y) * strides[2] + (2 - tap.x) * strides[3];
 }
 
-// Tap n of what follows, on the channels of the map.
+// Tap n of what follows, on the channels of the map. Where the last convolution's outputs are
+// shifted, it is a sum over them.
 class Following {
  public:
   __device__ __forceinline__ Following(const TailStage& stage, int n) {
     channels_ = n >= stage.after_size() ? 0 : stage.last ? stage.features : stage.features + 1;
     step_ = stage.last ? stage.after_strides[1] : stage.after_size();
-    first_ =
-        stage.after + (stage.last ? out_offset(stage.after_strides, 0, stage.after_tap(n)) : n);
+    TailTap tap = stage.after_tap(n);
+    if (stage.shift_weight) {
+      outputs_ = stage.outputs, output_step_ = stage.after_strides[0];
+      shift_ = stage.shift_weight + tap.k * outputs_;
+      tap.k = 0;
+    }
+    first_ = stage.after + (stage.last ? out_offset(stage.after_strides, 0, tap) : n);
   }
 
   __device__ __forceinline__ float operator()(int m) const {
-    return m < channels_ ? load(first_ + m * step_) : 0;
+    if (m >= channels_) return 0;
+    const Global<const float> number = first_ + m * step_;
+    if (outputs_ == 0) return load(number);
+    float sum = 0;
+#pragma unroll
+    for (int k = 0; k < kFewChannels; ++k) {
+      if (k < outputs_) sum += load(shift_ + k) * load(number + k * output_step_);
+    }
+    return sum;
   }
 
  private:
-  Global<const float> first_;
-  int64_t step_;
-  int channels_;
+  Global<const float> first_, shift_;
+  int64_t step_, output_step_;
+  int channels_, outputs_ = 0;  // those that are summed over
 };
 
 // Block (tile of c, tile of n, pair) of tail z.

@@ -52,19 +52,20 @@ constexpr uint32_t kSharedBytes = 2 * kStageBytes;
 static_assert(GradTile::kCount == kThreads);
 
 // The pixels of a task, seen as rows and columns.
-template <class T>
+template <class T, class O>
 struct PixelView {
-  Global<const T> grad, input;
+  Global<const O> grad;
+  Global<const T> input;
   int64_t grad_row, grad_column;
   int64_t input_row, input_column;
   int rows, columns, input_rows;  // no input rows for an edge whose neighbour does not exist
 };
 
-template <class T>
-__device__ PixelView<T> view_of_image(const TailShape& shape, const WeightsGradient<T>& tail,
-                                      int64_t n) {
+template <class O, class T>
+__device__ PixelView<T, O> view_of_image(const TailShape& shape, const WeightsGradient<T>& tail,
+                                         int64_t n) {
   const int64_t row = int64_t{shape.width} * shape.channels;
-  return {tail.grad + square_offset(shape, n, 0, 0),
+  return {grad_of<O>(tail) + square_offset(shape, n, 0, 0),
           tail.input + n * shape.height * row,
           square_offset(shape, 0, 1, 0),
           square_offset(shape, 0, 0, 1),
@@ -85,10 +86,10 @@ struct EdgePixel {
 };
 
 // An edge of all images: their rows are the images.
-template <class T>
-__device__ PixelView<T> view_of_edge(const TailShape& shape, const WeightsGradient<T>& tail,
-                                     const WeightsTask& task) {
-  PixelView<T> view = view_of_image(shape, tail, 0);
+template <class O, class T>
+__device__ PixelView<T, O> view_of_edge(const TailShape& shape, const WeightsGradient<T>& tail,
+                                        const WeightsTask& task) {
+  PixelView<T, O> view = view_of_image<O>(shape, tail, 0);
   bool exists = true;
   int columns = 1;
   int64_t grad_column = 0, input_column = 0;
@@ -112,14 +113,14 @@ __device__ PixelView<T> view_of_edge(const TailShape& shape, const WeightsGradie
 }
 
 // 8 columns of the chunk for one pixel of the tile at (y, x), as they come from memory.
-template <class T>
-__device__ __forceinline__ ColumnNumbers gather_grad(const TailShape& shape,
-                                                     const PixelView<T>& view, int y, int x,
-                                                     int chunk) {
+template <class T, class O>
+__device__ __forceinline__ ColumnNumbers<O> gather_grad(const TailShape& shape,
+                                                        const PixelView<T, O>& view, int y, int x,
+                                                        int chunk) {
   const int pixel = static_cast<int>(threadIdx.x) / 2, piece = threadIdx.x % 2;
   const int row = y + pixel / kTileW, column = x + pixel % kTileW;
   const bool exists = row < view.rows && column < view.columns;
-  const Global<const T> square = view.grad + (row * view.grad_row + column * view.grad_column);
+  const Global<const O> square = view.grad + (row * view.grad_row + column * view.grad_column);
   return gather_square(shape, square, chunk * kChunk + 8 * piece, exists);
 }
 
@@ -167,16 +168,16 @@ struct Share {
   int split, chunk, group;
 };
 
-template <class T>
-__device__ PixelView<T> view_of_tile(const TailShape& shape, const WeightsPlan& plan,
-                                     const WeightsTask& task, const WeightsGradient<T>& tail,
-                                     int tile, int& y, int& x) {
+template <class O, class T>
+__device__ PixelView<T, O> view_of_tile(const TailShape& shape, const WeightsPlan& plan,
+                                        const WeightsTask& task, const WeightsGradient<T>& tail,
+                                        int tile, int& y, int& x) {
   if (task.is_every()) {
     const int row = plan.tiles_x.quotient(tile), n = plan.tiles_y.quotient(row);
     y = plan.tiles_y.rest(row, n) * kTileH, x = plan.tiles_x.rest(tile, row) * kTileW;
-    return view_of_image(shape, tail, n);
+    return view_of_image<O>(shape, tail, n);
   }
-  const PixelView<T> view = view_of_edge(shape, tail, task);
+  const auto view = view_of_edge<O>(shape, tail, task);
   const int across = (view.columns + kTileW - 1) / kTileW;
   y = tile / across * kTileH, x = tile % across * kTileW;
   return view;
@@ -247,17 +248,17 @@ __device__ inline void write_column_sums(const TailShape& shape, const WeightsTa
   store(partials + (task.ones + place * kChunk + column), sum);
 }
 
-template <class T, int kWindowRows>
+template <class T, class O, int kWindowRows>
 __device__ __forceinline__ void sum_share(const TailShape& shape, const WeightsPlan& plan,
                                           const WeightsTask& task, const WeightsGradient<T>& tail,
                                           const Share& share) {
   constexpr int kRows = kTileH + kWindowRows - 1, kAbove = kWindowRows / 2;
   const int channel = share.group * kGroup;
-  ColumnNumbers grad{};
+  ColumnNumbers<O> grad{};
   // Ask for a tile's input, and for its gradient.
   const auto load = [&](int64_t tile, int stage) {
     int y, x;
-    const auto view = view_of_tile(shape, plan, task, tail, static_cast<int>(tile), y, x);
+    const auto view = view_of_tile<O>(shape, plan, task, tail, static_cast<int>(tile), y, x);
     const ImageView<T> input{view.input, view.input_row, view.input_column, view.input_rows,
                              view.columns};
     copy_tile<InputTile, kRows, kInputW, kPieces, kThreads>(stage * kStageBytes, input, y - kAbove,
@@ -268,7 +269,7 @@ __device__ __forceinline__ void sum_share(const TailShape& shape, const WeightsP
   };
   ColumnSums columns{};
   const auto place_grad = [&](int stage) {
-    const uint4 piece = grad.piece();
+    const uint4 piece = grad.template piece<T>();
     add_columns<T>(columns, piece);
     store_shared(stage * kStageBytes + InputTile::kBytes +
                      GradTile::offset(threadIdx.x / 2, threadIdx.x % 2),
@@ -293,7 +294,7 @@ __device__ __forceinline__ void sum_share(const TailShape& shape, const WeightsP
   write_column_sums(shape, task, share, tail.partials, columns);
 }
 
-template <class T>
+template <class T, class O>
 __global__ void __launch_bounds__(kThreads, 1)
     weights_gradient_kernel(const __grid_constant__ WeightsGradients<T> tails,
                             const __grid_constant__ TailShape shape,
@@ -308,9 +309,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Share share{first, last < task.tiles ? last : task.tiles, split, part % shape.chunks(),
                     part / shape.chunks()};
   if (task.is_every()) {
-    sum_share<T, kWindow>(shape, plan, task, tails.at[blockIdx.y], share);
+    sum_share<T, O, kWindow>(shape, plan, task, tails.at[blockIdx.y], share);
   } else {
-    sum_share<T, 1>(shape, plan, task, tails.at[blockIdx.y], share);
+    sum_share<T, O, 1>(shape, plan, task, tails.at[blockIdx.y], share);
   }
 }
 
@@ -505,7 +506,7 @@ inline __global__ void __launch_bounds__(kMatrixThreads, 3)
                       block / tiles_m % tiles_n * kMatrixTile);
 }
 
-// Sum the parts of the pairs.
+// Sum the parts of the pairs, and over the outputs that the last convolution's is shifted to.
 inline __global__ void __launch_bounds__(kComposingThreads)
     sum_after_kernel(const __grid_constant__ StageGradients tails) {
   const StageGradient& tail = tails.at[blockIdx.y];
@@ -513,9 +514,27 @@ inline __global__ void __launch_bounds__(kComposingThreads)
   const int size = stage.after_size(), lines = stage.features + 1;
   const int index = static_cast<int>(blockIdx.x * kComposingThreads + threadIdx.x);
   const int n = index % size, m = index / size;
-  if (m >= lines || (stage.last && m == stage.features)) return;
-  const Global<const float> partials = tail.partials + (int64_t{m} * size + n);
-  const float sum = sum_of_numbers(partials, int64_t{lines} * size, stage.pairs());
+  if (m >= lines) return;
+  const int outputs = stage.shift_weight ? stage.outputs : 1, k = n % outputs;
+  // Of the sums of what each output is shifted to, that of output k.
+  const auto shifted_back = [&](const auto& sum_of) {
+    if (!stage.shift_weight) return sum_of(0);
+    float sum = 0;
+    for (int j = 0; j < outputs; ++j) {
+      sum += load(stage.shift_weight + (j * outputs + k)) * sum_of(j);
+    }
+    return sum;
+  };
+  if (stage.last && m == stage.features) {
+    if (!tail.grad_out_bias || n >= outputs) return;
+    store(tail.grad_out_bias + n,
+          shifted_back([&](int j) { return load(tail.grad_shifted_bias + j); }));
+    return;
+  }
+  const float sum = shifted_back([&](int j) {
+    const Global<const float> partials = tail.partials + (int64_t{m} * size + n - k + j);
+    return sum_of_numbers(partials, int64_t{lines} * size, stage.pairs());
+  });
   const int64_t at =
       stage.last ? out_offset(tail.after_strides, m, stage.after_tap(n)) : int64_t{n} * lines + m;
   store(tail.grad_after + at, sum);

@@ -104,7 +104,8 @@ Global<const float> strided(const Tensor& parameter) {
 }
 
 // Stage `number` of a tail. What follows it: what `composed` is of, or nothing for the last one.
-TailStage stage_of(const TailArguments& tail, size_t number, Global<const float> composed) {
+TailStage stage_of(const TailArguments& tail, size_t number, Global<const float> composed,
+                   const OutputShift& shift) {
   const auto& [weight, bias, factor] = tail.stages[number];
   TailStage stage{};
   stage.weight = strided(weight);
@@ -118,7 +119,9 @@ TailStage stage_of(const TailArguments& tail, size_t number, Global<const float>
   stage.by_outputs = Divisor(stage.outputs), stage.by_after_taps = Divisor(stage.after_taps);
   stage.by_map_rows = Divisor(stage.map_rows());
   stage.after = stage.last ? strided(tail.out_weight) : composed;
-  if (stage.last) set_strides(stage.after_strides, tail.out_weight);
+  if (!stage.last) return stage;
+  set_strides(stage.after_strides, tail.out_weight);
+  stage.shift_weight = to_global<float>(shift.weight);
   return stage;
 }
 
@@ -132,8 +135,8 @@ Tensor workspace(const Tensor& like, int64_t floats) {
 template <class T>
 class Composer {
  public:
-  Composer(const std::vector<TailArguments>& tails, Stream stream)
-      : tails_(tails), stream_(stream) {
+  Composer(const std::vector<TailArguments>& tails, const OutputShift& shift, Stream stream)
+      : tails_(tails), shift_(shift), stream_(stream) {
     composed_.resize(tails.size());
     tasks_.count = static_cast<int>(tails.size());
   }
@@ -178,7 +181,7 @@ class Composer {
  private:
   void set_stage(size_t number) {
     for (size_t i = 0; i < tails_.size(); ++i) {
-      tasks_.at[i].stage = stage_of(tails_[i], number, after(i));
+      tasks_.at[i].stage = stage_of(tails_[i], number, after(i), shift_);
     }
   }
 
@@ -203,6 +206,7 @@ class Composer {
   }
 
   const std::vector<TailArguments>& tails_;
+  const OutputShift& shift_;
   Stream stream_;
   Tails<T> tasks_{};
   std::vector<Tensor> products_, weights_;
@@ -211,23 +215,29 @@ class Composer {
 
 std::vector<Tensor> forward(const std::vector<TailArguments>& tails,
                             const std::vector<std::optional<Tensor>>& out_biases,
-                            const std::vector<Tensor>& composed) {
+                            const std::vector<Tensor>& composed, const OutputShift& shift) {
   const Tensor& x = tails.front().x;
   const Device device(x);
   std::vector<Output> outputs;
   for (const TailArguments& tail : tails) {
-    outputs.emplace_back(tail.x, tail.output_shape(), memory_format(tail.x));
+    const Tensor& like = shift ? tail.out_weight : tail.x;
+    outputs.emplace_back(like, tail.output_shape(), memory_format(tail.x));
   }
   dispatch_16_bit("upsample_tail", x.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    Composer<T> composer(tails, device.stream());
+    Composer<T> composer(tails, shift, device.stream());
     composer.compose_all(composed);
     Tails<T>& tasks = composer.tasks();
     std::vector<Tensor> inputs;
     for (size_t i = 0; i < tails.size(); ++i) {
       inputs.push_back(as_nhwc(tails[i].x));
       tasks.at[i].input = to_global<T>(inputs[i]);
-      tasks.at[i].output = to_mutable_global<T>(outputs[i].written());
+      if (shift) {
+        tasks.at[i].shifted = to_mutable_global<float>(outputs[i].written());
+        tasks.at[i].shift = {to_global<float>(shift.weight), to_global<float>(shift.bias)};
+      } else {
+        tasks.at[i].output = to_mutable_global<T>(outputs[i].written());
+      }
       if (!out_biases[i]) continue;
       tasks.at[i].out_bias = strided(*out_biases[i]);
       tasks.at[i].out_bias_stride = out_biases[i]->stride(0);
@@ -260,8 +270,9 @@ struct TailGradients {
 // From the gradients of the composed weights, [taps, taps, K, C + 1], on to the layers'.
 template <class T>
 void differentiate_all(Composer<T>& composer, const std::vector<TailArguments>& tails,
-                       std::vector<Tensor> grads, const std::vector<TailGradients>& results,
-                       Stream stream) {
+                       const OutputShift& shift, std::vector<Tensor> grads,
+                       const std::vector<Tensor>& grad_shifted_biases,
+                       const std::vector<TailGradients>& results, Stream stream) {
   const TailArguments& first = tails.front();
   for (size_t number = 0; number < first.stages.size(); ++number) {
     StageGradients tasks{};
@@ -269,7 +280,7 @@ void differentiate_all(Composer<T>& composer, const std::vector<TailArguments>& 
     std::vector<Tensor> partials, next;
     for (size_t i = 0; i < tails.size(); ++i) {
       StageGradient& task = tasks.at[i];
-      task.stage = stage_of(tails[i], number, composer.after(i));
+      task.stage = stage_of(tails[i], number, composer.after(i), shift);
       task.grad = to_global<float>(grads[i]);
       const Tensor& weight = results[i].stages[2 * number];
       task.grad_weight = to_mutable_global<float>(weight);
@@ -280,7 +291,11 @@ void differentiate_all(Composer<T>& composer, const std::vector<TailArguments>& 
       task.partials = to_mutable_global<float>(partials[i]);
       next.push_back(task.stage.last ? results[i].out_weight : workspace(weight, size));
       task.grad_after = to_mutable_global<float>(next[i]);
-      if (task.stage.last) set_strides(task.after_strides, next[i]);
+      if (!task.stage.last) continue;
+      set_strides(task.after_strides, next[i]);
+      if (!shift) continue;
+      task.grad_shifted_bias = to_global<float>(grad_shifted_biases[i]);
+      task.grad_out_bias = to_mutable_global<float>(results[i].out_bias);
     }
     differentiate_stages(tasks, composer.paths(number), static_cast<int>(first.axes[number].size()),
                          stream);
@@ -288,13 +303,22 @@ void differentiate_all(Composer<T>& composer, const std::vector<TailArguments>& 
   }
 }
 
-// Gradients of the composed weights, and of the last biases.
+// Of an output, dense [N, H, W, C]; of float where it is shifted.
+template <class T, class Task>
+void set_grad(Task& task, const Tensor& grad) {
+  if (is_16_bit(grad.scalar_type())) {
+    task.grad = to_global<T>(grad);
+  } else {
+    task.grad_shifted = to_global<float>(grad);
+  }
+}
+
+// Gradients of the composed weights, and of the biases.
 template <class T>
 std::vector<Tensor> differentiate_composed(const TailShape& shape,
                                            const std::vector<TailArguments>& tails,
                                            const std::vector<Tensor>& grad_outputs,
-                                           const std::vector<TailGradients>& results,
-                                           Stream stream) {
+                                           const std::vector<Tensor>& grad_biases, Stream stream) {
   WeightsGradients<T> tasks{};
   tasks.count = static_cast<int>(tails.size());
   const int64_t floats = partial_floats(shape, tasks.count);
@@ -306,10 +330,11 @@ std::vector<Tensor> differentiate_composed(const TailShape& shape,
     partials.push_back(workspace(like, floats));
     const int64_t size = int64_t{shape.taps} * shape.taps * shape.outputs * (shape.channels + 1);
     grads.push_back(workspace(like, size));
-    task.grad = to_global<T>(grad_outputs[i]), task.input = to_global<T>(inputs[i]);
+    set_grad<T>(task, grad_outputs[i]);
+    task.input = to_global<T>(inputs[i]);
     task.partials = to_mutable_global<float>(partials[i]);
     task.grad_composed = to_mutable_global<float>(grads[i]);
-    task.grad_bias = to_mutable_global<float>(results[i].out_bias);
+    task.grad_bias = to_mutable_global<float>(grad_biases[i]);
   }
   differentiate_weights(tasks, shape, stream);
   return grads;
@@ -318,15 +343,16 @@ std::vector<Tensor> differentiate_composed(const TailShape& shape,
 // Gradients of the images.
 std::vector<Tensor> backward(const std::vector<TailArguments>& tails,
                              const std::vector<Tensor>& grad_outputs,
-                             const std::vector<Tensor>& composed, bool needs_x,
-                             const std::vector<TailGradients>& results, bool needs_params) {
+                             const std::vector<Tensor>& composed, const OutputShift& shift,
+                             bool needs_x, const std::vector<TailGradients>& results,
+                             bool needs_params) {
   const Tensor& x = tails.front().x;
   std::vector<Tensor> grad_xs;
   if (!needs_x && !needs_params) return std::vector<Tensor>(tails.size(), absent(x));
   const Device device(x);
   dispatch_16_bit("upsample_tail_backward", x.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    Composer<T> composer(tails, device.stream());
+    Composer<T> composer(tails, shift, device.stream());
     const TailShape shape = composer.shape();
     std::vector<Tensor> grads;
     for (const Tensor& grad : grad_outputs) grads.push_back(as_nhwc(grad));
@@ -335,8 +361,8 @@ std::vector<Tensor> backward(const std::vector<TailArguments>& tails,
       composer.lay_out_transposed(composed);
       for (size_t i = 0; i < tails.size(); ++i) {
         outputs.emplace_back(tails[i].x, shape_of(tails[i].x), memory_format(tails[i].x));
-        composer.tasks().at[i].input = to_global<T>(grads[i]);
-        composer.tasks().at[i].output = to_mutable_global<T>(outputs[i].written());
+        set_grad<T>(composer.tasks().at[i], grads[i]);
+        composer.tasks().at[i].grad_input = to_mutable_global<T>(outputs[i].written());
       }
       differentiate_images(composer.tasks(), shape, device.stream());
     }
@@ -345,9 +371,14 @@ std::vector<Tensor> backward(const std::vector<TailArguments>& tails,
     }
     if (!needs_params) return;
     composer.compose_after();
-    differentiate_all(composer, tails,
-                      differentiate_composed<T>(shape, tails, grads, results, device.stream()),
-                      results, device.stream());
+    std::vector<Tensor> grad_biases;  // of what the last ones are shifted to
+    for (const TailGradients& result : results) {
+      grad_biases.push_back(shift ? workspace(result.out_bias, shape.outputs) : result.out_bias);
+    }
+    const auto grads_composed =
+        differentiate_composed<T>(shape, tails, grads, grad_biases, device.stream());
+    differentiate_all(composer, tails, shift, grads_composed, grad_biases, results,
+                      device.stream());
   });
   return grad_xs;
 }
@@ -372,20 +403,24 @@ std::vector<TailArguments> tails_of(const char* op, const TailLists& lists, size
 std::tuple<std::vector<Tensor>, std::vector<Tensor>> upsample_tails(
     std::vector<Tensor> xs, std::vector<Tensor> up_weights1, std::vector<Tensor> up_biases1,
     std::vector<Tensor> up_weights2, std::vector<Tensor> up_biases2,
-    std::vector<Tensor> out_weights, std::vector<Tensor> out_biases, int64_t upscale_factor) {
+    std::vector<Tensor> out_weights, std::vector<Tensor> out_biases,
+    std::optional<Tensor> shift_weight, std::optional<Tensor> shift_bias, int64_t upscale_factor) {
   const char* op = "upsample_tails";
   const TailLists lists(op, xs, up_weights1, up_biases1, up_weights2, up_biases2, out_weights,
                         out_biases);
+  const OutputShift shift{shift_weight, shift_bias};
+  shift.check_forward(op);
   std::vector<Tensor> outputs, all_composed;
   for (size_t first = 0; first < lists.size(); first += kMaxTails) {
     const auto tails = tails_of(op, lists, first, upscale_factor);
     std::vector<Tensor> composed;
     std::vector<std::optional<Tensor>> biases;
     for (size_t i = 0; i < tails.size(); ++i) {
+      tails[i].check_shift(shift);
       composed.push_back(empty(tails[i].out_weight, tails[i].composed_shape()));
       biases.push_back(lists.tails[first + i].out_bias);
     }
-    for (const Tensor& output : forward(tails, biases, composed)) outputs.push_back(output);
+    for (const Tensor& output : forward(tails, biases, composed, shift)) outputs.push_back(output);
     all_composed.insert(all_composed.end(), composed.begin(), composed.end());
   }
   return {outputs, all_composed};
@@ -397,24 +432,27 @@ upsample_tails_backward(std::vector<Tensor> grad_outputs, std::vector<Tensor> xs
                         std::vector<Tensor> composed, std::vector<Tensor> up_weights1,
                         std::vector<Tensor> up_biases1, std::vector<Tensor> up_weights2,
                         std::vector<Tensor> up_biases2, std::vector<Tensor> out_weights,
-                        int64_t upscale_factor, bool needs_x, bool needs_params) {
+                        std::optional<Tensor> shift_weight, int64_t upscale_factor, bool needs_x,
+                        bool needs_params) {
   const char* op = "upsample_tails_backward";
   const TailLists lists(op, xs, up_weights1, up_biases1, up_weights2, up_biases2, out_weights, {});
   lists.check_backward_of(op, grad_outputs, composed);
+  const OutputShift shift{shift_weight, std::nullopt};
   std::vector<Tensor> grad_xs;
   std::vector<TailGradients> all_grads;
   for (size_t first = 0; first < lists.size(); first += kMaxTails) {
     const auto tails = tails_of(op, lists, first, upscale_factor);
     std::vector<TailGradients> grads;
     for (size_t i = 0; i < tails.size(); ++i) {
-      tails[i].check_backward_of(grad_outputs[first + i], composed[first + i]);
+      tails[i].check_shift(shift);
+      tails[i].check_backward_of(grad_outputs[first + i], composed[first + i], bool(shift));
       grads.emplace_back(tails[i], needs_params);
     }
     const auto part = [&](const std::vector<Tensor>& list) {
       return std::vector<Tensor>(list.begin() + first, list.begin() + first + tails.size());
     };
     for (const Tensor& grad_x :
-         backward(tails, part(grad_outputs), part(composed), needs_x, grads, needs_params)) {
+         backward(tails, part(grad_outputs), part(composed), shift, needs_x, grads, needs_params)) {
       grad_xs.push_back(grad_x);
     }
     all_grads.insert(all_grads.end(), grads.begin(), grads.end());
@@ -438,7 +476,7 @@ std::tuple<Tensor, Tensor> upsample_tail(Tensor x, Tensor up_weight1,
   tail.check_bias("out_bias", out_bias, tail.outputs());
   check_sizes(op, tail);
   const Tensor composed = empty(out_weight, tail.composed_shape());
-  return {forward({tail}, {out_bias}, {composed})[0], composed};
+  return {forward({tail}, {out_bias}, {composed}, {})[0], composed};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> upsample_tail_backward(
@@ -453,7 +491,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> upsample_tail
   check_sizes(op, tail);
   const TailGradients grads(tail, needs_params);
   const Tensor grad_x =
-      backward({tail}, {grad_output}, {composed}, needs_x, {grads}, needs_params)[0];
+      backward({tail}, {grad_output}, {composed}, {}, needs_x, {grads}, needs_params)[0];
   const auto& stages = grads.stages;
   return {grad_x, stages[0], stages[1], stages[2], stages[3], grads.out_weight, grads.out_bias};
 }

@@ -293,7 +293,7 @@ def test_importing_the_package_imports_no_triton():
         ("pixel_shuffle_upsample", ("x", "w", None, 2)),
         ("pixel_shuffle_upsample_backward", ("g", "x", "w", 2, True, True, True)),
         ("upsample_tail", ("x", "up", None, None, None, "w", None, 2)),
-        ("upsample_tails", (["x", "y"], ["up"] * 2, [], [], [], ["w", "w"], [], 2)),
+        ("upsample_tails", (["x", "y"], ["up"] * 2, [], [], [], ["w", "w"], [], None, None, 2)),
         ("info_nce_backward", ("g", "s", "q", "k", None, None, None, None, 1.0, "mean")),
     ],
 )

@@ -29,6 +29,16 @@ def tails(ops, factor):
     ops.upsample_tail_backward(output, x, composed, *parameters, factor, True, True)
 
 
+def shifted_tails(ops):
+    """The same of two with a shift behind them."""
+    stage, last = images(32, 16, 3, 3).float(), images(3, 8, 3, 3).float()
+    xs = [images(2, 16, 9, 18)] * 2
+    parameters = ([stage] * 2, [torch.zeros(32)] * 2, [], [], [last] * 2)
+    shift = torch.zeros(3, 3, 1, 1)
+    outputs, composed = ops.upsample_tails(xs, *parameters, [], shift, torch.zeros(3), 2)
+    ops.upsample_tails_backward(outputs, xs, composed, *parameters, shift, 2, True, True)
+
+
 def calls(ops):
     """A call of every kernel, with bias, residual, mask and channels that do not fill a group."""
     x, narrow, odd, fewer = (images(1, channels, 5, 7) for channels in (64, 3, 80, 48))
@@ -49,6 +59,7 @@ def calls(ops):
         "to few backward": partial(ops.conv3x3_backward, narrow, x, last, 1.0, True, True, True),
         "tail x2": partial(tails, ops, 2),
         "tail x4": partial(tails, ops, 4),
+        "shifted tails": partial(shifted_tails, ops),
     }
 
 

@@ -11,7 +11,9 @@ from support.util import LAYOUTS, channels_last, rand
 from clsd_fast._tail_axes import STAGES
 
 
-def arguments(scale, count, batch, channels, size, dtype, layout=channels_last, **options):
+def arguments(
+    scale, count, batch, channels, size, dtype, layout=channels_last, shifted=False, **options
+):
     """Of upsample_tails, with parameters of any strides and float32."""
     tails = [
         tail.inputs(scale, batch, channels, *size, seed=seed, **options) for seed in range(count)
@@ -22,14 +24,17 @@ def arguments(scale, count, batch, channels, size, dtype, layout=channels_last, 
     stages = [[tensor.float() for tensor in tensors] for tensors in stages]
     stages += [[]] * (4 - len(stages))
     out_weights = [channels_last(weight.float()) for weight in out_weights]
-    return [xs, *stages, out_weights, [bias.float() for bias in out_biases], scale]
+    outputs = len(out_weights[0])
+    shift = [rand(outputs, outputs, 1, 1, seed=5).float(), 128 * rand(outputs, seed=6).float()]
+    out_biases = [bias.float() for bias in out_biases]
+    return [xs, *stages, out_weights, out_biases, *(shift if shifted else [None, None]), scale]
 
 
 def backward_arguments(emulation, given, needs=(True, True), layout=channels_last):
     outputs, composed = emulation.ops.upsample_tails(*given)
     grads = [layout(rand(*o.shape, seed=i).to(o.dtype)) for i, o in enumerate(outputs)]
-    xs, *parameters, _, scale = given
-    return [grads, xs, composed, *parameters, scale, *needs]
+    xs, *parameters, _, shift_weight, _, scale = given
+    return [grads, xs, composed, *parameters, shift_weight, scale, *needs]
 
 
 @cover(
@@ -40,9 +45,10 @@ def backward_arguments(emulation, given, needs=(True, True), layout=channels_las
     size=[(1, 1), (2, 3), (1, 20), (9, 17), (16, 33)],
     dtype=DTYPES,
     bias=[True, False],
+    shifted=[True, False],
 )
-def test_the_rule(emulation, scale, count, channels, outputs, size, dtype, bias):
-    options = {"outputs": outputs, "bias": bias, "middle": 16}
+def test_the_rule(emulation, scale, count, channels, outputs, size, dtype, bias, shifted):
+    options = {"outputs": outputs, "bias": bias, "middle": 16, "shifted": shifted}
     given = arguments(scale, count, 2, channels, size, dtype, **options)
     check(emulation, "upsample_tails", *given)
     check(emulation, "upsample_tails_backward", *backward_arguments(emulation, given))
@@ -61,7 +67,7 @@ def test_many_tiles(emulation, scale):
 def test_one_tail_is_the_first_of_several(emulation, scale):
     """Bit-equal, however many blocks its sums are split into."""
     given = arguments(scale, 2, 2, 16, (9, 18), torch.float16)
-    xs, *parameters, _ = given
+    xs, *parameters, _, _, _ = given
     first = [xs[0], *(tensors[0] if tensors else None for tensors in parameters), scale]
     outputs, composed = emulation.ops.upsample_tails(*given)
     output, of_one = emulation.ops.upsample_tail(*first)
@@ -74,6 +80,19 @@ def test_one_tail_is_the_first_of_several(emulation, scale):
     )
     for several, alone in zip(of_all, of_one, strict=True):
         assert torch.equal(several[0], alone)
+
+
+def test_shifted_outputs_are_not_rounded(emulation):
+    """To 16 bits, of which bfloat16's tell values above 128 apart by whole steps: but for the shift
+    they are the tail's own before those are rounded."""
+    *given, _, _, scale = arguments(2, 2, 1, 16, (5, 19), torch.bfloat16)
+    identity, shift = torch.eye(3).view(3, 3, 1, 1), torch.full((3,), 200.0)
+    outputs, composed = emulation.ops.upsample_tails(*given, None, None, scale)
+    shifted, of_shifted = emulation.ops.upsample_tails(*given, identity, shift, scale)
+    for output, image in zip(outputs, shifted, strict=True):
+        assert image.dtype == torch.float32
+        torch.testing.assert_close(image - 200, output.float(), rtol=2**-8, atol=1e-4)
+    assert all(map(torch.equal, composed, of_shifted))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -123,14 +142,15 @@ def test_any_order_of_warps(emulation, seed):
 @pytest.mark.parametrize("multiprocessors", [1, 7, 132])
 def test_splits_of_any_gpu(emulation, multiprocessors):
     emulation.multiprocessors(multiprocessors)
-    given = arguments(2, 2, 5, 16, (9, 18), torch.bfloat16, middle=16)
+    given = arguments(2, 2, 5, 16, (9, 18), torch.bfloat16, middle=16, shifted=True)
     check(emulation, "upsample_tails_backward", *backward_arguments(emulation, given))
 
 
 @pytest.mark.parametrize("scale", tail.SCALES)
-def test_launches(emulation, scale):
+@pytest.mark.parametrize("shifted", [False, True])
+def test_launches(emulation, scale, shifted):
     """However many tails there are."""
-    given = arguments(scale, 4, 2, 16, (9, 18), torch.bfloat16, middle=16)
+    given = arguments(scale, 4, 2, 16, (9, 18), torch.bfloat16, middle=16, shifted=shifted)
     stages = len(STAGES[scale])
     with emulation.recorded(runs=False) as forward:
         emulation.ops.upsample_tails(*given)
@@ -149,6 +169,11 @@ def test_refused(emulation):
     other = [[given[0][0], given[0][1][..., :3]], *given[1:]]
     with pytest.raises(RuntimeError, match=r"expected xs of shape \[1, 16, 5, 4\], got"):
         emulation.ops.upsample_tails(*other)
+    given = arguments(2, 2, 1, 16, (5, 4), torch.bfloat16, middle=16, shifted=True)
+    with pytest.raises(RuntimeError, match="expected shift_weight and shift_bias or neither, got"):
+        emulation.ops.upsample_tails(*given[:-2], None, given[-1])
+    with pytest.raises(RuntimeError, match=r"expected shift_weight of shape \[3, 3, 1, 1\], got"):
+        emulation.ops.upsample_tails(*given[:-3], given[-2], *given[-2:])
     odd = arguments(2, 1, 1, 24, (5, 4), torch.bfloat16, middle=16)
     with pytest.raises(RuntimeError, match="expected channels in multiples of 16 up to 256 and"):
         emulation.ops.upsample_tails(*odd)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from support.plain_edsr import plain_clsd_losses, plain_info_nce
-from support.util import channels_last
+from support.util import channels_last, rand
 from torch.export.graph_signature import InputKind
 
 from clsd_fast import CLSD, EDSR
@@ -282,6 +282,38 @@ def test_channels_last_gives_the_same(backend):
 def test_skips_differ(skip):
     losses = {name: make(skip=name)(*batch()).losses["ds"].item() for name in ("first", "tap")}
     assert len({*losses.values(), make(skip="none")(*batch()).losses["ds"].item()}) == 3
+
+
+def test_the_shift_is_composed_only_as_it_was_made(backend):
+    """With tails of several features; a hook, a gradient or another module has it run itself."""
+    torch.manual_seed(0)
+    student = EDSR(2, 1, 16).double()
+    torch.nn.init.normal_(student.add_mean.weight)
+    maps = [rand(2, 16, 5, 6, seed=seed).requires_grad_() for seed in range(2)]
+    tails = [student.tail, student.make_tail().double()]
+    parameters = [p for tail in tails for p in tail.parameters()]
+
+    def outputs():
+        images = student._reconstruct_all(maps, tails, like=maps[0])
+        loss = sum(image.square().sum() for image in images)
+        return [*images, *torch.autograd.grad(loss, maps + parameters, retain_graph=True)]
+
+    expected = [
+        torch.conv2d(tail(x), *student.add_mean.parameters())
+        for tail, x in zip(tails, maps, strict=True)
+    ]
+    composed, seen = outputs(), []
+    torch.testing.assert_close(composed[:2], expected)
+    handle = student.add_mean.register_forward_hook(lambda *call: seen.append(call))
+    torch.testing.assert_close(outputs(), composed)
+    assert len(seen) == 2
+    handle.remove()
+    student.add_mean.requires_grad_()
+    torch.testing.assert_close(outputs(), composed)
+    images = student._reconstruct_all(maps, tails, like=maps[0])
+    assert torch.autograd.grad(images[1].sum(), student.add_mean.bias)[0].tolist() == [240.0] * 3
+    student.add_mean = torch.nn.Identity()
+    torch.testing.assert_close(outputs()[0], tails[0](maps[0]))
 
 
 def test_a_shared_tail_is_one_tail():

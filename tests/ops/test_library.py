@@ -72,10 +72,12 @@ def test_schemas_are_what_saved_programs_call():
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         "upsample_tails": "(Tensor[] xs, Tensor[] up_weights1, Tensor[] up_biases1, "
         "Tensor[] up_weights2, Tensor[] up_biases2, Tensor[] out_weights, Tensor[] out_biases, "
+        "Tensor? shift_weight, Tensor? shift_bias, "
         "int upscale_factor) -> (Tensor[], Tensor[])",
         "upsample_tails_backward": "(Tensor[] grad_outputs, Tensor[] xs, Tensor[] composed, "
         "Tensor[] up_weights1, Tensor[] up_biases1, Tensor[] up_weights2, Tensor[] up_biases2, "
-        "Tensor[] out_weights, int upscale_factor, bool needs_x, bool needs_params) "
+        "Tensor[] out_weights, Tensor? shift_weight, int upscale_factor, bool needs_x, "
+        "bool needs_params) "
         "-> (Tensor[], Tensor[], Tensor[], Tensor[], Tensor[], Tensor[], Tensor[])",
         "pairwise_similarity": "(Tensor query, Tensor key, str metric) -> Tensor",
         "pairwise_similarity_backward": "(Tensor grad_output, Tensor query, Tensor key, "
@@ -109,7 +111,7 @@ GRADCHECKED = [
 ]
 
 
-@pytest.mark.parametrize("op, values", defer(GRADCHECKED, "upsample_tails 4"))
+@pytest.mark.parametrize("op, values", defer(GRADCHECKED, "upsample_tails None None 4"))
 def test_gradcheck_of_operators(op, values):
     def leaf(value):
         differentiable = isinstance(value, torch.Tensor) and value.is_floating_point()

@@ -159,14 +159,17 @@ def of_two_tails(x, *parameters):
     return [[] if t is None else [t, -t] for t in (x, *parameters)]
 
 
-def tails_saved(*tensors, factor, needs):
+SHIFT = rand(3, 3, 1, 1), rand(3)
+
+
+def tails_saved(*tensors, factor, needs, shift_weight=None):
     """The arguments of a backward of two tails."""
     pairs = [
         tail_saved(*tail, factor=factor, needs=())[:-1]
         for tail in (tensors, [t if t is None else -t for t in tensors])
     ]
     lists = [[] if pair[0] is None else list(pair) for pair in zip(*pairs, strict=True)]
-    return *lists, factor, *needs
+    return *lists, shift_weight, factor, *needs
 
 
 # Calls of the operators themselves, (operator, arguments), in float64.
@@ -179,8 +182,8 @@ FORWARDS = [
     ("pixel_shuffle_upsample", (X, WEIGHT, rand(4), 2)),
     ("upsample_tail", (*TAIL_BY_2, rand(3), 2)),
     ("upsample_tail", (*TAIL_BY_4, None, 4)),
-    ("upsample_tails", (*of_two_tails(*TAIL_BY_2, rand(3)), 2)),
-    ("upsample_tails", (*of_two_tails(*TAIL_BY_4, None), 4)),
+    ("upsample_tails", (*of_two_tails(*TAIL_BY_2, rand(3)), None, None, 2)),
+    ("upsample_tails", (*of_two_tails(*TAIL_BY_4, None), None, None, 4)),
     *(("pairwise_similarity", (ROWS_A, ROWS_C, metric)) for metric in ("cosine", "dot", "l1")),
     *(("info_nce", arguments) for arguments in INFO_NCE_FORWARD),
     ("distance_ratio_loss", (ROWS_A, ROWS_B, None, 0.1)),
@@ -205,6 +208,10 @@ BACKWARDS = [
     ("upsample_tail_backward", tail_saved(*TAIL_BY_4, factor=4, needs=(True, False))),
     ("upsample_tails_backward", tails_saved(*TAIL_BY_2, factor=2, needs=(True, True))),
     ("upsample_tails_backward", tails_saved(*TAIL_BY_4, factor=4, needs=(True, False))),
+    (
+        "upsample_tails_backward",
+        tails_saved(*TAIL_BY_2, factor=2, needs=(True, True), shift_weight=SHIFT[0]),
+    ),
     *(
         ("pairwise_similarity_backward", (rand(2, 7, 3), ROWS_A, ROWS_C, metric))
         for metric in ("cosine", "dot", "l1")

@@ -68,6 +68,72 @@ class ComposedWeights {
   std::vector<T*> after_;
 };
 
+Tensor converted(const Tensor& x, ScalarType dtype) {
+  if (x.scalar_type() == dtype) return x;
+  Tensor copy = empty(x, shape_of(x), dtype, memory_format(x));
+  torch::stable::copy_(copy, x);
+  return copy;
+}
+
+// target[k] is the sum of matrix[k, j] source[j], or of matrix[j, k].
+template <class T>
+void multiply(const T* matrix, int64_t size, bool transposed, const T* source, int64_t source_step,
+              T* target, int64_t target_step) {
+  for (int64_t k = 0; k < size; ++k) {
+    T sum = 0;
+    for (int64_t j = 0; j < size; ++j) {
+      sum += matrix[transposed ? j * size + k : k * size + j] * source[j * source_step];
+    }
+    target[k * target_step] = sum;
+  }
+}
+
+// The last convolution's weight with what its outputs are shifted by behind it; or, of its gradient,
+// back.
+Tensor shifted_weight(const Tensor& weight, const Tensor& shift, bool back) {
+  const Tensor result = empty(weight, shape_of(weight), memory_format(weight));
+  dispatch("upsample_tails", weight.scalar_type(), [&](auto zero) {
+    using T = Accumulator<decltype(zero)>;
+    const TailWeight<const T> from(weight);
+    const TailWeight<T> to(result);
+    for (int64_t m = 0; m < from.inputs; ++m) {
+      for (int64_t tap = 0; tap < 9; ++tap) {
+        multiply(const_data<T>(shift), from.outputs, back, &from.at(0, m, tap), from.stride_k,
+                 &to.at(0, m, tap), to.stride_k);
+      }
+    }
+  });
+  return result;
+}
+
+Tensor shifted_bias(const Tensor& bias, const Tensor& shift, bool back) {
+  const Tensor result = empty(bias, shape_of(bias));
+  dispatch("upsample_tails", bias.scalar_type(), [&](auto zero) {
+    using T = Accumulator<decltype(zero)>;
+    multiply(const_data<T>(shift), bias.size(0), back, const_data<T>(bias), bias.stride(0),
+             data<T>(result), 1);
+  });
+  return result;
+}
+
+// A tail of which the shift is a part, and its images in the dtype of the result.
+TailLists::Tail shifted_tail(TailLists::Tail tail, const OutputShift& shift) {
+  if (!shift) return tail;
+  tail.x = converted(tail.x, shift.weight->scalar_type());
+  tail.out_weight = shifted_weight(tail.out_weight, *shift.weight, false);
+  if (!tail.out_bias) {
+    tail.out_bias = shift.bias;
+  } else if (shift.bias) {
+    const Tensor bias = shifted_bias(*tail.out_bias, *shift.weight, false);
+    dispatch("upsample_tails", bias.scalar_type(), [&](auto zero) {
+      using T = Accumulator<decltype(zero)>;
+      for (int64_t k = 0; k < bias.size(0); ++k) data<T>(bias)[k] += const_data<T>(*shift.bias)[k];
+    });
+    tail.out_bias = bias;
+  }
+  return tail;
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor> upsample_tail(Tensor x, Tensor up_weight1,
@@ -131,11 +197,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> upsample_tail
 std::tuple<std::vector<Tensor>, std::vector<Tensor>> upsample_tails(
     std::vector<Tensor> xs, std::vector<Tensor> up_weights1, std::vector<Tensor> up_biases1,
     std::vector<Tensor> up_weights2, std::vector<Tensor> up_biases2,
-    std::vector<Tensor> out_weights, std::vector<Tensor> out_biases, int64_t upscale_factor) {
-  const TailLists lists("upsample_tails", xs, up_weights1, up_biases1, up_weights2, up_biases2,
-                        out_weights, out_biases);
+    std::vector<Tensor> out_weights, std::vector<Tensor> out_biases,
+    std::optional<Tensor> shift_weight, std::optional<Tensor> shift_bias, int64_t upscale_factor) {
+  const char* op = "upsample_tails";
+  const TailLists lists(op, xs, up_weights1, up_biases1, up_weights2, up_biases2, out_weights,
+                        out_biases);
+  const OutputShift shift{shift_weight, shift_bias};
+  shift.check_forward(op);
   std::vector<Tensor> outputs, all_composed;
-  for (const TailLists::Tail& tail : lists.tails) {
+  for (size_t i = 0; i < lists.size(); ++i) {
+    if (shift) lists.arguments(op, i, upscale_factor).check_shift(shift);
+    const TailLists::Tail tail = shifted_tail(lists.tails[i], shift);
     const auto [output, composed] =
         upsample_tail(tail.x, tail.up_weight1, tail.up_bias1, tail.up_weight2, tail.up_bias2,
                       tail.out_weight, tail.out_bias, upscale_factor);
@@ -150,16 +222,24 @@ upsample_tails_backward(std::vector<Tensor> grad_outputs, std::vector<Tensor> xs
                         std::vector<Tensor> composed, std::vector<Tensor> up_weights1,
                         std::vector<Tensor> up_biases1, std::vector<Tensor> up_weights2,
                         std::vector<Tensor> up_biases2, std::vector<Tensor> out_weights,
-                        int64_t upscale_factor, bool needs_x, bool needs_params) {
+                        std::optional<Tensor> shift_weight, int64_t upscale_factor, bool needs_x,
+                        bool needs_params) {
   const char* op = "upsample_tails_backward";
   const TailLists lists(op, xs, up_weights1, up_biases1, up_weights2, up_biases2, out_weights, {});
   lists.check_backward_of(op, grad_outputs, composed);
+  const OutputShift shift{shift_weight, std::nullopt};
   std::array<std::vector<Tensor>, 7> found;
   for (size_t i = 0; i < lists.size(); ++i) {
-    const TailLists::Tail& tail = lists.tails[i];
-    const auto grads = upsample_tail_backward(
-        grad_outputs[i], tail.x, composed[i], tail.up_weight1, tail.up_bias1, tail.up_weight2,
-        tail.up_bias2, tail.out_weight, upscale_factor, needs_x, needs_params);
+    if (shift) lists.arguments(op, i, upscale_factor).check_shift(shift);
+    const TailLists::Tail tail = shifted_tail(lists.tails[i], shift);
+    auto grads = upsample_tail_backward(grad_outputs[i], tail.x, composed[i], tail.up_weight1,
+                                        tail.up_bias1, tail.up_weight2, tail.up_bias2,
+                                        tail.out_weight, upscale_factor, needs_x, needs_params);
+    if (needs_x) std::get<0>(grads) = converted(std::get<0>(grads), xs[i].scalar_type());
+    if (shift && needs_params) {
+      std::get<5>(grads) = shifted_weight(std::get<5>(grads), *shift.weight, true);
+      std::get<6>(grads) = shifted_bias(std::get<6>(grads), *shift.weight, true);
+    }
     const auto add = [&](const auto&... of_tail) {
       size_t number = 0;
       (found[number++].push_back(of_tail), ...);
