@@ -209,6 +209,8 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "upsample_tail_backward": upsample_tail_backward,
     "upsample_tails": upsample_tails,
     "upsample_tails_backward": upsample_tails_backward,
+    "l1_losses": nothing,
+    "l1_losses_backward": nothing,
     "pairwise_similarity": pairwise_similarity,
     "pairwise_similarity_backward": pairwise_similarity_backward,
     "info_nce": info_nce,

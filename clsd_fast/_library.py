@@ -26,6 +26,9 @@ takes. ``upsample_tails`` is the same for several tails of images of one shape; 
 that there are not are empty. shift_weight [K, K, 1, 1] and shift_bias [K], of the parameters' dtype
 and contiguous, are those of a 1x1 convolution of the outputs, which have that dtype then; neither
 gets a gradient.
+
+``l1_losses`` returns the mean absolute error of the first image, and the mean of the others', which
+is undefined if there are none. target gets no gradient.
 """
 
 from collections.abc import Callable
@@ -80,6 +83,9 @@ SCHEMAS = {
     "Tensor[] out_weights, Tensor? shift_weight, int upscale_factor, bool needs_x, "
     "bool needs_params) "
     "-> (Tensor[], Tensor[], Tensor[], Tensor[], Tensor[], Tensor[], Tensor[])",
+    "l1_losses": "(Tensor target, Tensor[] images, float value_range) -> (Tensor, Tensor)",
+    "l1_losses_backward": "(Tensor? grad_first, Tensor? grad_others, Tensor target, "
+    "Tensor[] images, float value_range) -> Tensor[]",
     "pairwise_similarity": "(Tensor query, Tensor key, str metric) -> Tensor",
     "pairwise_similarity_backward": "(Tensor grad_output, Tensor query, Tensor key, str metric) "
     "-> (Tensor, Tensor)",

@@ -13,6 +13,7 @@ from .losses import feature_ratio, gather_positions, pos_only, sample_positions
 from .nn import Conv3x3, ResidualBlock, ResidualBlocks, add_convolved
 from .ops import info_nce
 from .ops._checks import without_autocast
+from .ops.l1_losses import l1_losses
 
 CONTRASTS = ("info_nce", "patch_nce", "feature_ratio", "pos_only")
 SKIPS = ("first", "tap", "none")
@@ -182,12 +183,10 @@ class CLSD(nn.Module):
             outputs += head_features
             tails += [cast(nn.Module, self._head(tap).tail) for tap in self.taps]
         sr, *head_sr = self.student._reconstruct_all(outputs, tails, like=hr)
-        errors, _ = _apply(_MeanAbsoluteErrors, self.student.value_range, hr, sr, *head_sr)
-        rec, of_heads = errors.split([1, len(head_sr)])
-        total = rec.squeeze(0)
+        total, of_heads = l1_losses(hr, [sr, *head_sr], self.student.value_range)
         losses = {"rec": total}
         if head_sr:
-            losses["ds"] = of_heads.mean()
+            losses["ds"] = of_heads
             total = _add_weighted(total, losses["ds"], self.ds_weight)
         if self.contrast_weight:
             losses["cl"] = self._contrastive_loss(head_features, deep.detach())
@@ -242,48 +241,6 @@ def _add_weighted(total: Tensor, loss: Tensor, weight: float | Tensor) -> Tensor
 def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     """The function; below function transforms its forward as PyTorch differentiates it."""
     return function.forward(*args) if is_transformed() else function.apply(*args)
-
-
-class _MeanAbsoluteErrors(torch.autograd.Function):
-    """``F.l1_loss(image, target) / value_range`` of each image, as one vector.
-
-    The same arithmetic for all images at once: one by one, a training step would have ten launches
-    for each, half of them on numbers.
-    """
-
-    @staticmethod
-    def forward(value_range: float, target: Tensor, *images: Tensor) -> tuple[Tensor, Tensor]:
-        """[K] of K images, and their differences from the target, each [K, ...]."""
-        # Neither contiguous nor channels_last images are transposed.
-        if target.stride(1) == 1:
-            target, *moved = (image.movedim(1, -1) for image in (target, *images))
-            images = tuple(moved)
-        differences = torch.stack(images) - target
-        sums = differences.abs().sum(tuple(range(1, differences.dim())))
-        return sums / (target.numel() * value_range), differences
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        value_range, target, *images = inputs
-        _, differences = output
-        ctx.mark_non_differentiable(differences)
-        ctx.set_materialize_grads(False)  # nobody needs zeros for the differences
-        ctx.save_for_backward(differences)
-        ctx.divisor = target.numel() * value_range
-        ctx.channels_last = target.stride(1) == 1
-        ctx.dtypes = [image.dtype for image in images]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        if grad is None:
-            return None, None, *(None for _ in ctx.dtypes)
-        (differences,) = ctx.saved_tensors
-        scales = (grad / ctx.divisor).reshape(-1, *[1] * (differences.dim() - 1))
-        grads = (differences.sgn() * scales).unbind()
-        if ctx.channels_last:
-            grads = tuple(of_image.movedim(-1, 1) for of_image in grads)
-        pairs = zip(grads, ctx.dtypes, strict=True)
-        return None, None, *(of_image.to(dtype) for of_image, dtype in pairs)
 
 
 class _MeansOfPixels(torch.autograd.Function):

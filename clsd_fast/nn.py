@@ -319,11 +319,13 @@ def _constant_shift(shift: nn.Module, tails: Sequence[Parameters]) -> tuple[Tens
     """Weight and bias of a shift that tails of these parameters can be composed with, if it is."""
     if not is_untouched(shift, MeanShift):
         return None
-    weight, bias = cast(MeanShift, shift).weight, cast(MeanShift, shift).bias
+    conv = cast(MeanShift, shift)
+    weight, bias = conv.weight, conv.bias
     out_weight = tails[0][2]
     dtype = torch.float32 if out_weight.element_size() == 2 else out_weight.dtype
     fits = (
         bias is not None
+        and _convolves_as(conv, MeanShift._AS_MADE)
         and weight.shape[:2] == out_weight.shape[:1] * 2
         and not (weight.requires_grad or bias.requires_grad)
         and all(t.dtype == dtype and t.device == out_weight.device for t in (weight, bias))
@@ -347,9 +349,6 @@ class MeanShift(nn.Conv2d):
             assert self.bias is not None
             self.bias.copy_(sign * value_range * torch.tensor(rgb_mean))
         self.requires_grad_(False)
-
-    def is_as_made(self) -> bool:
-        return _convolves_as(self, self._AS_MADE)
 
     def forward(self, x: Tensor) -> Tensor:
         with without_autocast(x):

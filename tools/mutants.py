@@ -376,6 +376,20 @@ MUTANTS = [
         "  if (tail.out_bias) return bias(k);\n",
         CUDA_TAIL,
     ),
+    Mutant(
+        "cuda l1: the last part's elements beyond the image are summed",
+        "csrc/cuda/l1_losses.cu",
+        "    if (at < images.size) visit(at, differences[i]);\n",
+        "    visit(at, differences[i]);\n",
+        "tests/cuda/test_l1_losses.py",
+    ),
+    Mutant(
+        "cuda l1: images of a later launch are the first ones",
+        "csrc/cuda/l1_losses.cu",
+        "const bool is_first = images.first + static_cast<int>(blockIdx.y) == 0;",
+        "const bool is_first = blockIdx.y == 0;",
+        "tests/cuda/test_l1_losses.py",
+    ),
     # Values that are not finite
     Mutant(
         "info_nce: an excluded pair's gradient is 0 times that of its row",

@@ -23,6 +23,7 @@ from .conv import (
     residual_blocks,
     residual_blocks_backward,
 )
+from .l1 import l1_losses, l1_losses_backward
 from .tail import (
     upsample_tail,
     upsample_tail_backward,
@@ -37,6 +38,8 @@ __all__ = [
     "distance_ratio_loss_backward",
     "info_nce",
     "info_nce_backward",
+    "l1_losses",
+    "l1_losses_backward",
     "pairwise_similarity",
     "pairwise_similarity_backward",
     "pixel_shuffle_upsample",

@@ -69,4 +69,9 @@ upsample_tails_backward(std::vector<Tensor> grad_outputs, std::vector<Tensor> xs
                         std::optional<Tensor> shift_weight, int64_t upscale_factor, bool needs_x,
                         bool needs_params);
 
+std::tuple<Tensor, Tensor> l1_losses(Tensor target, std::vector<Tensor> images, double value_range);
+std::vector<Tensor> l1_losses_backward(std::optional<Tensor> grad_first,
+                                       std::optional<Tensor> grad_others, Tensor target,
+                                       std::vector<Tensor> images, double value_range);
+
 }  // namespace clsd::cuda

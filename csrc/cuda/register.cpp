@@ -20,4 +20,6 @@ STABLE_TORCH_LIBRARY_IMPL(clsd_fast_cuda, CUDA, library) {
   library.impl("upsample_tail_backward", TORCH_BOX(&upsample_tail_backward));
   library.impl("upsample_tails", TORCH_BOX(&upsample_tails));
   library.impl("upsample_tails_backward", TORCH_BOX(&upsample_tails_backward));
+  library.impl("l1_losses", TORCH_BOX(&l1_losses));
+  library.impl("l1_losses_backward", TORCH_BOX(&l1_losses_backward));
 }

@@ -9,10 +9,9 @@
 namespace clsd::cuda::tail {
 
 // Sum of `count` numbers that are `step` apart, in their order; many loads are on their way at once.
-template <class Sum = float>
+template <class Sum = float, int kAtOnce = 12>
 __device__ __forceinline__ Sum sum_of_numbers(Global<const float> numbers, int64_t step,
                                               int count) {
-  constexpr int kAtOnce = 12;
   Sum sum = 0;
 #pragma unroll 1
   for (int first = 0; first < count; first += kAtOnce) {

@@ -533,7 +533,8 @@ inline __global__ void __launch_bounds__(kComposingThreads)
   }
   const float sum = shifted_back([&](int j) {
     const Global<const float> partials = tail.partials + (int64_t{m} * size + n - k + j);
-    return sum_of_numbers(partials, int64_t{lines} * size, stage.pairs());
+    // At x2 all at once, as there may be three sums.
+    return sum_of_numbers<float, 36>(partials, int64_t{lines} * size, stage.pairs());
   });
   const int64_t at =
       stage.last ? out_offset(tail.after_strides, m, stage.after_tap(n)) : int64_t{n} * lines + m;

@@ -79,6 +79,9 @@ def test_schemas_are_what_saved_programs_call():
         "Tensor[] out_weights, Tensor? shift_weight, int upscale_factor, bool needs_x, "
         "bool needs_params) "
         "-> (Tensor[], Tensor[], Tensor[], Tensor[], Tensor[], Tensor[], Tensor[])",
+        "l1_losses": "(Tensor target, Tensor[] images, float value_range) -> (Tensor, Tensor)",
+        "l1_losses_backward": "(Tensor? grad_first, Tensor? grad_others, Tensor target, "
+        "Tensor[] images, float value_range) -> Tensor[]",
         "pairwise_similarity": "(Tensor query, Tensor key, str metric) -> Tensor",
         "pairwise_similarity_backward": "(Tensor grad_output, Tensor query, Tensor key, "
         "str metric) -> (Tensor, Tensor)",

@@ -213,6 +213,10 @@ BACKWARDS = [
         tails_saved(*TAIL_BY_2, factor=2, needs=(True, True), shift_weight=SHIFT[0]),
     ),
     *(
+        ("l1_losses_backward", (*grads, X, [-X, MAP[:, :3], X], 255.0))
+        for grads in ((rand(), rand(seed=1)), (rand(), None), (None, rand()))
+    ),
+    *(
         ("pairwise_similarity_backward", (rand(2, 7, 3), ROWS_A, ROWS_C, metric))
         for metric in ("cosine", "dot", "l1")
     ),
