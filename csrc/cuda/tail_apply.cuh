@@ -78,16 +78,6 @@ struct ColumnNumbers {
 
   std::conditional_t<kShifted, float, uint32_t> at[kPiece];
 
-  __device__ __forceinline__ void load_number(int i, Global<const O> number, bool exists) {
-    at[i] = 0;
-    if (!exists) return;
-    if constexpr (kShifted) {
-      at[i] = load(number);
-    } else {
-      at[i] = load(number).bits;
-    }
-  }
-
   template <class T>
   __device__ __forceinline__ uint4 piece() const {
     return {pair<T>(0), pair<T>(2), pair<T>(4), pair<T>(6)};
@@ -104,6 +94,12 @@ struct ColumnNumbers {
   }
 };
 
+__device__ __forceinline__ float as_loaded(float number) { return number; }
+template <class T>
+__device__ __forceinline__ uint32_t as_loaded(T number) {
+  return number.bits;
+}
+
 template <class O>
 __device__ __forceinline__ ColumnNumbers<O> gather_square(const TailShape& shape,
                                                           Global<const O> square, int first,
@@ -113,8 +109,7 @@ __device__ __forceinline__ ColumnNumbers<O> gather_square(const TailShape& shape
 #pragma unroll
   for (int i = 0; i < kPiece; ++i) {
     const int column = first + i;
-    const bool is_column = column < columns;
-    numbers.load_number(i, square + (is_column ? shape.column_offsets[column] : 0), is_column);
+    numbers.at[i] = column < columns ? as_loaded(load(square + shape.column_offsets[column])) : 0;
   }
   return numbers;
 }

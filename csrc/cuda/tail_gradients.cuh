@@ -515,10 +515,9 @@ inline __global__ void __launch_bounds__(kComposingThreads)
   const int index = static_cast<int>(blockIdx.x * kComposingThreads + threadIdx.x);
   const int n = index % size, m = index / size;
   if (m >= lines) return;
-  const int outputs = stage.shift_weight ? stage.outputs : 1, k = n % outputs;
   // Of the sums of what each output is shifted to, that of output k.
+  const int outputs = stage.outputs, k = n % outputs;
   const auto shifted_back = [&](const auto& sum_of) {
-    if (!stage.shift_weight) return sum_of(0);
     float sum = 0;
     for (int j = 0; j < outputs; ++j) {
       sum += load(stage.shift_weight + (j * outputs + k)) * sum_of(j);
@@ -531,11 +530,15 @@ inline __global__ void __launch_bounds__(kComposingThreads)
           shifted_back([&](int j) { return load(tail.grad_shifted_bias + j); }));
     return;
   }
-  const float sum = shifted_back([&](int j) {
-    const Global<const float> partials = tail.partials + (int64_t{m} * size + n - k + j);
-    // At x2 all at once, as there may be three sums.
-    return sum_of_numbers<float, 36>(partials, int64_t{lines} * size, stage.pairs());
-  });
+  const Global<const float> partials = tail.partials + (int64_t{m} * size + n);
+  const int64_t step = int64_t{lines} * size;
+  float sum;
+  if (stage.shift_weight) {  // several sums one after another, at x2 each at once
+    sum = shifted_back(
+        [&](int j) { return sum_of_numbers<float, 36>(partials + (j - k), step, stage.pairs()); });
+  } else {
+    sum = sum_of_numbers(partials, step, stage.pairs());
+  }
   const int64_t at =
       stage.last ? out_offset(tail.after_strides, m, stage.after_tap(n)) : int64_t{n} * lines + m;
   store(tail.grad_after + at, sum);

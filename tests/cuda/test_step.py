@@ -48,6 +48,7 @@ print(json.dumps([sorted({launch.kernel.split("<")[0] for launch, _ in launches}
 #: Tails are layer by layer: interpreted, Triton's kernels for composed ones take minutes.
 COMMON = ["few::conv3x3_from_few_kernel", "few::conv3x3_to_few_kernel", "pack_kernel"]
 COMMON += ["wgrad::wgrad_reduce_kernel", "wgrad_few::wgrad_few_kernel"]
+COMMON += [f"l1::{name}_kernel" for name in ("sum", "reduce", "gradient")]
 
 
 @pytest.mark.parametrize(
