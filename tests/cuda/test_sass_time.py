@@ -31,6 +31,10 @@ BUDGETS = {
         *[(13_930, 14.9), (4_900, 4.3), (25_900, 44.1)],
         *[(3_600, 2.7), (21_500, 33.0), (20_100, 34.5), (2_720, 3.5), (45_600, 34.9), (520, 3.5)],
     ],
+    ("h100", "shifted tails"): [
+        *[(12_110, 15.3), (4_900, 4.3), (25_900, 45.9)],
+        *[(3_600, 2.7), (21_500, 33.5), (20_100, 34.5), (2_720, 3.5), (34_100, 38.4), (1_790, 3.6)],
+    ],
     ("h100", "from few"): [PACK, (1_680, 2.5)],
     ("h100", "few backward"): [(510, 1.7), (2_150, 4.7), (7_450, 8.2), (580, 1.6)],
     ("a100", "conv3x3"): [(500, 1.2), (4_480, 14.1)],
@@ -119,7 +123,7 @@ print(json.dumps([
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
-    "head_blocks, launches, native, triton, casts", [(5, 226, 184, 3, 2)]
+    "head_blocks, launches, native, triton, casts", [(5, 226, 184, 3, 2), (1, 178, 136, 3, 2)]
 )
 def test_launches_of_a_step(emulated_library, head_blocks, launches, native, triton, casts):
     """At full depth, on tiny images, in a process of its own: a budget, too. And those of single
