@@ -77,15 +77,15 @@ def residual_block_backward(
 
 
 def residual_blocks(
-    x: Shape, weights1: list[Shape], _: Any, weights2: list[Shape], *__: Any, **___: Any
+    xs: list[Shape], weights1: list[Shape], _: Any, weights2: list[Shape], *__: Any, **___: Any
 ) -> int:
-    return sum(_convolution(x, weight) for weight in (*weights1, *weights2))
+    return sum(_convolution(xs[0], weight) for weight in (*weights1, *weights2))
 
 
 def residual_blocks_backward(
     grad_maps: Any,
     at: Any,
-    x: Shape,
+    xs: list[Shape],
     maps: Any,
     hiddens: Any,
     weights1: list[Shape],
@@ -96,7 +96,9 @@ def residual_blocks_backward(
     **__: Any,
 ) -> int:
     blocks = enumerate(zip(weights1, weights2, strict=True))
-    return sum(_block_backward(x, *pair, needs_x or i > 0, needs_params) for i, pair in blocks)
+    return sum(
+        _block_backward(xs[0], *pair, needs_x or i >= len(xs), needs_params) for i, pair in blocks
+    )
 
 
 def _tail_layers(x: Shape, weights: Sequence[Shape | None], factor: int) -> list[int]:

@@ -10,9 +10,11 @@ Gradients that were not asked for come back as empty tensors. Statistics that ar
 backward of a loss are in the accumulator's dtype: float32 for 16-bit rows, else the rows' own. They
 are two distances [B, N], and for ``info_nce`` [3, B, N]: maximum, sum_exp and spread.
 
-``residual_blocks`` returns the maps after the blocks of ``kept``, ascending numbers from 1, the
-last of which is the number of blocks, and with save_hidden the hidden maps of all. Its backward
-takes the gradients of the maps after blocks ``at``, likewise, and the maps between all blocks.
+``residual_blocks`` takes one chain, or several of one shape: its lists have block by block what all
+chains have of it. It returns the maps after the blocks of ``kept``, ascending numbers from 1, the
+last of which is the number of blocks of a chain, and with save_hidden the hidden maps of all. Its
+backward takes the gradients of the maps after blocks ``at``, likewise, and the maps between all
+blocks.
 
 ``info_nce`` without negative_keys takes [B, P, D] positive_key with P >= N: row i's positive is key
 i, all others are its negatives. mask is [B, N, number of negatives' keys], labels is [B, P]. It
@@ -57,11 +59,11 @@ SCHEMAS = {
     "residual_block_backward": "(Tensor grad_output, Tensor x, Tensor hidden, Tensor weight1, "
     "Tensor weight2, float res_scale, bool needs_x, bool needs_params) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    "residual_blocks": "(Tensor x, Tensor[] weights1, Tensor[] biases1, Tensor[] weights2, "
+    "residual_blocks": "(Tensor[] xs, Tensor[] weights1, Tensor[] biases1, Tensor[] weights2, "
     "Tensor[] biases2, float res_scale, int[] kept, bool save_hidden) -> (Tensor[], Tensor[])",
-    "residual_blocks_backward": "(Tensor[] grad_maps, int[] at, Tensor x, Tensor[] maps, "
+    "residual_blocks_backward": "(Tensor[] grad_maps, int[] at, Tensor[] xs, Tensor[] maps, "
     "Tensor[] hiddens, Tensor[] weights1, Tensor[] weights2, float res_scale, bool needs_x, "
-    "bool needs_params) -> (Tensor, Tensor[], Tensor[], Tensor[], Tensor[])",
+    "bool needs_params) -> (Tensor[], Tensor[], Tensor[], Tensor[], Tensor[])",
     "pixel_shuffle_upsample": "(Tensor x, Tensor weight, Tensor? bias, int upscale_factor) "
     "-> Tensor",
     "pixel_shuffle_upsample_backward": "(Tensor grad_output, Tensor x, Tensor weight, "

@@ -199,33 +199,50 @@ inline void check_count(const char* op, const char* name, size_t count, size_t e
        std::to_string(count));
 }
 
-// The blocks of residual_blocks, of which the biases of all may be left out; checked.
-inline std::vector<BlockParameters> check_residual_blocks(const char* op, const Tensor& x,
-                                                          const std::vector<Tensor>& weights1,
-                                                          const std::vector<Tensor>& biases1,
-                                                          const std::vector<Tensor>& weights2,
-                                                          const std::vector<Tensor>& biases2) {
+// A chain of residual blocks.
+struct ResidualChain {
+  Tensor x;
+  std::vector<BlockParameters> blocks;
+};
+
+// Those of residual_blocks, of one shape; the lists have block by block those of all chains, and the
+// biases of all may be left out. Checked.
+inline std::vector<ResidualChain> check_residual_blocks(const char* op,
+                                                        const std::vector<Tensor>& xs,
+                                                        const std::vector<Tensor>& weights1,
+                                                        const std::vector<Tensor>& biases1,
+                                                        const std::vector<Tensor>& weights2,
+                                                        const std::vector<Tensor>& biases2) {
   const size_t count = weights1.size();
+  if (xs.empty()) fail(op, "xs of at least one chain", "0");
   if (count < 1) fail(op, "weights1 of at least one block", "0");
+  if (count % xs.size() != 0) {
+    fail(op, "weights1 of equally many blocks for each of " + std::to_string(xs.size()) + " chains",
+         std::to_string(count));
+  }
   if (!biases1.empty()) check_count(op, "biases1", biases1.size(), count);
   check_count(op, "weights2", weights2.size(), count);
   if (!biases2.empty()) check_count(op, "biases2", biases2.size(), count);
-  std::vector<BlockParameters> blocks;
+  std::vector<ResidualChain> chains;
+  for (const Tensor& x : xs) {
+    check_shape(op, "xs", x, shape_of(xs[0]));
+    check_like(op, "xs", xs[0], x);
+    chains.push_back({x, {}});
+  }
   for (size_t i = 0; i < count; ++i) {
+    ResidualChain& chain = chains[i % xs.size()];
     BlockParameters block{weights1[i], std::nullopt, weights2[i], std::nullopt};
     if (!biases1.empty()) block.bias1 = biases1[i];
     if (!biases2.empty()) block.bias2 = biases2[i];
     const auto index = static_cast<int64_t>(i);
-    check_residual_block(op, x, block, index);
-    if (block.weight1.scalar_type() != weights1[0].scalar_type()) {
-      fail(op,
-           parameter_name("", "weights", 1, index) + " of dtype " +
-               dtype_name(weights1[0].scalar_type()),
-           dtype_name(block.weight1.scalar_type()));
-    }
-    blocks.push_back(block);
+    check_residual_block(op, chain.x, block, index);
+    const auto name = parameter_name("", "weights", 1, index);
+    check_dtype(op, name.c_str(), block.weight1, weights1[0].scalar_type(),
+                dtype_name(weights1[0].scalar_type()));
+    check_shape(op, name.c_str(), block.weight1, shape_of(weights1[i - i % xs.size()]));
+    chain.blocks.push_back(block);
   }
-  return blocks;
+  return chains;
 }
 
 // Numbers of blocks from 1, ascending, the last one's among them.
@@ -262,22 +279,43 @@ inline void check_backward(const char* op, const char* name, const Tensor& x, co
   check_like(op, name, x, images);
 }
 
+// A chain and what its backward takes beside it: gradients of some maps, the maps between its blocks
+// and the hidden ones.
+struct SavedChain : ResidualChain {
+  std::vector<Tensor> grad_maps, maps, hiddens;
+};
+
 // Those of residual_blocks_backward.
-inline std::vector<BlockParameters> check_residual_blocks_backward(
+inline std::vector<SavedChain> check_residual_blocks_backward(
     const char* op, const std::vector<Tensor>& grad_maps, const std::vector<int64_t>& at,
-    const Tensor& x, const std::vector<Tensor>& maps, const std::vector<Tensor>& hiddens,
-    const std::vector<Tensor>& weights1, const std::vector<Tensor>& weights2) {
-  auto blocks = check_residual_blocks(op, x, weights1, {}, weights2, {});
-  check_block_numbers(op, "at", at, blocks.size());
-  check_count(op, "grad_maps", grad_maps.size(), at.size());
-  check_count(op, "maps", maps.size(), blocks.size() - 1);
-  check_count(op, "hiddens", hiddens.size(), blocks.size());
-  for (const Tensor& grad : grad_maps) check_backward(op, "grad_maps", x, grad, shape_of(x));
-  for (const Tensor& map : maps) check_backward(op, "maps", x, map, shape_of(x));
-  for (size_t i = 0; i < blocks.size(); ++i) {
-    check_backward(op, "hiddens", x, hiddens[i], hidden_shape(x, blocks[i]));
+    const std::vector<Tensor>& xs, const std::vector<Tensor>& maps,
+    const std::vector<Tensor>& hiddens, const std::vector<Tensor>& weights1,
+    const std::vector<Tensor>& weights2) {
+  const auto chains = check_residual_blocks(op, xs, weights1, {}, weights2, {});
+  const size_t length = chains[0].blocks.size();
+  check_block_numbers(op, "at", at, length);
+  check_count(op, "grad_maps", grad_maps.size(), chains.size() * at.size());
+  check_count(op, "maps", maps.size(), chains.size() * (length - 1));
+  check_count(op, "hiddens", hiddens.size(), weights1.size());
+  std::vector<SavedChain> saved;
+  for (const ResidualChain& chain : chains) {
+    const auto of_chain = [&](const std::vector<Tensor>& list) {
+      std::vector<Tensor> found;
+      for (size_t i = saved.size(); i < list.size(); i += chains.size()) found.push_back(list[i]);
+      return found;
+    };
+    saved.push_back({chain, of_chain(grad_maps), of_chain(maps), of_chain(hiddens)});
+    const Tensor& x = chain.x;
+    for (const Tensor& grad : saved.back().grad_maps) {
+      check_backward(op, "grad_maps", x, grad, shape_of(x));
+    }
+    for (const Tensor& map : saved.back().maps) check_backward(op, "maps", x, map, shape_of(x));
+    for (size_t i = 0; i < length; ++i) {
+      const Shape shape = hidden_shape(x, chain.blocks[i]);
+      check_backward(op, "hiddens", x, saved.back().hiddens[i], shape);
+    }
   }
-  return blocks;
+  return saved;
 }
 
 inline void check_rows(const char* op, const char* name, const Tensor& rows) {

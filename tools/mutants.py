@@ -272,6 +272,13 @@ MUTANTS = [
         CUDA_SM90,
     ),
     Mutant(
+        "cuda: a convolution of a launch has the first one's bias",
+        "csrc/cuda/convolution.h",
+        "return {at[index], *this}; }",
+        "auto found = at[index]; found.bias = at[0].bias; return {found, *this}; }",
+        "tests/cuda/test_residual_blocks.py -k several",
+    ),
+    Mutant(
         "cuda: a partial of a weight's gradient is lost",
         "csrc/cuda/wgrad_tasks.cuh",
         "for (int split = lane; split < splits;",

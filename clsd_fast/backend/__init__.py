@@ -89,6 +89,13 @@ def has_kernel(op: str, tensor: Tensor) -> bool:
     return any(_WHY_NOT[name](op, tensor, (), 1) is None for name in names)
 
 
+def has_native_kernel(op: str, tensor: Tensor, *weights: Tensor) -> bool:
+    """Whether a native kernel serves the call with these weights, likewise."""
+    if is_transformed() or _current not in ("auto", "native"):
+        return False
+    return _why_not_native(op, tensor, weights, 1) is None
+
+
 def implementation(op: str, tensor: Tensor, *weights: Tensor, upscale_factor: int = 1) -> str:
     """Which backend serves ``op`` on ``tensor``: native, triton or reference.
 

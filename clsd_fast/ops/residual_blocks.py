@@ -1,6 +1,7 @@
-"""A chain of residual blocks."""
+"""Chains of residual blocks."""
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import cast
 
 import torch
@@ -8,13 +9,16 @@ from torch import Tensor
 
 from .. import reference
 from .._library import register
-from ..backend import uses_kernel
+from ..backend import has_native_kernel, uses_kernel
 from . import _checks
 from ._images import empty_hidden, empty_images, fake_conv_grads
 
-#: Blocks of one autograd node at most. What they save is freed when it ends, and their parameters'
-#: gradients come then; all together, they need fewer and fuller launches.
+#: Blocks of one autograd node at most, of all its chains. What they save is freed when it ends, and
+#: their parameters' gradients come then; all together, they need fewer and fuller launches.
 SECTION = 8
+
+#: weights1, biases1, weights2 and biases2 of :func:`residual_blocks`.
+Parameters = tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]
 
 
 def residual_blocks(
@@ -73,13 +77,53 @@ def residual_blocks(
     ends = sorted({*taps, count})
     res_scale = _checks.number(op, "res_scale", res_scale)
     if uses_kernel(op, x, *weights1, *weights2, number=res_scale):
-        maps = _forward(x, parameters, cast(float, res_scale), ends)
+        found = _forward([x], parameters, cast(float, res_scale), ends)
+        maps = {number: images for number, (images,) in found.items()}
     else:
         with _checks.without_autocast(x):
             w1, b1, w2, b2 = map(list, parameters)
-            kept, _ = reference.residual_blocks(x, w1, b1, w2, b2, res_scale, ends, False)
+            kept, _ = reference.residual_blocks([x], w1, b1, w2, b2, res_scale, ends, False)
         maps = dict(zip(ends, kept, strict=True))
     return maps[count], [maps[tap] for tap in taps]
+
+
+def kind_of_chain(x: Tensor, chain: Parameters) -> tuple | None:
+    """What chains have in common that :func:`residual_chains` takes together; None for one that it
+    does not take, as there is no native kernel for it."""
+    op, (x,) = "residual_blocks", _checks.cast(x)
+    weights1, biases1, weights2, biases2 = chain
+    if not has_native_kernel(op, x, *weights1, *weights2):
+        return None
+    shapes = tuple(weight.shape for weight in weights1)
+    return x.shape, x.dtype, x.device, shapes, weights1[0].dtype, len(biases1), len(biases2)
+
+
+def residual_chains(
+    xs: Sequence[Tensor], chains: Sequence[Parameters], res_scale: float
+) -> list[Tensor]:
+    """Apply each chain to its own images, all by the same launches.
+
+    Equivalent to::
+
+        [residual_blocks(x, *chain, res_scale)[0] for x, chain in zip(xs, chains)]
+
+    Args:
+        xs: images [N, C, H, W] that are of one :func:`kind_of_chain` with the chains.
+        chains: the parameters of each.
+        res_scale: factor of every branch.
+
+    Returns:
+        [N, C, H, W] of each.
+    """
+    images = [_checks.cast(x)[0] for x in xs]
+    for x, chain in zip(images, chains, strict=True):
+        _check("residual_blocks", x, chain)
+    lists = [
+        [tensor for of_block in zip(*tensors, strict=True) for tensor in of_block]
+        for tensors in zip(*chains, strict=True)
+    ]
+    count = len(chains[0][0])
+    return _forward(images, lists, res_scale, [count])[count]
 
 
 def _check(op: str, x: Tensor, parameters: tuple[Sequence[Tensor], ...]) -> None:
@@ -102,12 +146,13 @@ def _of_blocks(weights1, biases1, weights2, biases2):
     return zip(weights1, biases1 or none, weights2, biases2 or none, strict=True)
 
 
-def _sections(ends: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Slices of the blocks. None ends at a tap where that can be avoided: two gradients of what is
-    one section's result and the next one's input would meet in an addition of whole maps."""
+def _sections(ends: Sequence[int], length: int = SECTION) -> Iterator[tuple[int, int]]:
+    """Slices of at most ``length`` blocks. None ends at a tap where that can be avoided: two
+    gradients of what is one section's result and the next one's input would meet in an addition of
+    whole maps."""
     start, count = 0, ends[-1]
     while start < count:
-        stop = min(start + SECTION, count)
+        stop = min(start + length, count)
         while stop < count and stop in ends and stop - start > 1:
             stop -= 1
         yield start, stop
@@ -115,29 +160,33 @@ def _sections(ends: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def _forward(
-    x: Tensor, parameters: tuple[Sequence[Tensor], ...], res_scale: float, ends: Sequence[int]
-) -> dict[int, Tensor]:
-    """The maps by the numbers of their blocks, those of ``ends`` at least."""
-    found: dict[int, Tensor] = {}
-    for start, stop in _sections(ends):
-        section = [list(tensors[start:stop]) for tensors in parameters]
-        tensors = [x, *(tensor for tensors in section for tensor in tensors)]
+    xs: list[Tensor], parameters: Sequence[Sequence[Tensor]], res_scale: float, ends: Sequence[int]
+) -> dict[int, list[Tensor]]:
+    """The maps of all chains by the numbers of their blocks, those of ``ends`` at least."""
+    found: dict[int, list[Tensor]] = {}
+    chains = len(xs)
+    for start, stop in _sections(ends, max(1, SECTION // chains)):
+        section = [list(tensors[start * chains : stop * chains]) for tensors in parameters]
+        tensors = [*xs, *(tensor for tensors in section for tensor in tensors)]
         saves = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         numbers = range(start + 1, stop + 1)
         kept = [n - start for n in numbers if saves or n in ends or n == stop]
-        maps, _ = _residual_blocks(x, *section, res_scale, kept, saves)
-        found.update(zip((start + number for number in kept), maps, strict=True))
-        x = maps[-1]
+        maps, _ = _residual_blocks(xs, *section, res_scale, kept, saves)
+        for index, number in enumerate(kept):
+            found[start + number] = maps[index * chains :][:chains]
+        xs = found[stop]
     return found
 
 
-def _fake(x, weights1, biases1, weights2, biases2, res_scale, kept, save_hidden):
-    maps = [empty_images(x, x.shape[1]) for _ in kept]
-    return maps, [empty_hidden(x, weight) for weight in weights1] if save_hidden else []
+def _fake(xs, weights1, biases1, weights2, biases2, res_scale, kept, save_hidden):
+    maps = [empty_images(x, x.shape[1]) for _ in kept for x in xs]
+    if not save_hidden:
+        return maps, []
+    return maps, [empty_hidden(xs[i % len(xs)], weight) for i, weight in enumerate(weights1)]
 
 
 def _fake_backward(
-    grad_maps, at, x, maps, hiddens, weights1, weights2, res_scale, needs_x, needs_params
+    grad_maps, at, xs, maps, hiddens, weights1, weights2, res_scale, needs_x, needs_params
 ):
     def grads(image, weights):
         found = [
@@ -146,18 +195,19 @@ def _fake_backward(
         ]
         return [list(tensors) for tensors in zip(*found, strict=True)]
 
-    grad_x = empty_images(x, x.shape[1]) if needs_x else x.new_empty(0)
-    return grad_x, *grads(x, weights1), *grads(hiddens[0], weights2)
+    grad_xs = [empty_images(x, x.shape[1]) if needs_x else x.new_empty(0) for x in xs]
+    return grad_xs, *grads(xs[0], weights1), *grads(hiddens[0], weights2)
 
 
 def _setup_context(ctx, inputs, output):
-    x, weights1, _, weights2, _, res_scale, kept, save_hidden = inputs
+    xs, weights1, _, weights2, _, res_scale, kept, save_hidden = inputs
     maps, hiddens = output
     ctx.mark_non_differentiable(*hiddens)
     ctx.set_materialize_grads(False)  # most maps have no gradient of their own
-    ctx.save_for_backward(x, *maps[:-1], *hiddens, *weights1, *weights2)
-    ctx.count = len(weights1)
-    ctx.res_scale, ctx.save_hidden = res_scale, save_hidden and len(kept) == ctx.count
+    ctx.chains, ctx.count = len(xs), len(weights1)
+    ctx.save_for_backward(*xs, *maps[: -ctx.chains], *hiddens, *weights1, *weights2)
+    ctx.res_scale = res_scale
+    ctx.save_hidden = save_hidden and ctx.chains * len(kept) == ctx.count
 
 
 def _backward(ctx, grad_maps, _):
@@ -165,30 +215,37 @@ def _backward(ctx, grad_maps, _):
         raise RuntimeError(
             "residual_blocks: expected save_hidden=True and all maps kept for a gradient, got less"
         )
-    at = [number for number, grad in enumerate(grad_maps, start=1) if grad is not None]
-    needs_x, *needed = ctx.needs_input_grad[:5]
-    grads = [[None] * len(needs) for needs in needed]
-    grad_x = None
-    if at:
-        x, *saved = ctx.saved_tensors
-        maps, saved = saved[: ctx.count - 1], saved[ctx.count - 1 :]
-        hiddens, weights1, weights2 = (saved[i * ctx.count :][: at[-1]] for i in range(3))
-        grad_x, *found = _residual_blocks_backward(
-            [grad_maps[number - 1] for number in at],
-            at,
-            x,
-            maps[: at[-1] - 1],
-            hiddens,
-            weights1,
-            weights2,
-            ctx.res_scale,
-            needs_x,
-            any(map(any, needed)),
+    needs_xs, *needed = ctx.needs_input_grad[:5]
+    grads = [[None] * len(needs) for needs in (needs_xs, *needed)]
+    saved = iter(ctx.saved_tensors)
+    maps, hiddens, weights1, weights2 = (list(islice(saved, ctx.count)) for _ in range(4))
+    for at, chains in _chains_by_gradients(grad_maps, ctx.chains).items():
+        # Of the blocks up to the last gradient; of the maps, those before them, x first.
+        indices = [i * ctx.chains + chain for i in range(at[-1]) for chain in chains]
+        grads_at = [grad_maps[(number - 1) * ctx.chains + c] for number in at for c in chains]
+        images, *others = (
+            [tensors[i] for i in indices] for tensors in (maps, hiddens, weights1, weights2)
         )
-        for target, needs, tensors in zip(grads, needed, found, strict=True):
-            for index, (need, tensor) in enumerate(zip(needs, tensors, strict=False)):
-                target[index] = tensor if need else None
-    return grad_x if needs_x else None, *grads, None, None, None
+        xs, between = images[: len(chains)], images[len(chains) :]
+        options = ctx.res_scale, any(needs_xs), any(map(any, needed))
+        found = _residual_blocks_backward(grads_at, list(at), xs, between, *others, *options)
+        for target, needs, tensors in zip(grads, (needs_xs, *needed), found, strict=True):
+            for index, tensor in zip(indices, tensors, strict=False):
+                if target and needs[index]:  # there may be no biases
+                    target[index] = tensor
+    return *grads, None, None, None
+
+
+def _chains_by_gradients(
+    grad_maps: Sequence[Tensor | None], count: int
+) -> dict[tuple[int, ...], list[int]]:
+    """The chains, by the blocks whose maps have gradients; those without any are left out."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for chain in range(count):
+        grads = enumerate(grad_maps[chain::count], start=1)
+        if at := tuple(number for number, grad in grads if grad is not None):
+            found.setdefault(at, []).append(chain)
+    return found
 
 
 _residual_blocks = register(

@@ -49,7 +49,7 @@ def residual_block(
 
 
 def residual_blocks(
-    x: Tensor,
+    xs: list[Tensor],
     weights1: list[Tensor],
     biases1: list[Tensor],
     weights2: list[Tensor],
@@ -60,15 +60,15 @@ def residual_blocks(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The maps after the blocks of ``kept``, and with save_hidden the hidden maps of all."""
     none = [None] * len(weights1)
-    blocks = zip(weights1, biases1 or none, weights2, biases2 or none, strict=True)
-    maps, hiddens = [], []
-    for number, parameters in enumerate(blocks, start=1):
-        x, hidden = residual_block(x, *parameters, res_scale, save_hidden)
-        if number in kept:
-            maps.append(x)
+    parameters = zip(weights1, biases1 or none, weights2, biases2 or none, strict=True)
+    maps, hiddens = list(xs), []
+    for index, of_block in enumerate(parameters):
+        x, hidden = residual_block(maps[index], *of_block, res_scale, save_hidden)
+        maps.append(x)
         if save_hidden:
             hiddens.append(hidden)
-    return maps, hiddens
+    count = len(xs)
+    return [x for n in kept for x in maps[count * n :][:count]], hiddens
 
 
 def pixel_shuffle_upsample(
@@ -139,7 +139,7 @@ def residual_block_backward(
 def residual_blocks_backward(
     grad_maps: list[Tensor],
     at: Sequence[int],
-    x: Tensor,
+    xs: list[Tensor],
     maps: list[Tensor],
     hiddens: list[Tensor],
     weights1: list[Tensor],
@@ -147,20 +147,23 @@ def residual_blocks_backward(
     res_scale: float,
     needs_x: bool,
     needs_params: bool,
-) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-    """Gradients of x, and of every block's parameters in the forward's order."""
-    given = dict(zip(at, grad_maps, strict=True))
-    grad = torch.zeros_like(given[len(weights1)])
-    grads1, biases1, grads2, biases2 = (list[Tensor]() for _ in range(4))
-    blocks = zip([x, *maps], hiddens, weights1, weights2, strict=True)
-    for number, block in reversed(list(enumerate(blocks, start=1))):
-        if number in given:
-            grad = in_format_of(x, grad + given[number])
-        needs_images = needs_x or number > 1
-        grad, *grads = residual_block_backward(grad, *block, res_scale, needs_images, needs_params)
-        for tensors, of_block in zip((grads1, biases1, grads2, biases2), grads, strict=True):
-            tensors.insert(0, of_block)
-    return grad, grads1, biases1, grads2, biases2
+) -> tuple[list[Tensor], ...]:
+    """Gradients of every x, and of every block's parameters in the forward's order."""
+    count = len(xs)
+    given = {number: grad_maps[count * i :][:count] for i, number in enumerate(at)}
+    grads = [torch.zeros_like(grad) for grad in grad_maps[-count:]]
+    found: tuple[list[Tensor], ...] = ([], [], [], [])
+    blocks = zip([*xs, *maps], hiddens, weights1, weights2, strict=True)
+    for index, block in reversed(list(enumerate(blocks))):
+        before, chain = divmod(index, count)
+        if before + 1 in given:
+            grads[chain] = in_format_of(block[0], grads[chain] + given[before + 1][chain])
+        grads[chain], *of_block = residual_block_backward(
+            grads[chain], *block, res_scale, needs_x or before > 0, needs_params
+        )
+        for tensors, of_parameter in zip(found, of_block, strict=True):
+            tensors.insert(0, of_parameter)
+    return grads, *found
 
 
 def pixel_shuffle_upsample_backward(

@@ -27,15 +27,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> residual_block_backward(
     bool needs_x, bool needs_params);
 
 std::tuple<std::vector<Tensor>, std::vector<Tensor>> residual_blocks(
-    Tensor x, std::vector<Tensor> weights1, std::vector<Tensor> biases1,
+    std::vector<Tensor> xs, std::vector<Tensor> weights1, std::vector<Tensor> biases1,
     std::vector<Tensor> weights2, std::vector<Tensor> biases2, double res_scale,
     std::vector<int64_t> kept, bool save_hidden);
-std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>,
+std::tuple<std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>,
            std::vector<Tensor>>
-residual_blocks_backward(std::vector<Tensor> grad_maps, std::vector<int64_t> at, Tensor x,
-                         std::vector<Tensor> maps, std::vector<Tensor> hiddens,
-                         std::vector<Tensor> weights1, std::vector<Tensor> weights2,
-                         double res_scale, bool needs_x, bool needs_params);
+residual_blocks_backward(std::vector<Tensor> grad_maps, std::vector<int64_t> at,
+                         std::vector<Tensor> xs, std::vector<Tensor> maps,
+                         std::vector<Tensor> hiddens, std::vector<Tensor> weights1,
+                         std::vector<Tensor> weights2, double res_scale, bool needs_x,
+                         bool needs_params);
 
 Tensor pixel_shuffle_upsample(Tensor x, Tensor weight, std::optional<Tensor> bias,
                               int64_t upscale_factor);

@@ -24,7 +24,7 @@ Tensor conv3x3(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optiona
     PackedParameters<T> packed;
     packed.add(conv, weight, bias);
     packed.pack(x, device.stream());
-    convolve(conv, device.stream());
+    convolve({conv}, device.stream());
   });
   return output.finish();
 }

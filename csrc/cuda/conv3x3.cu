@@ -20,46 +20,56 @@ unsigned grid_size(int64_t blocks) {
 }
 
 template <auto kKernel, int kTileH, int kTileW, class T>
-void launch_tiles(const Convolution<T>& conv, int threads, uint32_t shared_bytes, Stream stream) {
-  const Grid grid = grid_of<kTileH, kTileW>(conv);
-  launch<kKernel>(grid_size(grid.blocks), threads, shared_bytes, stream, conv, grid);
-}
-
-template <Finish kFinish, class T>
-void convolve_sm90(const Convolution<T>& conv, Stream stream) {
-  constexpr int kTileH = sm90::kTileH, kTileW = sm90::kTileW;
-  if (conv.inputs == sm90::kBuffers * kSlice && conv.input_upscale == 1) {
-    launch_tiles<sm90::conv3x3_kernel<T, kFinish, true>, kTileH, kTileW>(
-        conv, sm90::kThreads, sm90::kSharedBytes, stream);
-  } else {
-    launch_tiles<sm90::conv3x3_kernel<T, kFinish, false>, kTileH, kTileW>(
-        conv, sm90::kThreads, sm90::kSharedBytes, stream);
+void launch_tiles(const ConvolutionList<T>& list, int threads, uint32_t shared_bytes,
+                  Stream stream) {
+  const Grid grid = grid_of<kTileH, kTileW>(list.front());
+  for (size_t first = 0; first < list.size(); first += kMaxConvolutions) {
+    const size_t count = std::min<size_t>(kMaxConvolutions, list.size() - first);
+    Convolutions<T> convolutions{list.front(), {}};
+    std::copy_n(list.begin() + first, count, convolutions.at);
+    launch<kKernel>(dim3(grid_size(grid.blocks), static_cast<unsigned>(count)), threads,
+                    shared_bytes, stream, convolutions, grid);
   }
 }
 
 template <Finish kFinish, class T>
-void convolve_many(const Convolution<T>& conv, Stream stream) {
-  if (runs_sm90a()) return convolve_sm90<kFinish>(conv, stream);
-  launch_tiles<sm80::conv3x3_kernel<T, kFinish>, mma_tiles::kTileH, mma_tiles::kTileW>(
-      conv, sm80::kThreads, sm80::kSharedBytes, stream);
+void convolve_sm90(const ConvolutionList<T>& list, Stream stream) {
+  constexpr int kTileH = sm90::kTileH, kTileW = sm90::kTileW;
+  const ConvolutionShape& conv = list.front();
+  if (conv.inputs == sm90::kBuffers * kSlice && conv.input_upscale == 1) {
+    launch_tiles<sm90::conv3x3_kernel<T, kFinish, true>, kTileH, kTileW>(
+        list, sm90::kThreads, sm90::kSharedBytes, stream);
+  } else {
+    launch_tiles<sm90::conv3x3_kernel<T, kFinish, false>, kTileH, kTileW>(
+        list, sm90::kThreads, sm90::kSharedBytes, stream);
+  }
 }
 
 template <Finish kFinish, class T>
-void convolve_as(const Convolution<T>& conv, Stream stream) {
+void convolve_many(const ConvolutionList<T>& list, Stream stream) {
+  if (runs_sm90a()) return convolve_sm90<kFinish>(list, stream);
+  launch_tiles<sm80::conv3x3_kernel<T, kFinish>, mma_tiles::kTileH, mma_tiles::kTileW>(
+      list, sm80::kThreads, sm80::kSharedBytes, stream);
+}
+
+template <Finish kFinish, class T>
+void convolve_as(const ConvolutionList<T>& list, Stream stream) {
   constexpr int kTileH = mma_tiles::kTileH, kTileW = mma_tiles::kTileW;
+  const ConvolutionShape& conv = list.front();
   if (conv.inputs <= kFewChannels) {
     launch_tiles<few::conv3x3_from_few_kernel<T, kFinish>, kTileH, kTileW>(
-        conv, few::kThreads, few::kFromFewBytes, stream);
+        list, few::kThreads, few::kFromFewBytes, stream);
   } else if (conv.outputs <= kFewChannels) {
-    launch_tiles<few::conv3x3_to_few_kernel<T, kFinish>, kTileH, kTileW>(conv, few::kThreads,
+    launch_tiles<few::conv3x3_to_few_kernel<T, kFinish>, kTileH, kTileW>(list, few::kThreads,
                                                                          few::kToFewBytes, stream);
   } else {
-    convolve_many<kFinish>(conv, stream);
+    convolve_many<kFinish>(list, stream);
   }
 }
 
 template <class T>
-void convolve_any(const Convolution<T>& conv, Stream stream) {
+void convolve_any(const ConvolutionList<T>& list, Stream stream) {
+  const Convolution<T>& conv = list.front();
   if (conv.batch == 0) return;
   if (conv.height > kMaxSide || conv.width > kMaxSide) {
     throw std::runtime_error("convolution: expected sides of at most 2^30 pixels");
@@ -68,18 +78,18 @@ void convolve_any(const Convolution<T>& conv, Stream stream) {
     throw std::runtime_error("convolution: expected rows of fewer than 2^31 elements");
   }
   switch (finish_of(conv)) {
-    case Finish::kNone: return convolve_as<Finish::kNone>(conv, stream);
-    case Finish::kRelu: return convolve_as<Finish::kRelu>(conv, stream);
-    case Finish::kResidual: return convolve_as<Finish::kResidual>(conv, stream);
-    case Finish::kResidualRelu: return convolve_as<Finish::kResidualRelu>(conv, stream);
-    case Finish::kResidualAdded: return convolve_many<Finish::kResidualAdded>(conv, stream);
-    case Finish::kMask: return convolve_as<Finish::kMask>(conv, stream);
+    case Finish::kNone: return convolve_as<Finish::kNone>(list, stream);
+    case Finish::kRelu: return convolve_as<Finish::kRelu>(list, stream);
+    case Finish::kResidual: return convolve_as<Finish::kResidual>(list, stream);
+    case Finish::kResidualRelu: return convolve_as<Finish::kResidualRelu>(list, stream);
+    case Finish::kResidualAdded: return convolve_many<Finish::kResidualAdded>(list, stream);
+    case Finish::kMask: return convolve_as<Finish::kMask>(list, stream);
   }
 }
 
 }  // namespace
 
-void convolve(const Convolution<Bf16>& conv, Stream stream) { convolve_any(conv, stream); }
-void convolve(const Convolution<Fp16>& conv, Stream stream) { convolve_any(conv, stream); }
+void convolve(const ConvolutionList<Bf16>& list, Stream stream) { convolve_any(list, stream); }
+void convolve(const ConvolutionList<Fp16>& list, Stream stream) { convolve_any(list, stream); }
 
 }  // namespace clsd::cuda

@@ -78,8 +78,9 @@ __device__ __forceinline__ void gather_patch(int target, Global<const T> image, 
 
 template <class T, Finish kFinish>
 __global__ void __launch_bounds__(kThreads, 4)
-    conv3x3_from_few_kernel(const __grid_constant__ Convolution<T> conv,
+    conv3x3_from_few_kernel(const __grid_constant__ Convolutions<T> convolutions,
                             const __grid_constant__ Grid grid) {
+  const Convolution<T> conv = convolutions[blockIdx.y];
   const Place place = place_of_block<kTileH, kTileW>(grid);
   const int thread = threadIdx.x;
   DepthWeights<T>(conv, 1, place.output_group).load(kDepthWeights);
@@ -165,8 +166,9 @@ __device__ __forceinline__ void write_columns(const Convolution<T>& conv, const 
 
 template <class T, Finish kFinish>
 __global__ void __launch_bounds__(kThreads, 4)
-    conv3x3_to_few_kernel(const __grid_constant__ Convolution<T> conv,
+    conv3x3_to_few_kernel(const __grid_constant__ Convolutions<T> convolutions,
                           const __grid_constant__ Grid grid) {
+  const Convolution<T> conv = convolutions[blockIdx.y];
   const Place place = place_of_block<kTileH, kTileW>(grid);
   Input<T> input(conv, grid, place);
   ColumnWeights<T> weights(conv, grid.slices, 0);

@@ -40,7 +40,9 @@ __device__ __forceinline__ uint32_t stage_of(int slice) { return slice % kStages
 
 template <class T, Finish kFinish>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
-    conv3x3_kernel(const __grid_constant__ Convolution<T> conv, const __grid_constant__ Grid grid) {
+    conv3x3_kernel(const __grid_constant__ Convolutions<T> convolutions,
+                   const __grid_constant__ Grid grid) {
+  const Convolution<T> conv = convolutions[blockIdx.y];
   const Place place = place_of_block<kTileH, kTileW>(grid);
   Input<T> input(conv, grid, place);
   Weights<T> weights(conv, grid.slices, place.output_group);

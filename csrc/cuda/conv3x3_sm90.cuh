@@ -145,8 +145,10 @@ __device__ __forceinline__ void multiply_slice(Sums& sums, int slice, int run) {
 // kFour: of 64 input channels, not shuffled. Their slices are known when this is compiled.
 template <class T, Finish kFinish, bool kFour>
 __global__ void __launch_bounds__(kThreads, 1)
-    conv3x3_kernel(const __grid_constant__ Convolution<T> conv, const __grid_constant__ Grid grid) {
+    conv3x3_kernel(const __grid_constant__ Convolutions<T> convolutions,
+                   const __grid_constant__ Grid grid) {
 #ifdef CLSD_SM90A
+  const Convolution<T> conv = convolutions[blockIdx.y];
   const auto place = place_of_block<kTileH, kTileW>(grid);
   const int warpgroup = threadIdx.x / kWarpgroupThreads;
   const int run = uniform(warpgroup);  // of pixels, for descriptors, which are kept once a warp
@@ -159,13 +161,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     cp_async_commit();
   };
+  const Pixels<T> pixels(conv, grid, place, threadIdx.x % kWarpgroupThreads, warpgroup * kRunRows);
   load_bias(conv, place.output_group);
   if constexpr (kFour) {
     load_slices(input, weights, std::make_integer_sequence<int, kBuffers>{});
   } else {
     for (int slice = 0; slice < kBuffers; ++slice) load_slice(slice);
   }
-  const Pixels<T> pixels(conv, grid, place, threadIdx.x % kWarpgroupThreads, warpgroup * kRunRows);
   const Results results = results_of(warpgroup);
   load_skip<T, kFinish>(conv, pixels, results);
   cp_async_commit();

@@ -6,7 +6,9 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
+#include "divisor.h"
 #include "types.h"
 
 namespace clsd::cuda {
@@ -22,7 +24,7 @@ constexpr int64_t kLargestChannels = 256;
 // output = relu(scale * (convolution(input, weight) + bias) + residual), each part where given. Beside
 // a residual without a ReLU, `added` is a further one for the rounded result, of many channels alone.
 template <class T>
-struct Convolution {
+struct ConvolutionTensors {
   Global<const T> input;
   Global<const T> weight;    // packed (packing.h)
   Global<const float> bias;  // packed beside it
@@ -30,6 +32,9 @@ struct Convolution {
   Global<const T> added;     // likewise
   Global<const T> positive;  // like output, or null: the result is kept only where this is > 0
   Global<T> output;
+};
+
+struct ConvolutionShape {
   int64_t batch, height, width;  // before any pixel shuffle
   int inputs, outputs;           // channels, before any pixel shuffle
   int input_upscale = 1;         // r of the input that is read through a pixel unshuffle
@@ -39,12 +44,29 @@ struct Convolution {
       0;  // a flag; of four bytes, so that nothing lies undefined between launches' arguments
 };
 
+template <class T>
+struct Convolution : ConvolutionTensors<T>, ConvolutionShape {};
+
+// Convolutions of one shape, of which each has the same parts.
+template <class T>
+using ConvolutionList = std::vector<Convolution<T>>;
+
+constexpr int kMaxConvolutions = 8;  // of a launch
+
+// As many of them, as a kernel takes them.
+template <class T>
+struct Convolutions : ConvolutionShape {
+  ConvolutionTensors<T> at[kMaxConvolutions];
+
+  CLSD_HOST_DEVICE Convolution<T> operator[](int index) const { return {at[index], *this}; }
+};
+
 // Kernels count the pixels of a side in an int.
 constexpr int64_t kMaxSide = int64_t{1} << 30;
 
-// Run it by the kernel for its channels.
-void convolve(const Convolution<Bf16>& convolution, Stream stream);
-void convolve(const Convolution<Fp16>& convolution, Stream stream);
+// Run them by the kernel for their channels. Each result is what it would be alone.
+void convolve(const ConvolutionList<Bf16>& list, Stream stream);
+void convolve(const ConvolutionList<Fp16>& list, Stream stream);
 
 // Whether one kernel for both convolutions of a residual block, which does not store the image
 // between them, is expected to be faster than two.

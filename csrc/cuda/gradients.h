@@ -75,7 +75,7 @@ inline std::tuple<Tensor, Tensor, Tensor> convolution_backward(
       PackedParameters<T> packed;
       packed.add_transposed(conv, weight);
       packed.pack(x, device.stream());
-      convolve(conv, device.stream());
+      convolve({conv}, device.stream());
       grad_x = output.finish();
     }
     if (parameters.any()) {

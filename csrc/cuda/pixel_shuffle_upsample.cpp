@@ -21,7 +21,7 @@ Tensor pixel_shuffle_upsample(Tensor x, Tensor weight, std::optional<Tensor> bia
     PackedParameters<T> packed;
     packed.add(conv, weight, bias);
     packed.pack(x, device.stream());
-    convolve(conv, device.stream());
+    convolve({conv}, device.stream());
   });
   return output.finish();
 }

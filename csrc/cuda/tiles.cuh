@@ -48,7 +48,7 @@ struct ImageSteps {
         phase_column(static_cast<uint32_t>(channels / (upscale * upscale))) {}
 };
 
-// How a convolution is cut into blocks, and what blocks would have to divide for.
+// How each convolution of a launch is cut into blocks, and what blocks would have to divide for.
 struct Grid {
   Divisor tiles_x, tiles_y, output_groups, groups_of_phase, output_upscale;
   int slices;
@@ -59,8 +59,8 @@ struct Grid {
 // A row of an image, all channels, has fewer elements than that.
 constexpr int64_t kMaxRow = int64_t{1} << 31;
 
-template <int kTileH, int kTileW, class T>
-Grid grid_of(const Convolution<T>& conv) {
+template <int kTileH, int kTileW>
+Grid grid_of(const ConvolutionShape& conv) {
   const auto tiles = [](int64_t size, int tile) {
     return static_cast<int>((size + tile - 1) / tile);
   };

@@ -285,10 +285,10 @@ def test_importing_the_package_imports_no_triton():
         ("conv3x3_backward", ("g", "x", "w", 1.0, True, True, True)),
         ("residual_block", ("x", "w", None, "w", None, 1.0, False)),
         ("residual_block_backward", ("g", "x", "h", "w", "w", 1.0, True, True)),
-        ("residual_blocks", ("x", ["w", "w"], [], ["w", "w"], [], 1.0, [2], False)),
+        ("residual_blocks", (["x", "y"], ["w", "w"], [], ["w", "w"], [], 1.0, [1], False)),
         (
             "residual_blocks_backward",
-            (["g"], [2], "x", ["m"], ["h", "h"], ["w", "w"], ["w", "w"], 1.0, True, True),
+            (["g"], [2], ["x"], ["m"], ["h", "h"], ["w", "w"], ["w", "w"], 1.0, True, True),
         ),
         ("pixel_shuffle_upsample", ("x", "w", None, 2)),
         ("pixel_shuffle_upsample_backward", ("g", "x", "w", 2, True, True, True)),
@@ -307,6 +307,7 @@ def test_what_an_operator_s_kernel_is_chosen_by(monkeypatch, name, arguments):
     weights = {"conv3x3": 1, "residual_block": 2, "residual_blocks": 4, "pixel_shuffle_upsample": 1}
     weights |= {"upsample_tail": 1, "upsample_tails": 2}
     count = weights.get(name.removesuffix("_backward"), 0)
-    tensor = "x" if "x" in arguments or "tails" in name else "g"
+    has_images = any(images in arguments for images in ("x", ["x"], ["x", "y"]))
+    tensor = "x" if has_images else "g"
     factor = 2 if arguments[-1] == 2 or "shuffle" in name else 1
     assert asked == [("op", tensor, *["w"] * count, {"upscale_factor": factor})]

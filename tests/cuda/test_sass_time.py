@@ -74,7 +74,7 @@ def calls(ops):
     return {
         "section": partial(
             ops.residual_blocks_backward,
-            *([x, x], [1, 8], x, maps, [x] * 8, weights, weights, 1.0, True, True),
+            *([x, x], [1, 8], [x], maps, [x] * 8, weights, weights, 1.0, True, True),
         ),
         "conv3x3": partial(ops.conv3x3, x, weight, bias, None, 1.0, True),
         "residual": partial(ops.conv3x3, x, weight, bias, x, 1.0, False),

@@ -242,44 +242,64 @@ BAD_OPERATOR_CALLS = [
         "residual_block_backward: expected hidden of shape [2, 4, 5, 6], got [1, 4, 5, 6]",
     ),
     (
-        lambda: ops_native.residual_blocks(X, [], [], [], [], 1.0, [1], False),
+        lambda: ops_native.residual_blocks([], [W], [], [W], [], 1.0, [1], False),
+        "residual_blocks: expected xs of at least one chain, got 0",
+    ),
+    (
+        lambda: ops_native.residual_blocks([X, X], [W] * 3, [], [W] * 3, [], 1.0, [1], False),
+        "residual_blocks: expected weights1 of equally many blocks for each of 2 chains, got 3",
+    ),
+    (
+        lambda: ops_native.residual_blocks([X, X[:1]], [W, W], [], [W, W], [], 1.0, [1], False),
+        "residual_blocks: expected xs of shape [2, 4, 5, 6], got [1, 4, 5, 6]",
+    ),
+    (
+        lambda: ops_native.residual_blocks(
+            [X, X], [W, rand(3, 4, 3, 3)], [], [W, rand(4, 3, 3, 3)], [], 1.0, [1], False
+        ),
+        "residual_blocks: expected weights1[1] of shape [4, 4, 3, 3], got [3, 4, 3, 3]",
+    ),
+    (
+        lambda: ops_native.residual_blocks([X], [], [], [], [], 1.0, [1], False),
         "residual_blocks: expected weights1 of at least one block, got 0",
     ),
     (
-        lambda: ops_native.residual_blocks(X, [W, W], [B], [W, W], [], 1.0, [2], False),
+        lambda: ops_native.residual_blocks([X], [W, W], [B], [W, W], [], 1.0, [2], False),
         "residual_blocks: expected biases1 of 2 blocks, got 1",
     ),
     (
-        lambda: ops_native.residual_blocks(X, [W, W], [], [W, rand(4, 2, 3, 3)], [], 1, [2], True),
+        lambda: ops_native.residual_blocks(
+            [X], [W, W], [], [W, rand(4, 2, 3, 3)], [], 1, [2], True
+        ),
         "residual_blocks: expected weights2[1] of shape [4, 4, 3, 3], got [4, 2, 3, 3]",
     ),
     (
-        lambda: ops_native.residual_blocks(X, [W, W], [B, rand(3)], [W, W], [], 1.0, [2], False),
+        lambda: ops_native.residual_blocks([X], [W, W], [B, rand(3)], [W, W], [], 1.0, [2], False),
         "residual_blocks: expected biases1[1] of shape [4], got [3]",
     ),
     (
-        lambda: ops_native.residual_blocks(X, [W, W], [], [W, W], [], 1.0, [1], False),
+        lambda: ops_native.residual_blocks([X], [W, W], [], [W, W], [], 1.0, [1], False),
         "residual_blocks: expected kept ascending from 1 to 2, got [1]",
     ),
     (
-        lambda: ops_native.residual_blocks(X, [W, W], [], [W, W], [], 1.0, [0, 2], False),
+        lambda: ops_native.residual_blocks([X], [W, W], [], [W, W], [], 1.0, [0, 2], False),
         "residual_blocks: expected kept ascending from 1 to 2, got [0, 2]",
     ),
     (
         lambda: ops_native.residual_blocks_backward(
-            [X], [2], X, [], [X, X], [W, W], [W, W], 1.0, True, True
+            [X], [2], [X], [], [X, X], [W, W], [W, W], 1.0, True, True
         ),
         "residual_blocks_backward: expected maps of 1 blocks, got 0",
     ),
     (
         lambda: ops_native.residual_blocks_backward(
-            [X, X], [2], X, [X], [X, X], [W, W], [W, W], 1.0, True, True
+            [X, X], [2], [X], [X], [X, X], [W, W], [W, W], 1.0, True, True
         ),
         "residual_blocks_backward: expected grad_maps of 1 blocks, got 2",
     ),
     (
         lambda: ops_native.residual_blocks_backward(
-            [X], [2], X, [X], [X, rand(2, 4, 5, 5)], [W, W], [W, W], 1.0, True, True
+            [X], [2], [X], [X], [X, rand(2, 4, 5, 5)], [W, W], [W, W], 1.0, True, True
         ),
         "residual_blocks_backward: expected hiddens of shape [2, 4, 5, 6], got [2, 4, 5, 5]",
     ),

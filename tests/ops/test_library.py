@@ -53,11 +53,11 @@ def test_schemas_are_what_saved_programs_call():
         "residual_block_backward": "(Tensor grad_output, Tensor x, Tensor hidden, Tensor weight1, "
         "Tensor weight2, float res_scale, bool needs_x, bool needs_params) "
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-        "residual_blocks": "(Tensor x, Tensor[] weights1, Tensor[] biases1, Tensor[] weights2, "
+        "residual_blocks": "(Tensor[] xs, Tensor[] weights1, Tensor[] biases1, Tensor[] weights2, "
         "Tensor[] biases2, float res_scale, int[] kept, bool save_hidden) -> (Tensor[], Tensor[])",
-        "residual_blocks_backward": "(Tensor[] grad_maps, int[] at, Tensor x, Tensor[] maps, "
+        "residual_blocks_backward": "(Tensor[] grad_maps, int[] at, Tensor[] xs, Tensor[] maps, "
         "Tensor[] hiddens, Tensor[] weights1, Tensor[] weights2, float res_scale, bool needs_x, "
-        "bool needs_params) -> (Tensor, Tensor[], Tensor[], Tensor[], Tensor[])",
+        "bool needs_params) -> (Tensor[], Tensor[], Tensor[], Tensor[], Tensor[])",
         "pixel_shuffle_upsample": "(Tensor x, Tensor weight, Tensor? bias, int upscale_factor) "
         "-> Tensor",
         "pixel_shuffle_upsample_backward": "(Tensor grad_output, Tensor x, Tensor weight, "

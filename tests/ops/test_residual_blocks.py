@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 import clsd_fast
 from clsd_fast import residual_block, residual_blocks
 from clsd_fast.nn import ResidualBlock, ResidualBlocks
-from clsd_fast.ops.residual_blocks import SECTION, _sections
+from clsd_fast.ops.residual_blocks import SECTION, _sections, kind_of_chain, residual_chains
 
 SCALE = 0.5
 
@@ -186,19 +186,20 @@ def test_sections_end_beside_taps():
     assert list(_sections([5, 10, 15, 16])) == [(0, 8), (8, 16)]
     assert list(_sections([8, 16])) == [(0, 7), (7, 15), (15, 16)]
     assert list(_sections(range(1, 10))) == [(0, 1), (1, 9)]
+    assert list(_sections([5], 2)) == [(0, 2), (2, 4), (4, 5)]
 
 
 @cover(quick=1, layout=LAYOUTS)
 def test_opcheck(layout):
     x, *parameters = (layout(t.float()).detach().requires_grad_() for t in inputs(2, 5, (3, 4), 4))
     op = torch.ops.clsd_fast.residual_blocks
-    opcheck(op, (x, *lists(parameters), SCALE, [1, 2], True))
+    opcheck(op, ([x], *lists(parameters), SCALE, [1, 2], True))
     x, *parameters = (t.detach() for t in (x, *parameters))
     weights1, _, weights2, _ = lists(parameters)
-    opcheck(op, (x, weights1, [], weights2, [], SCALE, [2], False))
-    maps, hiddens = op(x, *lists(parameters), SCALE, [1, 2], True)
+    opcheck(op, ([x], weights1, [], weights2, [], SCALE, [2], False))
+    maps, hiddens = op([x], *lists(parameters), SCALE, [1, 2], True)
     grad = layout(rand(2, 5, 3, 4).float())
-    saved = (x, maps[:1], hiddens, weights1, weights2, SCALE)
+    saved = ([x], maps[:1], hiddens, weights1, weights2, SCALE)
     for needs in ((True, True), (True, False), (False, True)):
         for grads, at in (([grad], [2]), ([grad, grad.clone()], [1, 2])):
             opcheck(torch.ops.clsd_fast.residual_blocks_backward, (grads, at, *saved, *needs))
@@ -206,9 +207,103 @@ def test_opcheck(layout):
 
 def test_gradient_without_all_maps_raises():
     x, *parameters = (t.requires_grad_() for t in inputs(2))
-    (y,), _ = torch.ops.clsd_fast.residual_blocks(x, *lists(parameters), 1.0, [2], True)
+    (y,), _ = torch.ops.clsd_fast.residual_blocks([x], *lists(parameters), 1.0, [2], True)
     with pytest.raises(RuntimeError, match="expected save_hidden=True and all maps kept"):
         y.sum().backward()
+
+
+def several(chains, count, layout=lambda x: x, dtype=torch.float64):
+    """Leaves: the images and the parameters, block by block, of each chain."""
+    leaves = []
+    for chain in range(chains):
+        x, *parameters = inputs(count)
+        leaves.append([layout(((1 + chain / 4) * t).to(dtype)) for t in (x, *parameters)])
+    return [[t.requires_grad_() for t in tensors] for tensors in leaves]
+
+
+def together(leaves):
+    xs, chains = [x for x, *_ in leaves], [lists(parameters) for _, *parameters in leaves]
+    return residual_chains(xs, chains, SCALE)
+
+
+@cover(dtype=DTYPES, layout=LAYOUTS, chains=[1, 2, 3], count=[1, 3, 5])
+def test_several_chains_are_each_of_them(native, dtype, layout, chains, count):
+    """Bit-equal, gradients too."""
+    leaves = several(chains, count, layout, dtype)
+    flat = [t for tensors in leaves for t in tensors]
+    results = [together(leaves), [chain(*tensors) for tensors in leaves]]
+    assert all(map(torch.equal, *results))
+    weights = range(1, 1 + chains)
+    totals = (sum(w * y.square().mean() for w, y in zip(weights, ys, strict=True)) for ys in results)
+    grads = [torch.autograd.grad(total, flat) for total in totals]
+    assert all(map(torch.equal, *grads)) and all(grad.isfinite().all() for grad in grads[0])
+
+
+@pytest.mark.parametrize("used", [[1], [0, 2]])
+@pytest.mark.parametrize("wanted", [None, 0, 1])
+def test_some_of_several_chains_have_gradients(native, used, wanted):
+    """Others have none, as where nothing depends on them; of all tensors, or of one of each."""
+    leaves = several(3, 2)
+    if wanted is not None:
+        for tensors in leaves:
+            for index, tensor in enumerate(tensors):
+                tensor.requires_grad_(index == wanted)
+    flat = [t for tensors in leaves for t in tensors if t.requires_grad]
+    pairs = []
+    for ys in (together(leaves), [chain(*tensors) for tensors in leaves]):
+        total = sum(ys[i].sum() for i in used)
+        pairs.append(torch.autograd.grad(total, flat, allow_unused=True))
+    for ours, theirs in zip(*pairs, strict=True):
+        assert (ours is None) == (theirs is None) and (ours is None or torch.equal(ours, theirs))
+
+
+def test_several_chains_whose_maps_have_gradients_at_different_blocks(native):
+    """As callers of the operator may have them."""
+    leaves = several(2, 2)
+    xs, parameters = [x for x, *_ in leaves], [lists(t[1:]) for t in leaves]
+    by_block = [
+        [t for pair in zip(*pairs, strict=True) for t in pair]
+        for pairs in zip(*parameters, strict=True)
+    ]
+    maps, _ = torch.ops.clsd_fast.residual_blocks(xs, *by_block, SCALE, [1, 2], True)
+    flat = [t for tensors in leaves for t in tensors]
+    ours = torch.autograd.grad(maps[0].sum() + maps[3].sum(), flat, allow_unused=True)
+    first, second = chain(*leaves[0][:5]), chain(*leaves[1])
+    theirs = torch.autograd.grad(first.sum() + second.sum(), flat, allow_unused=True)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_several_chains_compiled_as_one_graph(native):
+    leaves = several(3, 2)
+
+    def gradients_by(function):
+        total = sum(y.square().sum() for y in function(leaves))
+        return torch.autograd.grad(total, [t for tensors in leaves for t in tensors])
+
+    compiled = torch.compile(together, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(gradients_by(compiled), gradients_by(together))
+
+
+def test_chains_of_one_kind(native):
+    """Have one shape, dtypes and biases; without a native kernel, none is of any."""
+    (x, *parameters), (other, *others) = several(2, 2)
+    kind = kind_of_chain(x, lists(parameters))
+    assert kind is not None and kind == kind_of_chain(other, lists(others))
+    weights1, biases1, weights2, biases2 = lists(parameters)
+    narrow = [[w[:4] for w in weights1], [b[:4] for b in biases1], [w[:, :4] for w in weights2]]
+    for different in (
+        kind_of_chain(x[:1], lists(parameters)),
+        kind_of_chain(x.float(), [[t.float() for t in tensors] for tensors in lists(parameters)]),
+        kind_of_chain(x, [weights1, [], weights2, biases2]),
+        kind_of_chain(x, [weights1[:1], biases1[:1], weights2[:1], biases2[:1]]),
+        kind_of_chain(x, [*narrow, biases2]),
+    ):
+        assert different not in (None, kind)
+    with clsd_fast.use_backend("reference"):
+        assert kind_of_chain(x, lists(parameters)) is None
+    kinds = []
+    torch.func.vmap(lambda x: kinds.append(kind_of_chain(x, lists(parameters))) or x)(x[None])
+    assert kinds == [None]
 
 
 def model(count=SECTION + 2):
@@ -277,7 +372,7 @@ def test_autocast(backend):
 
 
 def test_chain_of_the_student(native, monkeypatch):
-    """Its blocks and the heads' are chains; nothing calls them one by one."""
+    """Its blocks are a chain, and the heads' are several together; nothing calls them alone."""
     calls = []
     run = clsd_fast.nn.residual_blocks
 
@@ -285,10 +380,15 @@ def test_chain_of_the_student(native, monkeypatch):
         calls.append(len(weights1))
         return run(x, weights1, *args, **options)
 
+    def together(xs, chains, *args):
+        calls.append([len(weights1) for weights1, *_ in chains])
+        return residual_chains(xs, chains, *args)
+
     monkeypatch.setattr(clsd_fast.nn, "residual_blocks", counted)
+    monkeypatch.setattr(clsd_fast.nn, "residual_chains", together)
     monkeypatch.setattr(clsd_fast.nn, "residual_block", None)
     student = clsd_fast.EDSR(2, num_blocks=4, channels=8)
     clsd_fast.CLSD(student, taps=(1, 3), head_blocks=2)(
         rand(2, 3, 6, 6).float(), rand(2, 3, 12, 12).float()
     )
-    assert calls == [4, 2, 2]
+    assert calls == [4, [2, 2]]

@@ -120,6 +120,8 @@ LARGE = {
 X, WEIGHT, WEIGHT2 = rand(2, 3, 4, 5), rand(4, 3, 3, 3), rand(3, 4, 3, 3)
 MAP, HIDDEN = rand(2, 4, 4, 5), rand(2, 4, 4, 5, seed=1).relu()
 CHAIN = ([WEIGHT, -WEIGHT], [rand(4), rand(4, seed=1)], [WEIGHT2] * 2, [rand(3)] * 2)
+# The second has the first one's blocks in reverse.
+CHAINS = [[first[0], first[1], first[1], first[0]] for first in CHAIN]
 TAIL_BY_2 = (X, rand(8, 3, 3, 3), rand(8), None, None, rand(3, 2, 3, 3))
 TAIL_BY_4 = (X, rand(8, 3, 3, 3), None, rand(12, 2, 3, 3), rand(12), rand(2, 3, 3, 3))
 ROWS_A, ROWS_B, ROWS_C = rand(2, 7, 5), rand(2, 7, 5, seed=1), rand(2, 3, 5)
@@ -177,8 +179,9 @@ FORWARDS = [
     ("conv3x3", (X, WEIGHT, rand(4), MAP, 0.5, True)),
     ("conv3x3", (X, WEIGHT, None, None, 0.5, False)),
     ("residual_block", (X, WEIGHT, rand(4), WEIGHT2, rand(3), 0.5, True)),
-    ("residual_blocks", (X, *CHAIN, 0.5, [1, 2], True)),
-    ("residual_blocks", (X, CHAIN[0], [], CHAIN[2], [], 0.5, [1, 2], True)),
+    ("residual_blocks", ([X], *CHAIN, 0.5, [1, 2], True)),
+    ("residual_blocks", ([X], CHAIN[0], [], CHAIN[2], [], 0.5, [1, 2], True)),
+    ("residual_blocks", ([X, -X], *CHAINS, 0.5, [1, 2], True)),
     ("pixel_shuffle_upsample", (X, WEIGHT, rand(4), 2)),
     ("upsample_tail", (*TAIL_BY_2, rand(3), 2)),
     ("upsample_tail", (*TAIL_BY_4, None, 4)),
@@ -196,11 +199,15 @@ BACKWARDS = [
     ("residual_block_backward", (X, X, HIDDEN, WEIGHT, WEIGHT2, 0.5, True, False)),
     (
         "residual_blocks_backward",
-        ([X, X], [1, 2], X, [X], [HIDDEN, HIDDEN], *CHAIN[::2], 0.5, True, True),
+        ([X, X], [1, 2], [X], [X], [HIDDEN, HIDDEN], *CHAIN[::2], 0.5, True, True),
     ),
     (
         "residual_blocks_backward",
-        ([X], [2], X, [X], [HIDDEN, HIDDEN], *CHAIN[::2], 0.5, False, True),
+        ([X], [2], [X], [X], [HIDDEN, HIDDEN], *CHAIN[::2], 0.5, False, True),
+    ),
+    (
+        "residual_blocks_backward",
+        ([X, -X] * 2, [1, 2], [X, -X], [-X, X], [HIDDEN] * 4, *CHAINS[::2], 0.5, True, True),
     ),
     ("pixel_shuffle_upsample_backward", (rand(2, 1, 8, 10), X, WEIGHT, 2, True, True, True)),
     ("upsample_tail_backward", tail_saved(*TAIL_BY_2, factor=2, needs=(True, True))),

@@ -1,4 +1,5 @@
 // Residual blocks, x + scale * convolution(relu(convolution(x))), alone and in chains.
+#include <array>
 #include <tuple>
 #include <vector>
 
@@ -10,6 +11,15 @@ namespace clsd::cpu {
 namespace {
 
 using Tensors = std::vector<Tensor>;
+
+// What chains have of their blocks, as an operator's lists have it.
+Tensors block_by_block(const std::vector<Tensors>& chains) {
+  Tensors list;
+  for (size_t i = 0; i < chains[0].size(); ++i) {
+    for (const Tensors& of_chain : chains) list.push_back(of_chain[i]);
+  }
+  return list;
+}
 
 // Images of x's shape, in its memory format.
 Tensor empty_map(const Tensor& x) { return empty(x, shape_of(x), memory_format(x)); }
@@ -114,9 +124,10 @@ void add(Tensor images, const Tensor& to) {
 }
 
 // The maps after the blocks of `kept`, and the hidden maps of all if they are to be saved.
-std::tuple<Tensors, Tensors> forward(const char* op, Tensor x,
-                                     const std::vector<BlockParameters>& blocks, double res_scale,
+std::tuple<Tensors, Tensors> forward(const char* op, const ResidualChain& chain, double res_scale,
                                      const std::vector<int64_t>& kept, bool save_hidden) {
+  const auto& blocks = chain.blocks;
+  Tensor x = chain.x;
   Tensors maps, hiddens;
   Tensor scratch[2];  // maps that are not kept, written in turn
   for (size_t i = 0; i < blocks.size(); ++i) {
@@ -137,11 +148,14 @@ std::tuple<Tensors, Tensors> forward(const char* op, Tensor x,
 }
 
 // Gradients of x and of each block's parameters. Those of the maps after blocks `at` are given.
-std::tuple<Tensor, Tensors, Tensors, Tensors, Tensors> backward(
-    const char* op, Tensors grad_maps, std::vector<int64_t> at, const Tensor& x,
-    const Tensors& maps, const Tensors& hiddens, const std::vector<BlockParameters>& blocks,
-    double res_scale, bool needs_x, bool needs_params) {
+std::tuple<Tensor, Tensors, Tensors, Tensors, Tensors> backward(const char* op,
+                                                                const SavedChain& chain,
+                                                                std::vector<int64_t> at,
+                                                                double res_scale, bool needs_x,
+                                                                bool needs_params) {
+  const auto& [x, blocks] = static_cast<const ResidualChain&>(chain);
   const size_t count = blocks.size();
+  Tensors grad_maps = chain.grad_maps;
   Tensors weights1(count), biases1(count), weights2(count), biases2(count);
   Tensor grad = grad_maps.back();
   grad_maps.pop_back(), at.pop_back();
@@ -151,8 +165,8 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensors> backward(
     dispatch(op, x.scalar_type(), [&](auto zero) {
       using S = decltype(zero);
       std::tie(weights1[i], biases1[i], weights2[i], biases2[i]) =
-          backward_block<S>(grad, i > 0 ? maps[i - 1] : x, hiddens[i], blocks[i], res_scale,
-                            needs_images ? &grad_input : nullptr, needs_params);
+          backward_block<S>(grad, i > 0 ? chain.maps[i - 1] : x, chain.hiddens[i], blocks[i],
+                            res_scale, needs_images ? &grad_input : nullptr, needs_params);
       if (at.empty() || at.back() != static_cast<int64_t>(i)) return;
       add<S>(grad_maps.back(), grad_input);
       grad_maps.pop_back(), at.pop_back();
@@ -170,7 +184,7 @@ std::tuple<Tensor, Tensor> residual_block(Tensor x, Tensor weight1, std::optiona
   const char* op = "residual_block";
   const BlockParameters block{weight1, bias1, weight2, bias2};
   check_residual_block(op, x, block);
-  const auto [maps, hiddens] = forward(op, x, {block}, res_scale, {1}, save_hidden);
+  const auto [maps, hiddens] = forward(op, {x, {block}}, res_scale, {1}, save_hidden);
   return {maps[0], save_hidden ? hiddens[0] : absent(x)};
 }
 
@@ -182,27 +196,43 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> residual_block_backward(
   check_residual_block(op, x, block);
   check_backward(op, "grad_output", x, grad_output, shape_of(x));
   check_backward(op, "hidden", x, hidden, hidden_shape(x, block));
+  const SavedChain chain{{x, {block}}, {grad_output}, {}, {hidden}};
   const auto [grad_x, weights1, biases1, weights2, biases2] =
-      backward(op, {grad_output}, {1}, x, {}, {hidden}, {block}, res_scale, needs_x, needs_params);
+      backward(op, chain, {1}, res_scale, needs_x, needs_params);
   return {grad_x, weights1[0], biases1[0], weights2[0], biases2[0]};
 }
 
-std::tuple<Tensors, Tensors> residual_blocks(Tensor x, Tensors weights1, Tensors biases1,
+std::tuple<Tensors, Tensors> residual_blocks(Tensors xs, Tensors weights1, Tensors biases1,
                                              Tensors weights2, Tensors biases2, double res_scale,
                                              std::vector<int64_t> kept, bool save_hidden) {
   const char* op = "residual_blocks";
-  const auto blocks = check_residual_blocks(op, x, weights1, biases1, weights2, biases2);
-  check_block_numbers(op, "kept", kept, blocks.size());
-  return forward(op, x, blocks, res_scale, kept, save_hidden);
+  const auto chains = check_residual_blocks(op, xs, weights1, biases1, weights2, biases2);
+  check_block_numbers(op, "kept", kept, chains[0].blocks.size());
+  std::vector<Tensors> maps, hiddens;
+  for (const ResidualChain& chain : chains) {
+    const auto [of_kept, of_all] = forward(op, chain, res_scale, kept, save_hidden);
+    maps.push_back(of_kept), hiddens.push_back(of_all);
+  }
+  return {block_by_block(maps), block_by_block(hiddens)};
 }
 
-std::tuple<Tensor, Tensors, Tensors, Tensors, Tensors> residual_blocks_backward(
-    Tensors grad_maps, std::vector<int64_t> at, Tensor x, Tensors maps, Tensors hiddens,
+std::tuple<Tensors, Tensors, Tensors, Tensors, Tensors> residual_blocks_backward(
+    Tensors grad_maps, std::vector<int64_t> at, Tensors xs, Tensors maps, Tensors hiddens,
     Tensors weights1, Tensors weights2, double res_scale, bool needs_x, bool needs_params) {
   const char* op = "residual_blocks_backward";
-  const auto blocks =
-      check_residual_blocks_backward(op, grad_maps, at, x, maps, hiddens, weights1, weights2);
-  return backward(op, grad_maps, at, x, maps, hiddens, blocks, res_scale, needs_x, needs_params);
+  const auto chains =
+      check_residual_blocks_backward(op, grad_maps, at, xs, maps, hiddens, weights1, weights2);
+  Tensors grad_xs;
+  std::array<std::vector<Tensors>, 4> grads;
+  for (const SavedChain& chain : chains) {
+    const auto [grad_x, grads1, biases1, grads2, biases2] =
+        backward(op, chain, at, res_scale, needs_x, needs_params);
+    grad_xs.push_back(grad_x);
+    grads[0].push_back(grads1), grads[1].push_back(biases1);
+    grads[2].push_back(grads2), grads[3].push_back(biases2);
+  }
+  return {grad_xs, block_by_block(grads[0]), block_by_block(grads[1]), block_by_block(grads[2]),
+          block_by_block(grads[3])};
 }
 
 }  // namespace clsd::cpu
