@@ -10,7 +10,7 @@ from ._children import are_untouched, is_untouched
 from ._torch import is_transformed
 from .edsr import EDSR
 from .losses import feature_ratio, gather_positions, pos_only, sample_positions
-from .nn import Conv3x3, ResidualBlock, ResidualBlocks, add_convolved
+from .nn import Conv3x3, ResidualBlock, ResidualBlocks, add_convolved, run_chains
 from .ops import info_nce
 from .ops._checks import without_autocast
 from .ops.l1_losses import l1_losses
@@ -173,10 +173,8 @@ class CLSD(nn.Module):
         hr = self._checked_target(lr, hr)
         shallow = self.student.embed(lr)
         tapped, deep = self.student.features(shallow, self.taps)
-        head_features = [
-            self._head(tap)(x, {"first": shallow, "tap": x, "none": None}[self.skip])
-            for tap, x in zip(self.taps, tapped, strict=True)
-        ]
+        skips = [{"first": shallow, "tap": x, "none": None}[self.skip] for x in tapped]
+        head_features = _run_heads([self._head(tap) for tap in self.taps], tapped, skips)
         outputs: list[Tensor] = [deep]
         tails: list[nn.Module] = [self.student.tail]
         if self.ds_weight:
@@ -230,6 +228,19 @@ class CLSD(nn.Module):
         """Of the heads and of the target."""
         of_heads = [self._head(tap).projection for tap in self.taps]
         return cast("list[nn.Sequential]", [*of_heads, self.heads["target_projection"]])
+
+
+def _run_heads(
+    heads: list[Head], tapped: Sequence[Tensor], skips: Sequence[Tensor | None]
+) -> list[Tensor]:
+    """``head(x, skip)`` of each; of those that are as they were made, what is alike together."""
+    as_made = [i for i, head in enumerate(heads) if is_untouched(head, Head)]
+    ends = run_chains([heads[i].blocks for i in as_made], [tapped[i] for i in as_made])
+    found = {
+        i: add_convolved(skips[i], heads[i].conv, x) for i, x in zip(as_made, ends, strict=True)
+    }
+    calls = enumerate(zip(heads, tapped, skips, strict=True))
+    return [found[i] if i in found else head(x, skip) for i, (head, x, skip) in calls]
 
 
 def _add_weighted(total: Tensor, loss: Tensor, weight: float | Tensor) -> Tensor:

@@ -5,7 +5,8 @@ it was made as. Where one has a hook, as of pruning or an observer, or was repla
 the children run themselves. Global hooks of all modules do not count.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import cast
 
 import torch
@@ -24,7 +25,10 @@ from .ops import (
     upsample_tail,
 )
 from .ops._checks import without_autocast
-from .ops.upsample_tails import Parameters, serves_together, upsample_tails
+from .ops.residual_blocks import Parameters as ChainParameters
+from .ops.residual_blocks import kind_of_chain, residual_chains
+from .ops.upsample_tails import Parameters as TailParameters
+from .ops.upsample_tails import kind_of_tail, upsample_tails
 
 __all__ = [
     "Conv3x3",
@@ -36,6 +40,10 @@ __all__ = [
     "ResidualBlocks",
     "UpsampleTail",
 ]
+
+
+#: Modules that one call of an operator stands for at most, as a launch takes so many convolutions.
+TOGETHER = 8
 
 
 class Conv3x3(nn.Conv2d):
@@ -194,10 +202,14 @@ def _link(module: nn.Module) -> tuple | None:
 def _run_chain(
     blocks: list[ResidualBlock], x: Tensor, taps: Sequence[int]
 ) -> tuple[Tensor, list[Tensor]]:
-    first, second = zip(*(block._convs() for block in blocks), strict=True)
+    return residual_blocks(x, *_parameters_of_blocks(blocks), blocks[0].res_scale, taps=taps)
+
+
+def _parameters_of_blocks(blocks: Iterable[nn.Module]) -> ChainParameters:
+    first, second = zip(*(cast(ResidualBlock, block)._convs() for block in blocks), strict=True)
     weights1, biases1 = [conv.weight for conv in first], [conv.bias for conv in first]
     weights2, biases2 = [conv.weight for conv in second], [conv.bias for conv in second]
-    return residual_blocks(x, weights1, biases1, weights2, biases2, blocks[0].res_scale, taps=taps)
+    return weights1, biases1, weights2, biases2
 
 
 class PixelShuffleUpsampler(nn.Sequential):
@@ -290,7 +302,7 @@ class UpsampleTail(nn.Sequential):
         upsampler = cast(PixelShuffleUpsampler, self[0])
         return upsampler._is_fused() and upsampler._stages() == list(STAGES[self.upscale_factor])
 
-    def _parameters_of_all(self) -> Parameters:
+    def _parameters_of_all(self) -> TailParameters:
         upsampler, last = cast("tuple[PixelShuffleUpsampler, Conv3x3]", self)
         convs = _convs(upsampler)
         weights, biases = [conv.weight for conv in convs], [conv.bias for conv in convs]
@@ -298,24 +310,28 @@ class UpsampleTail(nn.Sequential):
 
 
 def run_tails(tails: Sequence[nn.Module], xs: Sequence[Tensor], shift: nn.Module) -> list[Tensor]:
-    """``[shift(tail(x)) for tail, x in zip(tails, xs)]``, by one operator where there is one for
-    all."""
-    composed = [
-        cast(UpsampleTail, tail)
-        for tail, x in zip(tails, xs, strict=True)
-        if is_untouched(tail, UpsampleTail) and cast(UpsampleTail, tail)._is_composed(x)
-    ]
-    if len(composed) == len(tails) > 1 and len({tail.upscale_factor for tail in composed}) == 1:
-        parameters = [tail._parameters_of_all() for tail in composed]
-        if serves_together(xs, parameters):
-            factor, constants = composed[0].upscale_factor, _constant_shift(shift, parameters)
-            if constants is not None:
-                return upsample_tails(xs, parameters, factor, constants)
-            return [shift(image) for image in upsample_tails(xs, parameters, factor)]
-    return [shift(tail(x)) for tail, x in zip(tails, xs, strict=True)]
+    """``[shift(tail(x)) for tail, x in zip(tails, xs)]``, those of one kind by one operator."""
+
+    def kind(tail: UpsampleTail, x: Tensor) -> tuple | None:
+        if not is_untouched(tail, UpsampleTail) or not tail._is_composed(x):
+            return None
+        return kind_of_tail(x, tail._parameters_of_all(), tail.upscale_factor)
+
+    def run(tails: list[UpsampleTail], xs: list[Tensor]) -> list[Tensor]:
+        parameters = [tail._parameters_of_all() for tail in tails]
+        constants = _constant_shift(shift, parameters)
+        images = upsample_tails(xs, parameters, tails[0].upscale_factor, constants)
+        return images if constants is not None else [shift(image) for image in images]
+
+    def alone(tail: nn.Module, x: Tensor) -> Tensor:
+        return shift(tail(x))
+
+    return _run_by_kind(zip(tails, xs, strict=True), kind, run, alone)
 
 
-def _constant_shift(shift: nn.Module, tails: Sequence[Parameters]) -> tuple[Tensor, Tensor] | None:
+def _constant_shift(
+    shift: nn.Module, tails: Sequence[TailParameters]
+) -> tuple[Tensor, Tensor] | None:
     """Weight and bias of a shift that tails of these parameters can be composed with, if it is."""
     if not is_untouched(shift, MeanShift):
         return None
@@ -331,6 +347,46 @@ def _constant_shift(shift: nn.Module, tails: Sequence[Parameters]) -> tuple[Tens
         and all(t.dtype == dtype and t.device == out_weight.device for t in (weight, bias))
     )
     return (weight, cast(Tensor, bias)) if fits else None
+
+
+def run_chains(chains: Sequence[nn.Module], xs: Sequence[Tensor]) -> list[Tensor]:
+    """``[chain(x) for chain, x in zip(chains, xs)]``, those of one kind by one operator."""
+
+    def kind(chain: ResidualBlocks, x: Tensor) -> tuple | None:
+        links = {_link(block) for block in chain} if is_untouched(chain, ResidualBlocks) else {None}
+        if len(links) != 1 or None in links:
+            return None
+        of_chain = kind_of_chain(x, _parameters_of_blocks(chain))
+        return None if of_chain is None else (*links, of_chain)
+
+    def run(chains: list[ResidualBlocks], xs: list[Tensor]) -> list[Tensor]:
+        scale = cast(float, cast(ResidualBlock, chains[0][0]).res_scale)
+        return residual_chains(xs, [_parameters_of_blocks(chain) for chain in chains], scale)
+
+    return _run_by_kind(zip(chains, xs, strict=True), kind, run)
+
+
+def _run_by_kind(
+    calls: Iterable[tuple],
+    kind: Callable[..., tuple | None],
+    run: Callable[..., list[Tensor]],
+    alone: Callable[..., Tensor] = lambda module, x: module(x),
+) -> list[Tensor]:
+    """``[alone(*call) for call in calls]``, several of one kind by ``run`` of lists."""
+    calls = list(calls)
+    kinds = [kind(*call) for call in calls]
+    results: dict[int, Tensor] = {}
+    for index, of_call in enumerate(kinds):
+        if index in results:
+            continue
+        others = (i for i, other in enumerate(kinds) if other == of_call and i not in results)
+        alike = list(islice(others, TOGETHER))
+        if of_call is None or len(alike) == 1:
+            results[index] = alone(*calls[index])
+        else:
+            found = run(*map(list, zip(*(calls[i] for i in alike), strict=True)))
+            results.update(zip(alike, found, strict=True))
+    return [results[index] for index in range(len(kinds))]
 
 
 class MeanShift(nn.Conv2d):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .. import reference
 from .._library import register
-from ..backend import has_kernel, implementation
+from ..backend import has_native_kernel
 from ..reference.tail import of_tails
 from . import _checks
 from ._tail import checked, fake, fake_backward
@@ -15,18 +15,15 @@ from ._tail import checked, fake, fake_backward
 Parameters = tuple[Sequence[Tensor], Sequence[Tensor | None], Tensor, Tensor | None]
 
 
-def serves_together(xs: Sequence[Tensor], tails: Sequence[Parameters]) -> bool:
-    """Whether :func:`upsample_tails` takes the tails: there is a native kernel for them, the images
-    have one shape, dtype and device, and the tails the same biases and as many outputs."""
-    kinds = {(x.shape, x.dtype, x.device) for x in xs}
-    given = {
-        (out_weight.shape[0], out_bias is None, *(bias is None for bias in up_biases))
-        for _, up_biases, out_weight, out_bias in tails
-    }
-    if not len(kinds) == len(given) == 1:
-        return False
-    op, (x,), out_weight = "upsample_tails", _checks.cast(xs[0]), tails[0][2]
-    return has_kernel(op, x) and implementation(op, x, out_weight) == "native"
+def kind_of_tail(x: Tensor, tail: Parameters, upscale_factor: int) -> tuple | None:
+    """What tails have in common that :func:`upsample_tails` takes together; None for one that it
+    does not take, as there is no native kernel for it."""
+    (x,) = _checks.cast(x)
+    _, up_biases, out_weight, out_bias = tail
+    if not has_native_kernel("upsample_tails", x, out_weight):
+        return None
+    biases = tuple(bias is None for bias in (*up_biases, out_bias))
+    return x.shape, x.dtype, x.device, out_weight.shape[0], biases, upscale_factor
 
 
 def upsample_tails(
@@ -47,7 +44,7 @@ def upsample_tails(
     16 bits before.
 
     Args:
-        xs: images [N, C, H, W] that :func:`serves_together` accepts with the tails.
+        xs: images [N, C, H, W] that are of one :func:`kind_of_tail` with the tails.
         tails: the parameters of each.
         upscale_factor: 2, 3 or 4.
         shift: constant weight [K, K, 1, 1] and bias [K]; float32 beside 16-bit x, else x's dtype.

@@ -4,6 +4,7 @@ from support.plain_edsr import plain_clsd_losses, plain_info_nce
 from support.util import channels_last, rand
 from torch.export.graph_signature import InputKind
 
+import clsd_fast
 from clsd_fast import CLSD, EDSR
 from clsd_fast.distill import CONTRASTS
 from clsd_fast.losses import sample_positions
@@ -114,6 +115,47 @@ def test_children_of_heads_may_be_touched(backend, contrast, change):
         losses.append(model(*batch(torch.float64)).losses)
         change(model)
     torch.testing.assert_close(*losses)
+
+
+def hook_block(model):
+    block = model.heads["2"].blocks[0].body[2]
+    block.register_forward_hook(lambda module, args, output: output)
+
+
+def hook_head(model):
+    model.heads["1"].register_forward_hook(lambda module, args, output: output)
+
+
+def replace_blocks(model):
+    model.heads["4"].blocks = torch.nn.Sequential(*model.heads["4"].blocks)
+
+
+def scale_blocks(model):
+    for block in model.heads["2"].blocks:
+        block.res_scale = torch.tensor(1.0, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "change, number",
+    [(None, 3), (hook_block, 2), (hook_head, 2), (replace_blocks, 2), (scale_blocks, 2)],
+)
+def test_heads_run_together_where_they_are_as_they_were_made(native, monkeypatch, change, number):
+    """Bit-equal to one by one; one that is touched runs by itself."""
+    model = make().double()
+    expected = model(*batch(torch.float64)).losses
+    if change:
+        change(model)
+    calls, run = [], clsd_fast.nn.residual_chains
+    monkeypatch.setattr(
+        clsd_fast.nn, "residual_chains", lambda xs, *args: calls.append(len(xs)) or run(xs, *args)
+    )
+    together = model(*batch(torch.float64)).losses
+    assert calls == [number]
+    torch.testing.assert_close(together, expected)
+    monkeypatch.setattr(clsd_fast.nn, "kind_of_chain", lambda *args: None)
+    one_by_one = model(*batch(torch.float64)).losses
+    assert calls == [number]
+    assert all(map(torch.equal, together.values(), one_by_one.values()))
 
 
 @pytest.mark.parametrize("contrast", ["info_nce", "feature_ratio", "pos_only"])
