@@ -52,6 +52,22 @@ def conv3x3_backward(
     return (needs_x + needs_weight) * _convolution(x, weight)
 
 
+def conv3x3s(xs: list[Shape], weights: list[Shape], *_: Any, **__: Any) -> int:
+    return sum(map(_convolution, xs, weights))
+
+
+def conv3x3s_backward(
+    grads: Any,
+    xs: list[Shape],
+    weights: list[Shape],
+    needs_x: bool,
+    needs_params: bool,
+    *_: Any,
+    **__: Any,
+) -> int:
+    return (needs_x + needs_params) * conv3x3s(xs, weights)
+
+
 def residual_block(x: Shape, weight1: Shape, _: Any, weight2: Shape, *__: Any, **___: Any) -> int:
     return _convolution(x, weight1) + _convolution(x, weight2)
 
@@ -201,6 +217,8 @@ def nothing(*_: Any, **__: Any) -> int:
 FORMULAS: dict[str, Callable[..., int]] = {
     "conv3x3": conv3x3,
     "conv3x3_backward": conv3x3_backward,
+    "conv3x3s": conv3x3s,
+    "conv3x3s_backward": conv3x3s_backward,
     "residual_block": residual_block,
     "residual_block_backward": residual_block_backward,
     "residual_blocks": residual_blocks,

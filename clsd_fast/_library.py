@@ -10,6 +10,10 @@ Gradients that were not asked for come back as empty tensors. Statistics that ar
 backward of a loss are in the accumulator's dtype: float32 for 16-bit rows, else the rows' own. They
 are two distances [B, N], and for ``info_nce`` [3, B, N]: maximum, sum_exp and spread.
 
+``conv3x3s`` convolves several images of one shape, each by parameters of its own, and adds one
+residual to all; a list of biases that there are not is empty. Its backward sums the residual's
+gradient up.
+
 ``residual_blocks`` takes one chain, or several of one shape: its lists have block by block what all
 chains have of it. It returns the maps after the blocks of ``kept``, ascending numbers from 1, the
 last of which is the number of blocks of a chain, and with save_hidden the hidden maps of all. Its
@@ -54,6 +58,9 @@ SCHEMAS = {
     "bool relu) -> Tensor",
     "conv3x3_backward": "(Tensor grad_output, Tensor x, Tensor weight, float res_scale, "
     "bool needs_x, bool needs_weight, bool needs_bias) -> (Tensor, Tensor, Tensor)",
+    "conv3x3s": "(Tensor[] xs, Tensor[] weights, Tensor[] biases, Tensor? residual) -> Tensor[]",
+    "conv3x3s_backward": "(Tensor[] grad_outputs, Tensor[] xs, Tensor[] weights, bool needs_x, "
+    "bool needs_params, bool needs_residual) -> (Tensor[], Tensor[], Tensor[], Tensor)",
     "residual_block": "(Tensor x, Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2, "
     "float res_scale, bool save_hidden) -> (Tensor, Tensor)",
     "residual_block_backward": "(Tensor grad_output, Tensor x, Tensor hidden, Tensor weight1, "

@@ -10,7 +10,7 @@ from ._children import are_untouched, is_untouched
 from ._torch import is_transformed
 from .edsr import EDSR
 from .losses import feature_ratio, gather_positions, pos_only, sample_positions
-from .nn import Conv3x3, ResidualBlock, ResidualBlocks, add_convolved, run_chains
+from .nn import Conv3x3, ResidualBlock, ResidualBlocks, add_convolved, run_chains, run_convs
 from .ops import info_nce
 from .ops._checks import without_autocast
 from .ops.l1_losses import l1_losses
@@ -172,9 +172,7 @@ class CLSD(nn.Module):
             return self.student(lr)
         hr = self._checked_target(lr, hr)
         shallow = self.student.embed(lr)
-        tapped, deep = self.student.features(shallow, self.taps)
-        skips = [{"first": shallow, "tap": x, "none": None}[self.skip] for x in tapped]
-        head_features = _run_heads([self._head(tap) for tap in self.taps], tapped, skips)
+        deep, *head_features = self._features(shallow)
         outputs: list[Tensor] = [deep]
         tails: list[nn.Module] = [self.student.tail]
         if self.ds_weight:
@@ -191,6 +189,28 @@ class CLSD(nn.Module):
             total = _add_weighted(total, losses["cl"], self.contrast_weight)
         losses["total"] = total
         return CLSDOutput(sr, tuple(head_sr), losses)
+
+    def _features(self, shallow: Tensor) -> list[Tensor]:
+        """Of the student and of each head; what is alike of all runs together, unless touched."""
+        end: nn.Module = nn.Identity()
+        shallow_skip: Tensor | None = None
+        if type(self.student) is EDSR:
+            tapped, x, end = self.student._until_end(shallow, self.taps)
+            shallow_skip = shallow
+        else:  # whose features may be others
+            tapped, x = self.student.features(shallow, self.taps)
+        skips = [{"first": shallow, "tap": x, "none": None}[self.skip] for x in tapped]
+        heads = [self._head(tap) for tap in self.taps]
+        as_made = [i for i, head in enumerate(heads) if is_untouched(head, Head)]
+        inner = run_chains([heads[i].blocks for i in as_made], [tapped[i] for i in as_made])
+        deep, *ends = run_convs(
+            [end, *(heads[i].conv for i in as_made)],
+            [x, *inner],
+            [shallow_skip, *(skips[i] for i in as_made)],
+        )
+        found = dict(zip(as_made, ends, strict=True))
+        calls = enumerate(zip(heads, tapped, skips, strict=True))
+        return [deep, *(found[i] if i in found else head(t, s) for i, (head, t, s) in calls)]
 
     def _head(self, tap: int) -> Head:
         return cast(Head, self.heads[str(tap)])
@@ -228,19 +248,6 @@ class CLSD(nn.Module):
         """Of the heads and of the target."""
         of_heads = [self._head(tap).projection for tap in self.taps]
         return cast("list[nn.Sequential]", [*of_heads, self.heads["target_projection"]])
-
-
-def _run_heads(
-    heads: list[Head], tapped: Sequence[Tensor], skips: Sequence[Tensor | None]
-) -> list[Tensor]:
-    """``head(x, skip)`` of each; of those that are as they were made, what is alike together."""
-    as_made = [i for i, head in enumerate(heads) if is_untouched(head, Head)]
-    ends = run_chains([heads[i].blocks for i in as_made], [tapped[i] for i in as_made])
-    found = {
-        i: add_convolved(skips[i], heads[i].conv, x) for i, x in zip(as_made, ends, strict=True)
-    }
-    calls = enumerate(zip(heads, tapped, skips, strict=True))
-    return [found[i] if i in found else head(x, skip) for i, (head, x, skip) in calls]
 
 
 def _add_weighted(total: Tensor, loss: Tensor, weight: float | Tensor) -> Tensor:

@@ -108,18 +108,25 @@ class EDSR(nn.Module):
         Raises:
             ValueError: for taps if the body is no :class:`clsd_fast.nn.ResidualBlocks` any more.
         """
+        tapped, x, end = self._until_end(shallow, taps)
+        return tapped, add_convolved(shallow, end, x)
+
+    def _until_end(
+        self, shallow: Tensor, taps: Sequence[int]
+    ) -> tuple[list[Tensor], Tensor, nn.Module]:
+        """:meth:`features` before the end of G, which is ``shallow + end(x)``."""
         body = cast(nn.Module, self.body)  # which it is at least, whatever has taken its place
         if is_untouched(body, ResidualBlocks):
             x, tapped = self.body.run(shallow, taps, stop=-1)
-            return tapped, add_convolved(shallow, self.body[-1], x)
+            return tapped, x, self.body[-1]
         if not taps:
-            return [], shallow + body(shallow)
+            return [], body(shallow), nn.Identity()
         if not isinstance(body, ResidualBlocks):
             got = type(body).__name__
             raise ValueError(f"EDSR: expected a body of ResidualBlocks for taps, got {got}")
         maps: dict[int, Tensor | None] = dict.fromkeys(taps)
-        deep = shallow + body(shallow, maps)
-        return [cast(Tensor, maps[tap]) for tap in taps], deep
+        x = body(shallow, maps)
+        return [cast(Tensor, maps[tap]) for tap in taps], x, nn.Identity()
 
     def reconstruct(self, deep: Tensor, tail: nn.Module | None = None, *, like: Tensor) -> Tensor:
         """The image [B, 3, scale h, scale w] from deep features, by another tail if given.

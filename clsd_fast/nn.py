@@ -25,6 +25,7 @@ from .ops import (
     upsample_tail,
 )
 from .ops._checks import without_autocast
+from .ops.conv3x3s import conv3x3s, kind_of_convolution
 from .ops.residual_blocks import Parameters as ChainParameters
 from .ops.residual_blocks import kind_of_chain, residual_chains
 from .ops.upsample_tails import Parameters as TailParameters
@@ -364,6 +365,25 @@ def run_chains(chains: Sequence[nn.Module], xs: Sequence[Tensor]) -> list[Tensor
         return residual_chains(xs, [_parameters_of_blocks(chain) for chain in chains], scale)
 
     return _run_by_kind(zip(chains, xs, strict=True), kind, run)
+
+
+def run_convs(
+    convs: Sequence[nn.Module], xs: Sequence[Tensor], residuals: Sequence[Tensor | None]
+) -> list[Tensor]:
+    """:func:`add_convolved` of each, those of one kind and the same residual by one operator."""
+
+    def kind(conv: Conv3x3, x: Tensor, residual: Tensor | None) -> tuple | None:
+        of_conv = is_untouched(conv, Conv3x3) and kind_of_convolution(x, (conv.weight, conv.bias))
+        first = next(i for i, other in enumerate(residuals) if other is residual)
+        return (first, *of_conv) if of_conv else None
+
+    def run(convs: list[Conv3x3], xs: list[Tensor], residuals: list[Tensor | None]) -> list[Tensor]:
+        return conv3x3s(xs, [(conv.weight, conv.bias) for conv in convs], residuals[0])
+
+    def alone(conv: nn.Module, x: Tensor, residual: Tensor | None) -> Tensor:
+        return add_convolved(residual, conv, x)
+
+    return _run_by_kind(zip(convs, xs, residuals, strict=True), kind, run, alone)
 
 
 def _run_by_kind(

@@ -154,6 +154,43 @@ inline Shape check_conv3x3(const char* op, const Tensor& x, const Tensor& weight
   return shape;
 }
 
+inline void check_list(const char* op, size_t expected, size_t got) {
+  if (got == expected) return;
+  fail(op, "lists of " + std::to_string(expected) + " tensors", std::to_string(got));
+}
+
+// Of a list that is empty where there are none.
+inline std::optional<Tensor> given(const std::vector<Tensor>& list, size_t index) {
+  if (list.empty()) return std::nullopt;
+  return list[index];
+}
+
+// Images of one shape and kind, of which there is at least one.
+inline void check_alike(const char* op, const std::vector<Tensor>& xs, const char* of_one) {
+  if (xs.empty()) fail(op, std::string("xs of at least one ") + of_one, "0");
+  for (const Tensor& x : xs) {
+    check_shape(op, "xs", x, shape_of(xs[0]));
+    check_like(op, "xs", xs[0], x);
+  }
+}
+
+// The operands of conv3x3s, of one shape, of which the biases of all may be left out; returns the
+// shape of an output.
+inline Shape check_conv3x3s(const char* op, const std::vector<Tensor>& xs,
+                            const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
+                            const std::optional<Tensor>& residual = std::nullopt) {
+  check_alike(op, xs, "convolution");
+  check_list(op, xs.size(), weights.size());
+  if (!biases.empty()) check_list(op, xs.size(), biases.size());
+  Shape shape;
+  for (size_t i = 0; i < xs.size(); ++i) {
+    shape = check_conv3x3(op, xs[i], weights[i], given(biases, i), residual);
+    check_shape(op, "weight", weights[i], shape_of(weights[0]));
+    check_parameter(op, "weight", xs[i], weights[0], weights[i]);
+  }
+  return shape;
+}
+
 // The parameters of a residual block.
 struct BlockParameters {
   Tensor weight1;
@@ -214,7 +251,7 @@ inline std::vector<ResidualChain> check_residual_blocks(const char* op,
                                                         const std::vector<Tensor>& weights2,
                                                         const std::vector<Tensor>& biases2) {
   const size_t count = weights1.size();
-  if (xs.empty()) fail(op, "xs of at least one chain", "0");
+  check_alike(op, xs, "chain");
   if (count < 1) fail(op, "weights1 of at least one block", "0");
   if (count % xs.size() != 0) {
     fail(op, "weights1 of equally many blocks for each of " + std::to_string(xs.size()) + " chains",
@@ -224,16 +261,10 @@ inline std::vector<ResidualChain> check_residual_blocks(const char* op,
   check_count(op, "weights2", weights2.size(), count);
   if (!biases2.empty()) check_count(op, "biases2", biases2.size(), count);
   std::vector<ResidualChain> chains;
-  for (const Tensor& x : xs) {
-    check_shape(op, "xs", x, shape_of(xs[0]));
-    check_like(op, "xs", xs[0], x);
-    chains.push_back({x, {}});
-  }
+  for (const Tensor& x : xs) chains.push_back({x, {}});
   for (size_t i = 0; i < count; ++i) {
     ResidualChain& chain = chains[i % xs.size()];
-    BlockParameters block{weights1[i], std::nullopt, weights2[i], std::nullopt};
-    if (!biases1.empty()) block.bias1 = biases1[i];
-    if (!biases2.empty()) block.bias2 = biases2[i];
+    const BlockParameters block{weights1[i], given(biases1, i), weights2[i], given(biases2, i)};
     const auto index = static_cast<int64_t>(i);
     check_residual_block(op, chain.x, block, index);
     const auto name = parameter_name("", "weights", 1, index);

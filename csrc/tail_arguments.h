@@ -146,13 +146,10 @@ struct TailLists {
             const std::vector<Tensor>& up_biases2, const std::vector<Tensor>& out_weights,
             const std::vector<Tensor>& out_biases) {
     check(!xs.empty(), op, "at least one tail", "none");
-    for (const auto* list : {&up_weights1, &out_weights}) check_count(op, xs.size(), list->size());
+    for (const auto* list : {&up_weights1, &out_weights}) check_list(op, xs.size(), list->size());
     for (const auto* list : {&up_biases1, &up_weights2, &up_biases2, &out_biases}) {
-      if (!list->empty()) check_count(op, xs.size(), list->size());
+      if (!list->empty()) check_list(op, xs.size(), list->size());
     }
-    const auto given = [](const std::vector<Tensor>& list, size_t i) {
-      return list.empty() ? std::nullopt : std::optional<Tensor>(list[i]);
-    };
     for (size_t i = 0; i < xs.size(); ++i) {
       tails.push_back({xs[i], up_weights1[i], given(up_biases1, i), given(up_weights2, i),
                        given(up_biases2, i), out_weights[i], given(out_biases, i)});
@@ -172,13 +169,7 @@ struct TailLists {
 
   void check_backward_of(const char* op, const std::vector<Tensor>& grad_outputs,
                          const std::vector<Tensor>& composed) const {
-    for (const auto* list : {&grad_outputs, &composed}) check_count(op, size(), list->size());
-  }
-
- private:
-  static void check_count(const char* op, size_t expected, size_t got) {
-    if (got == expected) return;
-    fail(op, "lists of " + std::to_string(expected) + " tensors", std::to_string(got));
+    for (const auto* list : {&grad_outputs, &composed}) check_list(op, size(), list->size());
   }
 };
 

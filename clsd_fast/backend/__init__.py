@@ -149,7 +149,10 @@ _WHY_NOT: dict[str, Callable[..., str | None]] = {
 
 
 #: Of convolutions, and of tails their last ones'; each a tensor or a list of them.
-_WEIGHTS = ("weight", "weight1", "weight2", "weights1", "weights2", "out_weight", "out_weights")
+_WEIGHTS = (
+    *("weight", "weight1", "weight2", "out_weight"),
+    *("weights", "weights1", "weights2", "out_weights"),
+)
 
 
 class _Subject(NamedTuple):

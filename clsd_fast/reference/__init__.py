@@ -16,6 +16,8 @@ from .contrast import (
 from .conv import (
     conv3x3,
     conv3x3_backward,
+    conv3x3s,
+    conv3x3s_backward,
     pixel_shuffle_upsample,
     pixel_shuffle_upsample_backward,
     residual_block,
@@ -34,6 +36,8 @@ from .tail import (
 __all__ = [
     "conv3x3",
     "conv3x3_backward",
+    "conv3x3s",
+    "conv3x3s_backward",
     "distance_ratio_loss",
     "distance_ratio_loss_backward",
     "info_nce",

@@ -30,6 +30,14 @@ def conv3x3(
     return in_format_of(x, y)
 
 
+def conv3x3s(
+    xs: list[Tensor], weights: list[Tensor], biases: list[Tensor], residual: Tensor | None
+) -> list[Tensor]:
+    none = [None] * len(xs)
+    convolutions = zip(xs, weights, biases or none, strict=True)
+    return [conv3x3(*tensors, residual, 1.0, False) for tensors in convolutions]
+
+
 def residual_block(
     x: Tensor,
     weight1: Tensor,
@@ -112,6 +120,25 @@ def conv3x3_backward(
         for grad, like, layout, need in zip(grads, (x, weight, weight), formats, needs, strict=True)
     )
     return grad_x, grad_weight, grad_bias
+
+
+def conv3x3s_backward(
+    grad_outputs: list[Tensor],
+    xs: list[Tensor],
+    weights: list[Tensor],
+    needs_x: bool,
+    needs_params: bool,
+    needs_residual: bool,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
+    """Of each convolution, in lists, and of the residual."""
+    needs = (needs_x, needs_params, needs_params)
+    convolutions = zip(grad_outputs, xs, weights, strict=True)
+    grads = [conv3x3_backward(*tensors, 1.0, *needs) for tensors in convolutions]
+    grad_xs, grad_weights, grad_biases = map(list, zip(*grads, strict=True))
+    residual = xs[0].new_empty(0)
+    if needs_residual:
+        residual = in_format_of(xs[0], torch.stack(grad_outputs).sum(0))
+    return grad_xs, grad_weights, grad_biases, residual
 
 
 def residual_block_backward(

@@ -2,31 +2,77 @@
 
 #include "gradients.h"
 #include "ops.h"
+#include "sum.h"
 #include "tensors.h"
 
 namespace clsd::cuda {
+
+namespace {
+
+using Tensors = std::vector<Tensor>;
+
+// Convolutions of one shape, and results of `shape`; the biases of all may be left out.
+Tensors forward(const char* op, const Tensors& xs, const Tensors& weights, const Tensors& biases,
+                const std::optional<Tensor>& residual, const Shape& shape, double res_scale,
+                bool relu) {
+  check_channels(op, weights[0]);
+  const Device device(xs[0]);
+  const auto skip = as_nhwc(residual);
+  Tensors inputs, results;
+  std::vector<Output> outputs;
+  for (const Tensor& x : xs) {
+    inputs.push_back(as_nhwc(x));
+    outputs.emplace_back(x, shape, memory_format(x));
+  }
+  dispatch_16_bit(op, xs[0].scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    ConvolutionList<T> list;
+    for (size_t i = 0; i < xs.size(); ++i) {
+      list.push_back(forward_convolution<T>(inputs[i], weights[i], outputs[i].written()));
+      list[i].residual = to_global<T>(skip);
+      list[i].scale = static_cast<float>(res_scale);
+      list[i].relu = relu;
+    }
+    PackedParameters<T> packed;
+    for (size_t i = 0; i < xs.size(); ++i) packed.add(list[i], weights[i], given(biases, i));
+    packed.pack(xs[0], device.stream());
+    convolve(list, device.stream());
+  });
+  for (Output& output : outputs) results.push_back(output.finish());
+  return results;
+}
+
+// The sum of images of any strides, like x.
+Tensor sum_of(const char* op, const Tensors& images, const Tensor& x) {
+  if (images.size() > kMaxSummands) {
+    fail(op,
+         "at most " + std::to_string(kMaxSummands) + " convolutions for the residual's gradient",
+         std::to_string(images.size()));
+  }
+  const Device device(x);
+  Output output(x, shape_of(images[0]), memory_format(x));
+  dispatch_16_bit(op, x.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    Tensors dense;
+    std::vector<Global<const T>> summands;
+    for (const Tensor& image : images) {
+      dense.push_back(as_nhwc(image));
+      summands.push_back(to_global<T>(dense.back()));
+    }
+    sum(summands, to_mutable_global<T>(output.written()), output.written().numel(),
+        device.stream());
+  });
+  return output.finish();
+}
+
+}  // namespace
 
 Tensor conv3x3(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> residual,
                double res_scale, bool relu) {
   const char* op = "conv3x3";
   const Shape shape = check_conv3x3(op, x, weight, bias, residual);
-  check_channels(op, weight);
-  const Device device(x);
-  const Tensor input = as_nhwc(x);
-  const auto skip = as_nhwc(residual);
-  Output output(x, shape, memory_format(x));
-  dispatch_16_bit(op, x.scalar_type(), [&](auto type) {
-    using T = decltype(type);
-    auto conv = forward_convolution<T>(input, weight, output.written());
-    conv.residual = to_global<T>(skip);
-    conv.scale = static_cast<float>(res_scale);
-    conv.relu = relu;
-    PackedParameters<T> packed;
-    packed.add(conv, weight, bias);
-    packed.pack(x, device.stream());
-    convolve({conv}, device.stream());
-  });
-  return output.finish();
+  const Tensors biases = bias ? Tensors{*bias} : Tensors();
+  return forward(op, {x}, {weight}, biases, residual, shape, res_scale, relu)[0];
 }
 
 std::tuple<Tensor, Tensor, Tensor> conv3x3_backward(Tensor grad_output, Tensor x, Tensor weight,
@@ -38,6 +84,27 @@ std::tuple<Tensor, Tensor, Tensor> conv3x3_backward(Tensor grad_output, Tensor x
   check_channels(op, weight);
   return convolution_backward(op, grad_output, x, weight, res_scale, 1, needs_x, needs_weight,
                               needs_bias);
+}
+
+Tensors conv3x3s(Tensors xs, Tensors weights, Tensors biases, std::optional<Tensor> residual) {
+  const char* op = "conv3x3s";
+  const Shape shape = check_conv3x3s(op, xs, weights, biases, residual);
+  return forward(op, xs, weights, biases, residual, shape, 1.0, false);
+}
+
+std::tuple<Tensors, Tensors, Tensors, Tensor> conv3x3s_backward(Tensors grad_outputs, Tensors xs,
+                                                                Tensors weights, bool needs_x,
+                                                                bool needs_params,
+                                                                bool needs_residual) {
+  const char* op = "conv3x3s_backward";
+  const Shape shape = check_conv3x3s(op, xs, weights, {});
+  check_list(op, xs.size(), grad_outputs.size());
+  for (const Tensor& grad : grad_outputs) check_backward(op, "grad_outputs", xs[0], grad, shape);
+  check_channels(op, weights[0]);
+  const auto [grad_xs, grad_weights, grad_biases] = convolutions_backward(
+      op, grad_outputs, xs, weights, 1.0, 1, needs_x, needs_params, needs_params);
+  const Tensor grad_residual = needs_residual ? sum_of(op, grad_outputs, xs[0]) : absent(xs[0]);
+  return {grad_xs, grad_weights, grad_biases, grad_residual};
 }
 
 }  // namespace clsd::cuda

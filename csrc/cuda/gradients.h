@@ -17,8 +17,6 @@ struct ParameterGradients {
   ParameterGradients(const Tensor& like, bool needs_weight, bool needs_bias)
       : weight(needs_weight ? empty(like, shape_of(like), memory_format(like)) : absent(like)),
         bias(needs_bias ? empty(like, {like.size(0)}) : absent(like)) {}
-
-  bool any() const { return weight.numel() > 0 || bias.numel() > 0; }
 };
 
 template <class T>
@@ -57,35 +55,60 @@ void compute(const WeightGradients<T>& gradients, const Tensor& like, Stream str
   }
 }
 
-// All gradients of scale * convolution(x, weight, bias), each if asked for.
+// All gradients of scale * convolution(x, weight, bias) of convolutions of one shape, each if asked
+// for.
+inline std::tuple<std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>>
+convolutions_backward(const char* op, const std::vector<Tensor>& grad_outputs,
+                      const std::vector<Tensor>& xs, const std::vector<Tensor>& weights,
+                      double scale, int upscale, bool needs_x, bool needs_weight, bool needs_bias) {
+  std::vector<ParameterGradients> parameters;
+  std::vector<Tensor> grads, inputs, grad_xs, grad_weights, grad_biases;
+  for (const Tensor& weight : weights) parameters.emplace_back(weight, needs_weight, needs_bias);
+  for (const ParameterGradients& of_one : parameters) {
+    grad_weights.push_back(of_one.weight), grad_biases.push_back(of_one.bias);
+  }
+  const bool needs_params = needs_weight || needs_bias;
+  if (needs_x || needs_params) {
+    const Device device(xs[0]);
+    for (const Tensor& grad : grad_outputs) grads.push_back(as_nhwc(grad));
+    dispatch_16_bit(op, xs[0].scalar_type(), [&](auto type) {
+      using T = decltype(type);
+      if (needs_x) {
+        std::vector<Output> outputs;
+        ConvolutionList<T> list;
+        for (size_t i = 0; i < xs.size(); ++i) {
+          outputs.emplace_back(xs[i], shape_of(xs[i]), memory_format(xs[i]));
+          list.push_back(input_gradient<T>(grads[i], weights[i], outputs[i].written(), upscale));
+          list[i].scale = static_cast<float>(scale);
+        }
+        PackedParameters<T> packed;
+        for (size_t i = 0; i < xs.size(); ++i) packed.add_transposed(list[i], weights[i]);
+        packed.pack(xs[0], device.stream());
+        convolve(list, device.stream());
+        for (Output& output : outputs) grad_xs.push_back(output.finish());
+      }
+      if (!needs_params) return;
+      WeightGradients<T> list;
+      for (size_t i = 0; i < xs.size(); ++i) {
+        inputs.push_back(as_nhwc(xs[i]));
+        const int outputs = static_cast<int>(weights[i].size(0));
+        list.push_back(
+            weight_gradient<T>(grads[i], inputs[i], parameters[i], outputs, scale, upscale));
+      }
+      compute<T>(list, xs[0], device.stream());
+    });
+  }
+  if (!needs_x) grad_xs.assign(xs.size(), absent(xs[0]));
+  return {grad_xs, grad_weights, grad_biases};
+}
+
+// Those of one.
 inline std::tuple<Tensor, Tensor, Tensor> convolution_backward(
     const char* op, const Tensor& grad_output, const Tensor& x, const Tensor& weight, double scale,
     int upscale, bool needs_x, bool needs_weight, bool needs_bias) {
-  const ParameterGradients parameters(weight, needs_weight, needs_bias);
-  if (!needs_x && !parameters.any()) return {absent(x), parameters.weight, parameters.bias};
-  const Device device(x);
-  const Tensor grad = as_nhwc(grad_output);
-  Tensor grad_x = absent(x);
-  dispatch_16_bit(op, x.scalar_type(), [&](auto type) {
-    using T = decltype(type);
-    if (needs_x) {
-      Output output(x, shape_of(x), memory_format(x));
-      auto conv = input_gradient<T>(grad, weight, output.written(), upscale);
-      conv.scale = static_cast<float>(scale);
-      PackedParameters<T> packed;
-      packed.add_transposed(conv, weight);
-      packed.pack(x, device.stream());
-      convolve({conv}, device.stream());
-      grad_x = output.finish();
-    }
-    if (parameters.any()) {
-      const Tensor input = as_nhwc(x);
-      const int outputs = static_cast<int>(weight.size(0));
-      compute<T>({weight_gradient<T>(grad, input, parameters, outputs, scale, upscale)}, x,
-                 device.stream());
-    }
-  });
-  return {grad_x, parameters.weight, parameters.bias};
+  const auto [grad_xs, weights, biases] = convolutions_backward(
+      op, {grad_output}, {x}, {weight}, scale, upscale, needs_x, needs_weight, needs_bias);
+  return {grad_xs[0], weights[0], biases[0]};
 }
 
 }  // namespace clsd::cuda

@@ -18,6 +18,12 @@ std::tuple<Tensor, Tensor, Tensor> conv3x3_backward(Tensor grad_output, Tensor x
                                                     double res_scale, bool needs_x,
                                                     bool needs_weight, bool needs_bias);
 
+std::vector<Tensor> conv3x3s(std::vector<Tensor> xs, std::vector<Tensor> weights,
+                             std::vector<Tensor> biases, std::optional<Tensor> residual);
+std::tuple<std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>, Tensor> conv3x3s_backward(
+    std::vector<Tensor> grad_outputs, std::vector<Tensor> xs, std::vector<Tensor> weights,
+    bool needs_x, bool needs_params, bool needs_residual);
+
 std::tuple<Tensor, Tensor> residual_block(Tensor x, Tensor weight1, std::optional<Tensor> bias1,
                                           Tensor weight2, std::optional<Tensor> bias2,
                                           double res_scale, bool save_hidden);

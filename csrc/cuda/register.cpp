@@ -10,6 +10,8 @@ STABLE_TORCH_LIBRARY_IMPL(clsd_fast_cuda, CUDA, library) {
   using namespace clsd::cuda;
   library.impl("conv3x3", TORCH_BOX(&conv3x3));
   library.impl("conv3x3_backward", TORCH_BOX(&conv3x3_backward));
+  library.impl("conv3x3s", TORCH_BOX(&conv3x3s));
+  library.impl("conv3x3s_backward", TORCH_BOX(&conv3x3s_backward));
   library.impl("residual_block", TORCH_BOX(&residual_block));
   library.impl("residual_block_backward", TORCH_BOX(&residual_block_backward));
   library.impl("residual_blocks", TORCH_BOX(&residual_blocks));

@@ -283,6 +283,7 @@ def test_importing_the_package_imports_no_triton():
     [
         ("conv3x3", ("x", "w", None, None, 1.0, False)),
         ("conv3x3_backward", ("g", "x", "w", 1.0, True, True, True)),
+        ("conv3x3s", (["x", "y"], ["w", "w"], [], "r")),
         ("residual_block", ("x", "w", None, "w", None, 1.0, False)),
         ("residual_block_backward", ("g", "x", "h", "w", "w", 1.0, True, True)),
         ("residual_blocks", (["x", "y"], ["w", "w"], [], ["w", "w"], [], 1.0, [1], False)),
@@ -305,7 +306,7 @@ def test_what_an_operator_s_kernel_is_chosen_by(monkeypatch, name, arguments):
     )
     backend._subject(name).choice("op", arguments)
     weights = {"conv3x3": 1, "residual_block": 2, "residual_blocks": 4, "pixel_shuffle_upsample": 1}
-    weights |= {"upsample_tail": 1, "upsample_tails": 2}
+    weights |= {"conv3x3s": 2, "upsample_tail": 1, "upsample_tails": 2}
     count = weights.get(name.removesuffix("_backward"), 0)
     has_images = any(images in arguments for images in ("x", ["x"], ["x", "y"]))
     tensor = "x" if has_images else "g"

@@ -110,6 +110,64 @@ def test_nan_passes_the_relu(emulation):
     assert emulation.ops.conv3x3(x, weight, bias, None, 1.0, True).isnan().all()
 
 
+def several(count, channels, size, dtype, layout=channels_last):
+    """xs, weights and biases, no two alike, and images of the outputs' shape."""
+    tensors = [operands(2, *channels, *size, dtype, layout) for _ in range(count)]
+    for number, of_one in enumerate(tensors, start=1):
+        for tensor in of_one:
+            tensor.mul_(number)
+    return list(map(list, zip(*tensors, strict=True)))
+
+
+@cover(
+    sm90a=[False, True],
+    count=[1, 2, 3, 4],
+    channels=[(16, 48), (64, 64), (80, 16), (3, 16), (16, 3)],
+    size=[(1, 1), (5, 7), (9, 17), (13, 25)],
+    dtype=DTYPES,
+    layout=LAYOUTS,
+    skip=[True, False],
+)
+def test_several(emulation, sm90a, count, channels, size, dtype, layout, skip):
+    emulation.sm90a(sm90a)
+    xs, weights, biases, images = several(count, channels, size, dtype, layout)
+    check(emulation, "conv3x3s", xs, weights, biases, images[0] if skip else None)
+    check(emulation, "conv3x3s_backward", images, xs, weights, True, True, skip)
+
+
+@cover(sm90a=[False, True], channels=[(64, 64), (3, 16), (16, 3)], count=[3, 9])
+def test_each_of_several_is_that_convolution_alone(emulation, sm90a, channels, count):
+    """Bit-equal, more of them than a launch takes, too."""
+    emulation.sm90a(sm90a)
+    xs, weights, biases, images = several(count, channels, (5, 9), torch.bfloat16)
+    outputs = emulation.ops.conv3x3s(xs, weights, biases, images[0])
+    grads = emulation.ops.conv3x3s_backward(images, xs, weights, True, False, False)[0]
+    for x, weight, bias, image, output, grad in zip(
+        xs, weights, biases, images, outputs, grads, strict=True
+    ):
+        alone = emulation.ops.conv3x3(x, weight, bias, images[0], 1.0, False)
+        grad_alone = emulation.ops.conv3x3_backward(image, x, weight, 1.0, *INPUT)[0]
+        assert torch.equal(output, alone) and torch.equal(grad, grad_alone)
+
+
+def test_the_residual_of_too_many(emulation):
+    xs, weights, _, images = several(9, (16, 16), (3, 3), torch.bfloat16)
+    with pytest.raises(RuntimeError, match="conv3x3s_backward: expected at most 8 convolutions"):
+        emulation.ops.conv3x3s_backward(images, xs, weights, False, False, True)
+
+
+def test_launches_of_several(emulation):
+    """As many as of one, but that which sums the residual's gradient up."""
+    xs, weights, biases, images = several(4, (64, 64), (8, 8), torch.bfloat16)
+    with emulation.recorded(runs=False) as launches:
+        emulation.ops.conv3x3s(xs, weights, biases, images[0])
+        emulation.ops.conv3x3s_backward(images, xs, weights, True, True, True)
+    kernels = [launch.kernel.split("<")[0] for launch, _ in launches]
+    convolution = ["pack_kernel", "sm80::conv3x3_kernel"]
+    wgrad = ["wgrad_sm80::wgrad_kernel", "wgrad::wgrad_reduce_kernel"]
+    assert kernels == [*convolution, *convolution, *wgrad, "sum_kernel"]
+
+
 @pytest.mark.parametrize(
     "change, sentence",
     [

@@ -57,6 +57,10 @@ def calls(ops):
         "few backward": partial(ops.conv3x3_backward, x, narrow, first, 1.0, True, True, True),
         "to few": partial(ops.conv3x3, x, last, None, None, 1.0, False),
         "to few backward": partial(ops.conv3x3_backward, narrow, x, last, 1.0, True, True, True),
+        "several": partial(ops.conv3x3s, [x] * 2, [weight] * 2, [bias] * 2, x),
+        "several backward": partial(
+            ops.conv3x3s_backward, [x] * 3, [x] * 3, [weight] * 3, True, True, True
+        ),
         "tail x2": partial(tails, ops, 2),
         "tail x4": partial(tails, ops, 4),
         "shifted tails": partial(shifted_tails, ops),

@@ -22,7 +22,7 @@ channels, capability, dtype, has_triton = json.loads(sys.argv[1])
 dtype = getattr(torch, dtype)
 torch.manual_seed(0)
 student = clsd_fast.EDSR(2, num_blocks=2, channels=channels, collapse=False)
-model = clsd_fast.CLSD(student, taps=(1,), head_blocks=1).to(memory_format=torch.channels_last)
+model = clsd_fast.CLSD(student, taps=(1, 2), head_blocks=1).to(memory_format=torch.channels_last)
 lr, hr = (channels_last(255 * rand(2, 3, size, size).float()) for size in (8, 16))
 loaded = emulation.Emulation(native_build.build_emulation())
 calls = []
@@ -42,12 +42,16 @@ with (
 with clsd_fast.use_backend("reference"):
     theirs = step(model, lr, hr, dtype)
     assert_step_close(ours, exact_step(model, lr, hr), theirs, dtype)
-print(json.dumps([sorted({launch.kernel.split("<")[0] for launch, _ in launches}), calls]))
+# How many convolutions have a launch together.
+together = [launch.grid[1] for launch, _ in launches if "conv3x3_kernel" in launch.kernel]
+print(json.dumps([
+    sorted({launch.kernel.split("<")[0] for launch, _ in launches}), calls, max(together)
+]))
 """
 
 #: Tails are layer by layer: interpreted, Triton's kernels for composed ones take minutes.
 COMMON = ["few::conv3x3_from_few_kernel", "few::conv3x3_to_few_kernel", "pack_kernel"]
-COMMON += ["wgrad::wgrad_reduce_kernel", "wgrad_few::wgrad_few_kernel"]
+COMMON += ["sum_kernel", "wgrad::wgrad_reduce_kernel", "wgrad_few::wgrad_few_kernel"]
 COMMON += [f"l1::{name}_kernel" for name in ("sum", "reduce", "gradient")]
 
 
@@ -71,7 +75,8 @@ def test_step(emulated_library, channels, capability, dtype, has_triton, archite
         text=True,
     )
     assert found.returncode == 0, found.stderr[-2000:]
-    launched, calls = json.loads(found.stdout.splitlines()[-1])
+    launched, calls, together = json.loads(found.stdout.splitlines()[-1])
     kernels = [f"{architecture}::conv3x3_kernel", f"wgrad_{architecture}::wgrad_kernel"]
     assert launched == sorted([*COMMON, *kernels])
+    assert together == 3  # the ends of the student and its heads
     assert calls == (["info_nce", "info_nce_backward"] if has_triton else [])

@@ -145,17 +145,56 @@ def test_heads_run_together_where_they_are_as_they_were_made(native, monkeypatch
     expected = model(*batch(torch.float64)).losses
     if change:
         change(model)
-    calls, run = [], clsd_fast.nn.residual_chains
-    monkeypatch.setattr(
-        clsd_fast.nn, "residual_chains", lambda xs, *args: calls.append(len(xs)) or run(xs, *args)
-    )
+    calls = []
+
+    def count(name):
+        run = getattr(clsd_fast.nn, name)
+        monkeypatch.setattr(
+            clsd_fast.nn, name, lambda xs, *args: calls.append((name, len(xs))) or run(xs, *args)
+        )
+
+    count("residual_chains"), count("conv3x3s")
     together = model(*batch(torch.float64)).losses
-    assert calls == [number]
+    ends = 4 - (change is hook_head)
+    assert calls == [("residual_chains", number), ("conv3x3s", ends)]
     torch.testing.assert_close(together, expected)
     monkeypatch.setattr(clsd_fast.nn, "kind_of_chain", lambda *args: None)
+    monkeypatch.setattr(clsd_fast.nn, "kind_of_convolution", lambda *args: None)
     one_by_one = model(*batch(torch.float64)).losses
-    assert calls == [number]
+    assert len(calls) == 2
     assert all(map(torch.equal, together.values(), one_by_one.values()))
+
+
+@pytest.mark.parametrize("skip, together", [("first", [4]), ("tap", []), ("none", [3])])
+def test_ends_with_the_same_skip_run_together(native, monkeypatch, skip, together):
+    calls, run = [], clsd_fast.nn.conv3x3s
+    monkeypatch.setattr(
+        clsd_fast.nn, "conv3x3s", lambda xs, *args: calls.append(len(xs)) or run(xs, *args)
+    )
+    model = make(skip=skip).double()
+    losses = model(*batch(torch.float64)).losses
+    assert calls == together
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    ours = torch.autograd.grad(losses["total"], parameters)
+    monkeypatch.setattr(clsd_fast.nn, "kind_of_convolution", lambda *args: None)
+    expected = torch.autograd.grad(model(*batch(torch.float64)).losses["total"], parameters)
+    torch.testing.assert_close(ours, expected)
+
+
+def test_a_student_with_features_of_its_own(native):
+    class Student(EDSR):
+        def features(self, shallow, taps=()):
+            tapped, deep = super().features(shallow, taps)
+            return tapped, 2 * deep
+
+    torch.manual_seed(0)
+    model = CLSD(Student(2, 4, 8), TAPS, 2).double()
+    plain = make().double()
+    plain.load_state_dict(model.state_dict())
+    lr, hr = batch(torch.float64)
+    shallow = plain.student.embed(lr)
+    deep = 2 * plain.student.features(shallow)[1]
+    torch.testing.assert_close(model(lr, hr).sr, plain.student.reconstruct(deep, like=lr))
 
 
 @pytest.mark.parametrize("contrast", ["info_nce", "feature_ratio", "pos_only"])

@@ -242,6 +242,26 @@ BAD_OPERATOR_CALLS = [
         "residual_block_backward: expected hidden of shape [2, 4, 5, 6], got [1, 4, 5, 6]",
     ),
     (
+        lambda: ops_native.conv3x3s([], [W], [], None),
+        "conv3x3s: expected xs of at least one convolution, got 0",
+    ),
+    (
+        lambda: ops_native.conv3x3s([X, X], [W], [], None),
+        "conv3x3s: expected lists of 2 tensors, got 1",
+    ),
+    (
+        lambda: ops_native.conv3x3s([X, X[:1]], [W, W], [], None),
+        "conv3x3s: expected xs of shape [2, 4, 5, 6], got [1, 4, 5, 6]",
+    ),
+    (
+        lambda: ops_native.conv3x3s([X, X], [W, rand(3, 4, 3, 3)], [], None),
+        "conv3x3s: expected weight of shape [4, 4, 3, 3], got [3, 4, 3, 3]",
+    ),
+    (
+        lambda: ops_native.conv3x3s_backward([X], [X, X], [W, W], True, True, True),
+        "conv3x3s_backward: expected lists of 2 tensors, got 1",
+    ),
+    (
         lambda: ops_native.residual_blocks([], [W], [], [W], [], 1.0, [1], False),
         "residual_blocks: expected xs of at least one chain, got 0",
     ),

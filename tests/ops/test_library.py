@@ -48,6 +48,10 @@ def test_schemas_are_what_saved_programs_call():
         "bool relu) -> Tensor",
         "conv3x3_backward": "(Tensor grad_output, Tensor x, Tensor weight, float res_scale, "
         "bool needs_x, bool needs_weight, bool needs_bias) -> (Tensor, Tensor, Tensor)",
+        "conv3x3s": "(Tensor[] xs, Tensor[] weights, Tensor[] biases, Tensor? residual) "
+        "-> Tensor[]",
+        "conv3x3s_backward": "(Tensor[] grad_outputs, Tensor[] xs, Tensor[] weights, bool needs_x, "
+        "bool needs_params, bool needs_residual) -> (Tensor[], Tensor[], Tensor[], Tensor)",
         "residual_block": "(Tensor x, Tensor weight1, Tensor? bias1, Tensor weight2, "
         "Tensor? bias2, float res_scale, bool save_hidden) -> (Tensor, Tensor)",
         "residual_block_backward": "(Tensor grad_output, Tensor x, Tensor hidden, Tensor weight1, "

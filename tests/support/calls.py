@@ -178,6 +178,8 @@ def tails_saved(*tensors, factor, needs, shift_weight=None):
 FORWARDS = [
     ("conv3x3", (X, WEIGHT, rand(4), MAP, 0.5, True)),
     ("conv3x3", (X, WEIGHT, None, None, 0.5, False)),
+    ("conv3x3s", ([X, -X], [WEIGHT, -WEIGHT], [rand(4), rand(4, seed=1)], MAP)),
+    ("conv3x3s", ([X], [WEIGHT], [], None)),
     ("residual_block", (X, WEIGHT, rand(4), WEIGHT2, rand(3), 0.5, True)),
     ("residual_blocks", ([X], *CHAIN, 0.5, [1, 2], True)),
     ("residual_blocks", ([X], CHAIN[0], [], CHAIN[2], [], 0.5, [1, 2], True)),
@@ -195,6 +197,8 @@ FORWARDS = [
 BACKWARDS = [
     ("conv3x3_backward", (MAP, X, WEIGHT, 0.5, True, True, True)),
     ("conv3x3_backward", (MAP, X, WEIGHT, 0.5, False, True, False)),
+    ("conv3x3s_backward", ([MAP, HIDDEN], [X, -X], [WEIGHT, -WEIGHT], True, True, True)),
+    ("conv3x3s_backward", ([MAP], [X], [WEIGHT], False, True, False)),
     ("residual_block_backward", (X, X, HIDDEN, WEIGHT, WEIGHT2, 0.5, True, True)),
     ("residual_block_backward", (X, X, HIDDEN, WEIGHT, WEIGHT2, 0.5, True, False)),
     (

@@ -3,6 +3,7 @@
 #include <tuple>
 
 #include "../ops.h"
+#include "sum.h"
 
 namespace clsd::cpu {
 
@@ -45,6 +46,38 @@ std::tuple<Tensor, Tensor, Tensor> conv3x3_backward(Tensor grad_output, Tensor x
                                 static_cast<Accumulator<S>>(res_scale), needs_x, needs_weight,
                                 needs_bias);
   });
+}
+
+std::vector<Tensor> conv3x3s(std::vector<Tensor> xs, std::vector<Tensor> weights,
+                             std::vector<Tensor> biases, std::optional<Tensor> residual) {
+  check_conv3x3s("conv3x3s", xs, weights, biases, residual);
+  std::vector<Tensor> outputs;
+  for (size_t i = 0; i < xs.size(); ++i) {
+    outputs.push_back(conv3x3(xs[i], weights[i], given(biases, i), residual, 1.0, false));
+  }
+  return outputs;
+}
+
+std::tuple<std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>, Tensor> conv3x3s_backward(
+    std::vector<Tensor> grad_outputs, std::vector<Tensor> xs, std::vector<Tensor> weights,
+    bool needs_x, bool needs_params, bool needs_residual) {
+  const char* op = "conv3x3s_backward";
+  const Shape shape = check_conv3x3s(op, xs, weights, {});
+  check_list(op, xs.size(), grad_outputs.size());
+  std::vector<Tensor> grad_xs, grad_weights, grad_biases;
+  for (size_t i = 0; i < xs.size(); ++i) {
+    const auto [grad_x, grad_weight, grad_bias] = conv3x3_backward(
+        grad_outputs[i], xs[i], weights[i], 1.0, needs_x, needs_params, needs_params);
+    grad_xs.push_back(grad_x), grad_weights.push_back(grad_weight);
+    grad_biases.push_back(grad_bias);
+  }
+  const Tensor& x = xs[0];
+  const Tensor grad_residual = needs_residual ? empty(x, shape, memory_format(x)) : absent(x);
+  if (needs_residual) {
+    dispatch(op, x.scalar_type(),
+             [&](auto zero) { sum<decltype(zero)>(grad_outputs, grad_residual); });
+  }
+  return {grad_xs, grad_weights, grad_biases, grad_residual};
 }
 
 // Which algorithm convolves float32 images: for the tests, which know how Winograd rounds.

@@ -5,6 +5,7 @@
 
 #include "../ops.h"
 #include "conv3x3.h"
+#include "sum.h"
 
 namespace clsd::cpu {
 
@@ -97,32 +98,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_block(const Tensor& grad_out
   return {grad_weight1, grad_bias1, grad_weight2, grad_bias2};
 }
 
-bool has_strides_of(const Tensor& a, const Tensor& b) {
-  for (int64_t dim = 0; dim < b.dim(); ++dim) {
-    if (b.size(dim) > 1 && a.stride(dim) != b.stride(dim)) return false;
-  }
-  return true;
-}
-
-// Add images of any strides to dense ones.
-template <class S>
-void add(Tensor images, const Tensor& to) {
-  if (!has_strides_of(images, to)) {
-    Tensor copy = empty_map(to);
-    torch::stable::copy_(copy, images);
-    images = copy;
-  }
-  const S* from = const_data<S>(images);
-  S* sums = data<S>(to);
-  constexpr int64_t kGrain = 1 << 15;
-  parallel_for(0, to.numel(), kGrain, [&](int64_t begin, int64_t end) {
-    using T = Accumulator<S>;
-    for (int64_t i = begin; i < end; ++i) {
-      sums[i] = static_cast<S>(static_cast<T>(sums[i]) + static_cast<T>(from[i]));
-    }
-  });
-}
-
 // The maps after the blocks of `kept`, and the hidden maps of all if they are to be saved.
 std::tuple<Tensors, Tensors> forward(const char* op, const ResidualChain& chain, double res_scale,
                                      const std::vector<int64_t>& kept, bool save_hidden) {
@@ -168,7 +143,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensors> backward(const char* op,
           backward_block<S>(grad, i > 0 ? chain.maps[i - 1] : x, chain.hiddens[i], blocks[i],
                             res_scale, needs_images ? &grad_input : nullptr, needs_params);
       if (at.empty() || at.back() != static_cast<int64_t>(i)) return;
-      add<S>(grad_maps.back(), grad_input);
+      sum<S>({grad_input, grad_maps.back()}, grad_input);
       grad_maps.pop_back(), at.pop_back();
     });
     grad = grad_input;
