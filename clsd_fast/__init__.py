@@ -1,6 +1,7 @@
 """Fused kernels, losses and modules for training small super-resolution networks."""
 
 from . import _flops, backend, losses, nn, ops
+from ._accelerate import accelerate, restore
 from .backend import use_backend
 from .distill import CLSD, CLSDOutput
 from .edsr import EDSR
@@ -24,6 +25,7 @@ __all__ = [
     "CLSD",
     "CLSDOutput",
     "EDSR",
+    "accelerate",
     "conv3x3",
     "distance_ratio_loss",
     "info_nce",
@@ -34,6 +36,7 @@ __all__ = [
     "pixel_shuffle_upsample",
     "residual_block",
     "residual_blocks",
+    "restore",
     "upsample_tail",
     "use_backend",
 ]

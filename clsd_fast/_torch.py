@@ -19,6 +19,7 @@ __all__ = [
     "autocasts_any",
     "below_autograd",
     "constant_when_traced",
+    "has_amx",
     "has_kernel_for_key",
     "is_batched_by_autograd",
     "is_below_transforms",
@@ -63,6 +64,11 @@ def constant_when_traced(function: Callable) -> Callable:
     """torch.compiler.assume_constant_result, which imports all of the compiler."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def has_amx() -> bool:
+    """Whether the processor multiplies tiles of bfloat16."""
+    return torch.cpu._is_amx_tile_supported()
 
 
 def all_gather(tensor: Tensor, group: "torch.distributed.ProcessGroup") -> Tensor:

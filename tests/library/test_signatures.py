@@ -24,7 +24,8 @@ def table() -> Iterator[str]:
             if inspect.ismodule(member):
                 continue
             yield from entry(f"{module.__name__}.{name}", member)
-            for method, function in sorted(vars(member).items() if inspect.isclass(member) else ()):
+            owner = member if inspect.isclass(member) else type(member)
+            for method, function in sorted(vars(owner).items()):
                 if inspect.isfunction(function) and not method.startswith("_"):
                     yield from entry(f"{module.__name__}.{name}.{method}", function)
 

@@ -1,0 +1,121 @@
+"""What was replaced by what, and what was left alone for which reason."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, cast
+
+from torch import nn
+
+from .blocks import AcceleratedBlock, is_fused, layers, plan
+from .classes import Accelerated, is_accelerated
+from .convs import NARROW, AcceleratedConv
+from .find import differs, find
+from .sequences import AcceleratedSequential, patterns_in
+
+#: How many times as fast as PyTorch's best an operator is, forward and backward (docs/cpu.md).
+GAINS = {
+    "residual_block": "1.6 to 3.4",
+    "residual_blocks": "1.6 to 3.4",
+    "upsample_tail": "9 to 13",
+    "pixel_shuffle_upsample": "1.5 to 4.1",
+    "conv3x3 from an image": "1.1 to 1.6",
+    "conv3x3 to an image": "1.3 to 2.1",
+    "conv3x3 of few channels": "1.1 to 1.6",
+    "conv3x3": "2.0 to 3.0",
+}
+FEW = 32
+
+
+class Row(NamedTuple):
+    """A module, or layers in a row, and what runs them."""
+
+    #: Its name in the model, of layers the first one's.
+    name: str
+    #: The name of its class, of layers the classes of all.
+    layer: str
+    #: The operator; None if it was left alone.
+    operator: str | None
+    #: Why it was left alone.
+    reason: str | None
+    #: How many times as fast the operator is on a CPU, in training.
+    gain: str | None
+
+
+class Report(NamedTuple):
+    """The rows of a model; as a text, a table in which rows that say the same are one."""
+
+    rows: tuple[Row, ...]
+
+    def __str__(self) -> str:
+        groups: dict[tuple, list[str]] = {}
+        for name, *same in self.rows:
+            groups.setdefault(tuple(same), []).append(name or "(the model)")
+        table = [("module", "layer", "runs on", "times as fast (CPU, training)")]
+        for (layer, operator, reason, gain), names in groups.items():
+            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            runs_on = operator or f"left alone: {reason}"
+            table.append((names[0] + others, layer, runs_on, gain or ""))
+        replaced = sum(row.operator is not None for row in self.rows)
+        title = f"{replaced} replaced" if replaced else "nothing replaced: the model is as it was"
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
+        return "\n".join([title, *(lines if self.rows else ())])
+
+
+def make_report(model: nn.Module) -> Report:
+    names = {module: name for name, module in model.named_modules()}
+    covered: set[nn.Module] = set()
+    rows = [row for module in names for row in _rows(module, names, covered)]
+    places = {name: place for place, name in enumerate(names.values())}
+    return Report(tuple(sorted(rows, key=lambda row: places[row.name])))
+
+
+def _rows(module: nn.Module, names: dict[nn.Module, str], covered: set[nn.Module]) -> Iterator[Row]:
+    """Those of a module that no row before covers; the modules of an operator become covered."""
+    for operator, gain, stands_for in _operators(module):
+        if stands_for[0] not in covered:
+            for layer in stands_for:
+                covered.update((layer, *layers(layer)))
+            yield Row(names[stands_for[0]], _classes(stands_for), operator, None, gain)
+    reason = None if is_accelerated(module) or module in covered else _why_left(module)
+    if reason:
+        yield Row(names[module], type(module).__name__, None, reason, None)
+
+
+def _operators(module: nn.Module) -> Iterator[tuple[str, str, Sequence[nn.Module]]]:
+    """The operators that a replaced module calls, each with its gain and what it stands for."""
+    if is_accelerated(module, AcceleratedSequential):
+        for pattern, stands_for in patterns_in(module):
+            yield pattern.op, GAINS[pattern.op], stands_for
+    elif is_accelerated(module, AcceleratedBlock):
+        block = cast(AcceleratedBlock, module)
+        operator = plan(block).formula.operator
+        if is_fused(block):
+            yield operator, GAINS[operator], [block]
+    elif is_accelerated(module, AcceleratedConv):
+        yield "conv3x3", _conv_gain(cast(nn.Conv2d, module)), [module]
+
+
+def _conv_gain(conv: nn.Conv2d) -> str:
+    if conv.in_channels <= NARROW:
+        return GAINS["conv3x3 from an image"]
+    if conv.out_channels <= NARROW:
+        return GAINS["conv3x3 to an image"]
+    few = min(conv.in_channels, conv.out_channels) < FEW
+    return GAINS["conv3x3 of few channels" if few else "conv3x3"]
+
+
+def _classes(modules: Sequence[nn.Module]) -> str:
+    """As ``Conv2d + ReLU``, or ``3 ResBlock``."""
+    names = [type(module).__name__ for module in modules]
+    if len(set(names)) > 1:
+        return " + ".join(names)
+    return names[0] if len(names) == 1 else f"{len(names)} {names[0]}"
+
+
+def _why_left(module: nn.Module) -> str | None:
+    if isinstance(module, Accelerated):
+        return "parametrised since accelerate was called"
+    found = find(module)
+    if not isinstance(found, type):
+        return found
+    return differs(module, found) or "accelerate was not called since it is as it is"

@@ -1,0 +1,168 @@
+"""``nn.Sequential`` and its subclasses: layers in a row that are one operator."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from .._children import calls_its_class, is_untouched
+from .._layout import in_format, in_format_of
+from .._tail_axes import STAGES
+from ..ops import conv3x3, pixel_shuffle_upsample, residual_blocks, upsample_tail
+from .blocks import AcceleratedBlock, convs, is_fused, plan, scale
+from .classes import Accelerated, is_accelerated, serves, takes
+from .convs import NARROW, AcceleratedConv, is_conv
+
+_FACTORS = {stages: factor for factor, stages in STAGES.items()}
+
+
+class AcceleratedSequential(Accelerated):
+    """An ``nn.Sequential`` that runs its layers by the patterns below, as they are at a call."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not takes(input):
+            return super().forward(input)
+        x, layers, start = input, list(flattened(self)), 0
+        while start < len(layers):
+            pattern, length = _next(layers, start, x)
+            x = pattern.run(layers[start : start + length], x) if pattern else layers[start](x)
+            start += length
+        return x
+
+
+def flattened(sequence: nn.Module) -> Iterator[nn.Module]:
+    """The layers, those of sequences among them in their place."""
+    for child in cast("Iterable[nn.Module]", sequence._modules.values()):
+        is_sequence = type(child) is nn.Sequential or is_accelerated(child, AcceleratedSequential)
+        if is_sequence and calls_its_class(child):
+            yield from flattened(child)
+        else:
+            yield child
+
+
+def patterns_in(sequence: nn.Module) -> Iterator[tuple["Pattern", list[nn.Module]]]:
+    """The patterns in a sequence with their layers, in their order."""
+    layers, start = list(flattened(sequence)), 0
+    while start < len(layers):
+        pattern, length = _next(layers, start, None)
+        if pattern:
+            yield pattern, layers[start : start + length]
+        start += length
+
+
+def _chain(layers: Sequence[nn.Module], start: int) -> int:
+    link = _link(layers[start])
+    stop = start + 1
+    while link and stop < len(layers) and _link(layers[stop]) == link:
+        stop += 1
+    return stop - start if stop - start > 1 else 0
+
+
+def _link(module: nn.Module) -> tuple | None:
+    """What the blocks of a chain have in common; None for what cannot be in one."""
+    if not is_accelerated(module, AcceleratedBlock) or not calls_its_class(module):
+        return None
+    block = cast(AcceleratedBlock, module)
+    formula = plan(block).formula
+    if formula.convs == 1 or formula.relu_last or not is_fused(block):
+        return None
+    factor = scale(block, formula)
+    if isinstance(factor, Tensor):  # which has a gradient
+        return None
+    return factor, *((conv.weight.dtype, conv.bias is None) for conv in convs(block))
+
+
+def _run_chain(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """In channels_last: two transposed maps take less time than contiguous ones in every block."""
+    blocks = cast("list[AcceleratedBlock]", layers)
+    first, second = zip(*map(convs, blocks), strict=True)
+    parameters = (_weights(first), _biases(first), _weights(second), _biases(second))
+    factor = scale(blocks[0], plan(blocks[0]).formula)
+    y, _ = residual_blocks(in_format(torch.channels_last, x), *parameters, factor)
+    return in_format_of(x, y)
+
+
+def _weights(layers: Sequence[AcceleratedConv]) -> list[Tensor]:
+    return [conv.weight for conv in layers]
+
+
+def _biases(layers: Sequence[AcceleratedConv]) -> list[Tensor]:
+    return [conv.bias for conv in layers if conv.bias is not None]
+
+
+def _stage(layers: Sequence[nn.Module], start: int) -> int:
+    return 2 * _is_pair(layers, start, nn.PixelShuffle)
+
+
+def _run_stage(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    conv, shuffle = cast("tuple[AcceleratedConv, nn.PixelShuffle]", layers)
+    return pixel_shuffle_upsample(x, conv.weight, conv.bias, shuffle.upscale_factor)
+
+
+def _tail(layers: Sequence[nn.Module], start: int) -> int:
+    end = start
+    while _stage(layers, end):
+        end += 2
+    if _stages(layers[start:end]) not in _FACTORS or end == len(layers) or not is_conv(layers[end]):
+        return 0
+    return end + 1 - start if cast(nn.Conv2d, layers[end]).out_channels <= NARROW else 0
+
+
+def _stages(layers: Sequence[nn.Module]) -> tuple[int, ...]:
+    return tuple(shuffle.upscale_factor for shuffle in cast("list[nn.PixelShuffle]", layers[1::2]))
+
+
+def _run_tail(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    *ups, last = cast("list[AcceleratedConv]", layers[::2])
+    biases = [conv.bias for conv in ups]
+    factor = _FACTORS[_stages(layers[:-1])]
+    return upsample_tail(x, _weights(ups), biases, last.weight, last.bias, factor)
+
+
+def _activated(layers: Sequence[nn.Module], start: int) -> int:
+    return 2 * _is_pair(layers, start, nn.ReLU)
+
+
+def _run_activated(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    conv = cast(AcceleratedConv, layers[0])
+    return conv3x3(x, conv.weight, conv.bias, relu=True)
+
+
+def _is_pair(layers: Sequence[nn.Module], start: int, second: type[nn.Module]) -> bool:
+    """Whether a convolution and a module of that class begin there."""
+    return (
+        start + 1 < len(layers)
+        and is_conv(layers[start])
+        and is_untouched(layers[start + 1], second)
+    )
+
+
+class Pattern(NamedTuple):
+    """Layers that an operator stands for."""
+
+    op: str
+    #: How many of the layers from ``start`` on they are, 0 if it is not there.
+    length: Callable[[Sequence[nn.Module], int], int]
+    run: Callable[[Sequence[nn.Module], Tensor], Tensor]
+
+
+#: Those that cover more before those that they contain.
+PATTERNS = (
+    Pattern("residual_blocks", _chain, _run_chain),
+    Pattern("upsample_tail", _tail, _run_tail),
+    Pattern("pixel_shuffle_upsample", _stage, _run_stage),
+    Pattern("conv3x3", _activated, _run_activated),
+)
+
+
+def _next(layers: Sequence[nn.Module], start: int, x: Tensor | None) -> tuple[Pattern | None, int]:
+    """The pattern that begins at ``start`` and can run on x, or one layer that is called.
+
+    Without x, whatever it may be.
+    """
+    for pattern in PATTERNS:
+        length = pattern.length(layers, start)
+        if length and (x is None or serves(pattern.op, x)):
+            return pattern, length
+    return None, 1
