@@ -1,0 +1,36 @@
+"""What the ranks of the test of DistributedDataParallel run: importable, so that they start."""
+
+import copy
+import os
+
+import torch
+import torch.distributed as dist
+from support.util import rand
+from torch.nn.parallel import DistributedDataParallel
+
+import clsd_fast
+from zoo import ZOO
+
+NAMES = ("EDSR", "RCAN", "CARN")
+
+
+def gradients(model, x):
+    model(x).square().sum().backward()
+    return [p.grad for p in model.parameters() if p.requires_grad]
+
+
+def worker(rank, ranks, store):
+    """Each rank's gradients are the mean of those that the ranks' images have in plain PyTorch."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
+    for name in NAMES:
+        torch.manual_seed(0)
+        plain = ZOO[name]().double()
+        images = rand(ranks, 2, 3, 7, 6)
+        model = DistributedDataParallel(clsd_fast.accelerate(copy.deepcopy(plain)))
+        found = gradients(model, images[rank])
+        summed = gradients(plain, images.flatten(0, 1))
+        torch.testing.assert_close(found, [grad / ranks for grad in summed])
+    dist.destroy_process_group()
+    # PyTorch's threads abort some one in twenty of the processes when the interpreter ends.
+    os._exit(0)
