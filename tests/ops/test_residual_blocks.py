@@ -233,8 +233,7 @@ def test_several_chains_are_each_of_them(native, dtype, layout, chains, count):
     flat = [t for tensors in leaves for t in tensors]
     results = [together(leaves), [chain(*tensors) for tensors in leaves]]
     assert all(map(torch.equal, *results))
-    weights = range(1, 1 + chains)
-    totals = (sum(w * y.square().mean() for w, y in zip(weights, ys, strict=True)) for ys in results)
+    totals = (sum(w * y.square().mean() for w, y in enumerate(ys, start=1)) for ys in results)
     grads = [torch.autograd.grad(total, flat) for total in totals]
     assert all(map(torch.equal, *grads)) and all(grad.isfinite().all() for grad in grads[0])
 
