@@ -130,7 +130,7 @@ setup(
         *find_packages("python", include=["clsd_train"]),
     ],
     package_dir={"clsd_train": "python/clsd_train"},
-    package_data={"clsd_fast": ["py.typed"], "clsd_train": ["studies/*.yaml"]},
+    package_data={"clsd_fast": ["py.typed"], "clsd_train": ["presets/*.yaml", "studies/*.yaml"]},
     ext_modules=extensions if native else [],
     cmdclass={"build_ext": CMakeBuild},
     options=folders(),

@@ -60,11 +60,15 @@ def print_config(arguments: Sequence[str]) -> None:
 
 
 def _settings_parser(command: str, function: Callable[..., None]) -> Parser:
+    from .preset import PRESETS
     from .run_config import describe_settings
 
     parser = Parser(command, description=function.__doc__, epilog=describe_settings())
     parser.add_argument(
-        "settings", nargs="*", help="a YAML file, and overrides such as train.iterations=300"
+        "settings",
+        nargs="*",
+        help=f"a YAML file or a preset ({', '.join(PRESETS)}), and overrides such as "
+        "train.iterations=300; a file that is called like a preset is ./NAME",
     )
     return parser
 

@@ -13,32 +13,19 @@ from rich.table import Table
 
 from clsd_fast import EDSR
 
-from .config import Config
+from .config import Config, load_config
 from .data import Pair
 from .errors import UserError
 from .images import bicubic_upscale
 from .loop import Run, validate
 from .metrics import Quality, mean_quality, quality
 from .photographs import HELD_OUT, TRAINING, check_photographs, copy_photographs
+from .preset import PRESETS
 from .upscale import upscale
 
 # Crops for the picture: image, top, left in HR pixels.
 CROPS = (("chelsea", 90, 130), ("coffee", 110, 240))
 CROP_SIZE = 96
-
-SETTINGS: dict[str, Any] = {
-    "scale": 2,
-    "model": {"num_blocks": 8, "channels": 32},
-    "heads": {"taps": (2, 4, 6), "blocks": 2},
-    "data": {"patch_size": 32},
-    "train": {
-        "iterations": 500,
-        "batch_size": 8,
-        "learning_rate": 1e-3,
-        "milestones": (0.6, 0.8, 0.9),
-        "eval_every": 50,
-    },
-}
 
 
 class Result(NamedTuple):
@@ -84,9 +71,10 @@ def run_demo(output: Path) -> None:
 
 def _configure(output: Path) -> Config:
     photographs = output / "photographs"
-    folders = {"train": photographs / "train", "val": photographs / "held-out"}
-    data = {**SETTINGS["data"], **folders, "cache": output / "cache"}
-    return Config.model_validate({**SETTINGS, "data": data, "output": output})
+    config = load_config(PRESETS["quick"])
+    folders = {"train": (photographs / "train",), "val": (photographs / "held-out",)}
+    data = config.data.model_copy(update={**folders, "cache": output / "cache"})
+    return config.model_copy(update={"data": data, "output": output})
 
 
 def _variant(config: Config, method: str) -> Config:

@@ -8,11 +8,12 @@ from pathlib import Path
 from .config import Config, flatten, is_key, load_config
 from .errors import UserError, shorten
 from .paths import expand_input
+from .preset import PRESETS
 from .yaml_text import dump_scalar
 
 
 def read_settings(settings: Sequence[str], saved: Config | None = None) -> Config:
-    """The configuration of a YAML file and overrides ``a.b=value``, in any order.
+    """The configuration of a YAML file or preset and overrides ``a.b=value``, in any order.
 
     Args:
         settings: of the command line.
@@ -39,21 +40,28 @@ def describe_settings() -> str:
 
 
 def _split(settings: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """The YAML file, if there is one, and the overrides."""
+    """The YAML file, if there is one, and the overrides.
+
+    A preset's name is the preset, whatever files there are: ``./quick`` is a file.
+    """
     overrides = [setting for setting in settings if _is_override(setting)]
     files = [setting for setting in settings if not _is_override(setting)]
     if len(files) > 1:
         got = " and ".join(map(shorten, files[:2]))
-        raise UserError(f"config: expected one YAML file, got {got}")
+        raise UserError(f"config: expected one YAML file or preset, got {got}")
     if not files:
         return None, overrides
+    if files[0] in PRESETS:
+        return PRESETS[files[0]], overrides
     try:
         path = expand_input(files[0])
     except UserError as error:
         raise UserError(f"config: {error}") from None
     if not path.exists() and path.suffix not in (".yaml", ".yml"):
-        got = shorten(files[0])
-        raise UserError(f"config: expected a YAML file or an override key=value, got {got}")
+        raise UserError(
+            f"config: expected a YAML file, a preset ({', '.join(PRESETS)}) or an override "
+            f"key=value, got {shorten(files[0])}"
+        )
     return path, overrides
 
 

@@ -26,6 +26,7 @@ from .config import (
 )
 from .errors import UserError, shorten
 from .paths import absolute, expand_input
+from .preset import PRESETS
 from .yaml_text import parse
 
 SHIPPED = Path(__file__).parent / "studies"
@@ -146,7 +147,7 @@ def load_study(name: str, quick: bool = False, overrides: Sequence[str] = ()) ->
 
     Args:
         name: of the study or the file.
-        quick: with what its section ``quick`` says on top.
+        quick: with the preset ``quick`` for all runs, and what its section ``quick`` says on top.
         overrides: ``key=value``: of the study's own keys (``seeds``, ``sets.NAME``,
             ``options.KEY``, ...), or settings of all runs.
 
@@ -158,6 +159,7 @@ def load_study(name: str, quick: bool = False, overrides: Sequence[str] = ()) ->
     if quick:
         if not isinstance(small, dict):
             raise UserError(f"study: expected a section quick in {name}, got none")
+        merge(values, {"base": read_yaml(PRESETS["quick"], is_text)})
         merge(values, small)
     for override in overrides:
         merge(values, _parse(override))

@@ -236,9 +236,12 @@ def test_info_describes_a_student_and_the_installation(student_file, capsys):
 
 def test_demo_writes_its_files(tmp_path, monkeypatch, capsys):
     pytest.importorskip("skimage")
-    small = {"model": {"num_blocks": 2, "channels": 4}, "heads": {"taps": (1, 2), "blocks": 1}}
-    train = {**demo.SETTINGS["train"], "iterations": 2, "batch_size": 2, "eval_every": 1}
-    monkeypatch.setattr(demo, "SETTINGS", {**demo.SETTINGS, **small, "train": train})
+    path = tmp_path / "tiny.yaml"
+    path.write_text(
+        "model: {num_blocks: 2, channels: 4}\nheads: {taps: [1, 2], blocks: 1}\n"
+        "data: {patch_size: 8}\ntrain: {iterations: 2, batch_size: 2, eval_every: 1}\n"
+    )
+    monkeypatch.setitem(demo.PRESETS, "quick", path)
     run("demo", "--output", tmp_path / "demo")
     metrics = json.loads((tmp_path / "demo" / "metrics.json").read_text())
     assert metrics.keys() >= {"bicubic_psnr", "plain_psnr", "clsd_psnr", "seconds"}

@@ -13,6 +13,7 @@ from clsd_train import cli
 from clsd_train.checkpoint import save_student
 from clsd_train.cli import main
 from clsd_train.config import Config, load_config
+from clsd_train.preset import PRESETS
 
 TINY = "model: {num_blocks: 1, channels: 4}\nmethod: baseline\noutput: run\n"
 TINY += "data: {train: hr, patch_size: 8, cache: cache}\ntrain: {iterations: 1, batch_size: 1}\n"
@@ -116,13 +117,30 @@ def test_a_file_is_a_file_whatever_its_path(here, folder):
     assert settings_of(here / "run")["scale"] == 2
 
 
+def test_a_preset_is_no_file(here, capsys):
+    """A file of its name is meant with a folder or a suffix."""
+    for name in ("quick", "quick.yaml"):
+        (here / name).write_text(TINY)
+    expected = load_config(PRESETS["quick"], ["train.seed=5"])
+    main(["config", "train.seed=5", "quick"])
+    assert capsys.readouterr().out == expected.to_yaml()
+    for name in ("./quick", "quick.yaml"):
+        main(["config", name])
+        assert yaml.safe_load(capsys.readouterr().out)["output"] == "run"
+    main(["train", "quick", "data.train=hr", "data.cache=cache", "model.channels=4",
+          "data.patch_size=8", "train.iterations=1", "--resume"])  # fmt: skip
+    assert settings_of(here / "experiments" / "quick")["heads"]["taps"] == [2, 4, 6]
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         (["none.yaml"], "expected a readable file, got none.yaml: No such file"),
         (["lr=1/c.yaml"], "expected a readable file, got lr=1/c.yaml: No such file"),
-        (["scale"], "expected a YAML file or an override key=value, got 'scale'"),
-        (["c.yaml", "d.yaml"], "expected one YAML file, got 'c.yaml' and 'd.yaml'"),
+        (["scale"], "expected a YAML file, a preset (paper_x2, paper_x3, paper_x4, quick) or an "
+         "override key=value, got 'scale'"),
+        (["c.yaml", "d.yaml"], "expected one YAML file or preset, got 'c.yaml' and 'd.yaml'"),
+        (["quick", "d.yaml"], "expected one YAML file or preset, got 'quick' and 'd.yaml'"),
         (["hr"], "expected a readable file, got hr: Is a directory"),
         (["*.yml"], "expected a path, got *.yml, which nothing matches"),
         (["data.train=*/none"], "expected a path, got */none, which nothing matches"),
@@ -132,7 +150,7 @@ def test_a_file_is_a_file_whatever_its_path(here, folder):
         (["data.train=2020"], "expected a folder of images, got 2020: no such folder"),
         (["--resum"], "unrecognized arguments: --resum"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_setting_is_named(here, capsys, settings, words):
     assert words in refused(capsys, here, "train", *settings)
 

@@ -276,6 +276,8 @@ def test_shipped_studies_make_their_cells(tmp_path, name, quick):
             if cell.variant == "clsd" and name != "fig3":
                 assert cell.config.heads == Config().heads
             assert cell.config.train.iterations == 300_000
+    if quick:
+        assert {cell.config.train.learning_rate for cell in cells} == {1e-3}  # of the preset
 
 
 def test_options_that_a_variant_ignores_are_run_once(tmp_path):

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from clsd_train.config import Config, load_config
 from clsd_train.errors import UserError
+from clsd_train.preset import PRESETS
 
 
 def test_defaults_are_edsr_baseline():
@@ -14,6 +15,17 @@ def test_defaults_are_edsr_baseline():
     assert (config.model.num_blocks, config.model.channels) == (16, 64)
     assert (config.train.batch_size, config.train.learning_rate) == (16, 2e-4)
     assert config.train.milestones == (2 / 3,)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_presets_of_the_paper_are_its_protocol(scale):
+    config = load_config(PRESETS[f"paper_x{scale}"])
+    assert (config.scale, config.method, config.data.patch_size) == (scale, "clsd", 48)
+    assert (config.model.num_blocks, config.model.channels) == (16, 64)
+    assert (config.heads.taps, config.heads.blocks) == ((5, 10, 15), 5)
+    train = config.train
+    assert (train.iterations, train.batch_size, train.learning_rate) == (300_000, 16, 2e-4)
+    assert (train.milestones, train.gamma, train.device) == ((2 / 3,), 0.5, "cuda")
 
 
 def test_overrides_win_over_the_file(tmp_path):
