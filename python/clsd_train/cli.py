@@ -161,10 +161,12 @@ def upscale(arguments: Sequence[str]) -> None:
     inputs, output = _expand("upscale", options.inputs), options.output
     student = _load(options)
     from .listing import summarize
+    from .progress import track
     from .upscale import plan_upscaling, upscale_files
 
     tasks, left_out = plan_upscaling(inputs, output, student.scale, options.overwrite)
-    for target in upscale_files(student, tasks, options.tile, options.ensemble):
+    targets = upscale_files(student, tasks, options.tile, options.ensemble)
+    for target in track(targets, len(tasks)):
         print(f"wrote {target}")
     if any(item.is_dir() for item in inputs):
         tell(summarize("upscale", len(tasks), left_out))

@@ -1,7 +1,9 @@
-"""Progress of a run: a bar on a terminal, a line now and then elsewhere."""
+"""Progress: a bar on a terminal; of a run, a line now and then elsewhere."""
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -13,6 +15,8 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 
 LINES_PER_RUN = 20
+
+Item = TypeVar("Item")
 
 
 class Progress:
@@ -62,3 +66,19 @@ class Progress:
         else:
             left = (self._total - iteration) / rate
             print(f"{iteration}/{self._total}  {status}  {left:.0f} s left", file=sys.stderr)
+
+
+def track(items: Iterable[Item], total: int) -> Iterator[Item]:
+    """The items one by one, which a bar on stderr counts if that is a terminal."""
+    console = Console(stderr=True)
+    columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    bar = Bar(
+        *columns,
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+        # What is printed goes above the bar where both are one terminal, else where it belongs.
+        redirect_stdout=sys.stdout.isatty(),
+    )
+    with bar:
+        yield from bar.track(items, total)

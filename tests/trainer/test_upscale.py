@@ -73,6 +73,19 @@ def test_folders_below_the_given_one_are_kept(tmp_path, student_file, capsys):
     assert capsys.readouterr().err.splitlines() == [line]
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_counts_the_files_on_a_terminal(
+    tmp_path, student_file, capsys, monkeypatch, terminal
+):
+    monkeypatch.setenv("TTY_COMPATIBLE", "1" if terminal else "0")
+    photos = write_images(tmp_path / "photos", a=(8, 8), b=(8, 8))
+    run(student_file, photos, output=tmp_path / "sr")
+    out, err = capsys.readouterr()
+    assert out == "".join(f"wrote {tmp_path / 'sr' / name}_x2.png\n" for name in "ab")
+    assert ("2/2" in err) is terminal
+    assert err.endswith("clsd: upscale: 2 images used\n")
+
+
 def test_own_outputs_are_no_inputs(tmp_path, student_file, capsys):
     photos = write_images(tmp_path / "photos", a=(8, 8), lone_x4=(8, 8))
     for output in (photos, photos, photos / "sr", photos / "sr", tmp_path / "other"):
