@@ -2,7 +2,6 @@
 
 import json
 import resource
-import statistics
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from .config import Config
 from .data import decode_pairs
 from .errors import UserError
 from .files import write_atomically
-from .history import read_history
+from .history import read_history, step_milliseconds
 from .images import bicubic_upscale
 from .loop import Run
 from .metrics import Quality, mean_quality, quality
@@ -111,19 +110,13 @@ def train_cell(config: Config, backend: str, sets: Mapping[str, SetConfig], reco
     parameters = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     Record(
         settings=config.model_dump(mode="json"),
-        milliseconds=_milliseconds(steps),
+        milliseconds=step_milliseconds(steps),
         peak_bytes=peak,
         parameters=parameters,
         scores=scores,
         bicubic=bicubic,
         machine=machine,
     ).write(record)
-
-
-def _milliseconds(entries: list[dict[str, Any]]) -> float:
-    steps = [entry["step_seconds"] for entry in entries if entry["kind"] == "train"]
-    # The first makes buffers, and may compile.
-    return 1000 * statistics.median(steps[1:] or steps)
 
 
 def _peak(config: Config) -> int:

@@ -1,6 +1,7 @@
 """The log of a run."""
 
 import json
+import statistics
 import warnings
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,13 @@ def read_history(path: Path) -> list[dict[str, Any]]:
             stacklevel=2,
         )
     return entries
+
+
+def step_milliseconds(entries: list[dict[str, Any]]) -> float:
+    """The median over a run's log entries of their mean step, batches included."""
+    steps = [entry["step_seconds"] for entry in entries if entry["kind"] == "train"]
+    # The first makes buffers, and may compile.
+    return 1000 * statistics.median(steps[1:] or steps)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

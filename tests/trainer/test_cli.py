@@ -13,7 +13,9 @@ from clsd_fast import EDSR
 from clsd_train import demo
 from clsd_train.checkpoint import load_student
 from clsd_train.cli import main
+from clsd_train.history import read_history, step_milliseconds
 from clsd_train.images import bicubic_downscale, read_image
+from clsd_train.run_folder import HISTORY
 from clsd_train.upscale import upscale
 
 TINY = ("model.num_blocks=2", "model.channels=8", "heads.taps=[1,2]", "heads.blocks=1")
@@ -239,17 +241,29 @@ def test_demo_writes_its_files(tmp_path, monkeypatch, capsys):
     path = tmp_path / "tiny.yaml"
     path.write_text(
         "model: {num_blocks: 2, channels: 4}\nheads: {taps: [1, 2], blocks: 1}\n"
-        "data: {patch_size: 8}\ntrain: {iterations: 2, batch_size: 2, eval_every: 1}\n"
+        "data: {patch_size: 8}\ntrain: {iterations: 2, batch_size: 2, eval_every: 2}\n"
     )
-    monkeypatch.setitem(demo.PRESETS, "quick", path)
+    for name in ("quick", "paper_x2"):
+        monkeypatch.setitem(demo.PRESETS, name, path)
+    monkeypatch.setattr(demo, "SECONDS", 0.0)
     run("demo", "--output", tmp_path / "demo")
     metrics = json.loads((tmp_path / "demo" / "metrics.json").read_text())
-    assert metrics.keys() >= {"bicubic_psnr", "plain_psnr", "clsd_psnr", "seconds"}
+    assert metrics.keys() >= {"bicubic_psnr", "plain_psnr", "clsd_psnr", "plain_clsd_time_psnr"}
     assert metrics["plain_parameters"] == metrics["clsd_parameters"]
+    plain, clsd = (read_history(tmp_path / "demo" / n / HISTORY) for n in ("plain", "clsd"))
+    share = step_milliseconds(clsd) / step_milliseconds(plain)
+    assert metrics["plain_clsd_time_iterations"] == max(round(2 * share), 1)
+    for name in ("quick", "paper_x2"):
+        times = metrics["step_ms"][name]
+        assert times["ours"] > 0 and times["pytorch"] > 0
+        assert times["pytorch_layout"] in ("channels_last", "contiguous")
+    for kind, hours in metrics["paper_hours"].items():
+        assert hours == pytest.approx(2 * metrics["step_ms"]["paper_x2"][kind] / 3_600_000)
     for name in ("comparison.png", "curve.png"):
         with Image.open(tmp_path / "demo" / name) as image:
             assert min(image.size) > 300
-    assert "not a claim" in " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "2 iterations, of the paper's 2, show" in printed and "is no claim" in printed
     before = contents(tmp_path)
     assert "empty or new" in refused(capsys, tmp_path, "demo", "--output", tmp_path / "demo")
     assert contents(tmp_path) == before
