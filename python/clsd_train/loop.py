@@ -133,7 +133,7 @@ class Run:
         if self.folder.writes:
             progress = Progress(self.iteration, options.iterations)
             board = Board(self.config.output / TENSORBOARD, self.iteration + 1)
-        self.step.model = self.ranks.wrap(self.model)
+        self.step.model = self.ranks.wrap(self.model, options.accumulate)
         self.batches = make_batches(
             self.train_pairs, self.config, self.samples, self.iteration + 1, self.device
         )

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -64,11 +64,20 @@ class Ranks:
         count = options.batch_size // self.size
         return range(self.rank * count, (self.rank + 1) * count)
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model with gradients that are the mean over the ranks."""
+    def wrap(self, model: nn.Module, accumulate: int) -> nn.Module:
+        """The model with gradients that are the mean over the ranks.
+
+        Args:
+            model: all its parameters that need a gradient get one in each step.
+            accumulate: parts of a step, of which :func:`unshared` holds for all but the last.
+        """
         if self.size == 1:
             return model
-        options: dict[str, Any] = {"static_graph": True, "gradient_as_bucket_view": True}
+        # Of a static graph, PyTorch forgets to exchange gradients after no_sync.
+        options: dict[str, Any] = {
+            "static_graph": accumulate == 1,
+            "gradient_as_bucket_view": True,
+        }
         if self.device.type != "cuda":
             return DistributedDataParallel(model, **options)
         with torch.cuda.stream(torch.cuda.Stream()):  # so that a graph may hold it
@@ -152,6 +161,14 @@ class Ranks:
         """Leave the others."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def unshared(model: nn.Module) -> AbstractContextManager[None]:
+    """Within ``with``, gradients of a wrapped model are added up by each rank for itself.
+
+    The next backward pass outside shares the sum.
+    """
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def _is_of_connection(error: Exception) -> bool:

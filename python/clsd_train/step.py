@@ -12,6 +12,7 @@ from clsd_fast import EDSR
 
 from .config import TrainConfig
 from .meter import Meter
+from .ranks import unshared
 
 AUTOCAST = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -57,8 +58,10 @@ class Step:
         """One step on uint8 images [B, h, w, 3] and their targets."""
         self.optimizer.zero_grad(set_to_none=True)
         count = self._options.accumulate
-        parts = zip(lr_images.chunk(count), hr_images.chunk(count), strict=True)
-        losses = [self._backward(lr, hr, 1 / count) for lr, hr in parts]
+        *parts, last = zip(lr_images.chunk(count), hr_images.chunk(count), strict=True)
+        with unshared(self.model):
+            losses = [self._backward(lr, hr, 1 / count) for lr, hr in parts]
+        losses.append(self._backward(*last, 1 / count))
         if self._options.clip:
             self.scaler.unscale_(self.optimizer)
             clip_grad_norm_(self.model.parameters(), self._options.clip)

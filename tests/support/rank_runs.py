@@ -8,9 +8,11 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from clsd_train.config import Config
 from clsd_train.errors import UserError
@@ -23,6 +25,7 @@ CASES = {
     "baseline adam": {"method": "baseline"},
     "ds adam": {"method": "ds"},
     "clsd adam": {"method": "clsd"},
+    "ds sgd, in parts": {"method": "ds", "train": {"accumulate": 4}},
     "ds adam, in parts": {
         "method": "ds",
         "train": {"accumulate": 2, "clip": 0.1, "ema": 0.9, "log_every": 3},
@@ -50,14 +53,35 @@ def train(folder: Path, name: str, output: str, resume: bool = False) -> Run:
     if "sgd" in name:
         parameters = [p for p in run.model.parameters() if p.requires_grad]
         run.step.optimizer = torch.optim.SGD(parameters, run.step.rate, fused=True)
+    if "parts" in name and run.ranks.size > 1:
+        run.ranks.wrap = partial(wrap_counted, run.ranks.wrap)
     run.train()
     return run
 
 
+def wrap_counted(wrap, *arguments):
+    """The wrapped model, which counts how often it exchanges gradients."""
+
+    def exchange(state, bucket):
+        exchanges.append(bucket.index())
+        return allreduce_hook(None, bucket)
+
+    model = wrap(*arguments)
+    model.register_comm_hook(None, exchange)
+    return model
+
+
+exchanges: list[int] = []
+
+
 def summary(run: Run) -> dict:
-    """What is equal whatever the number of ranks."""
+    """What is equal whatever the number of ranks, and how often these exchanged gradients."""
     weights = torch.cat([p.detach().flatten() for p in run.model.parameters()])
-    return {"weights": weights.tolist(), "history": run.history.entries}
+    return {
+        "weights": weights.tolist(),
+        "history": run.history.entries,
+        "exchanges": len(exchanges),
+    }
 
 
 def on_ranks(function, size: int) -> list[int]:

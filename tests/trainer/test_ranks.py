@@ -43,6 +43,11 @@ def test_two_ranks_train_as_one(results, name):
             assert second[key] == pytest.approx(first[key], rel=1e-4), (key, first)
 
 
+@pytest.mark.parametrize("name", [name for name in rank_runs.CASES if "parts" in name])
+def test_parts_of_a_step_are_exchanged_together(results, name):
+    assert results["ranks"][name]["exchanges"] == 20  # steps
+
+
 def test_the_first_rank_alone_writes(results):
     folder = results["folder"] / "ranks" / "clsd adam"
     assert {path.name for path in folder.iterdir()} == {
