@@ -42,8 +42,21 @@ class Ranks:
             torch.cuda.set_device(self.device)
             # Its watchdog asks for the state of what a graph is being made of.
             os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         with self.explained():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+            dist.init_process_group(backend, **self._meeting_place())
+
+    def _meeting_place(self) -> dict[str, Any]:
+        """Where the ranks find each other, if not where PyTorch lets them.
+
+        torchrun keeps its store over restarts: the ranks would find addresses of those that ended.
+        """
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
+            return {}
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        restart = os.environ["TORCHELASTIC_RESTART_COUNT"]
+        store = dist.PrefixStore(f"restart-{restart}", dist.TCPStore(address, port))
+        return {"store": store, "rank": self.rank, "world_size": self.size}
 
     @property
     def group(self) -> "dist.ProcessGroup | None":

@@ -1,6 +1,7 @@
 """A program: runs of one process and of several, as torchrun starts them, from one import.
 
-Arguments: a folder with images in ``hr``; and, to end a rank in the middle, ``die``.
+Arguments: a folder with images in ``hr``; and, to end a rank in the middle, ``die``, or ``restart``
+in a program that torchrun itself starts.
 """
 
 import json
@@ -144,6 +145,22 @@ def die(folder: Path) -> None:
     on_ranks(lambda rank: train(folder, "clsd adam", "died", resume=True), 2)
 
 
+def restart(folder: Path) -> None:
+    """A rank of torchrun's, one of which is killed the first time."""
+    step = Run._step
+    first_time = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+
+    def killed(run):
+        if first_time and run.ranks.rank == 1 and run.iteration == 12:
+            os.kill(os.getpid(), signal.SIGKILL)
+        step(run)
+
+    Run._step = killed
+    train(folder, "clsd adam", "restarted", resume=True)
+    os._exit(0)  # as the command does
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    (die if sys.argv[2:] == ["die"] else compare)(Path(sys.argv[1]))
+    programs = {"compare": compare, "die": die, "restart": restart}
+    programs["".join(sys.argv[2:]) or "compare"](Path(sys.argv[1]))

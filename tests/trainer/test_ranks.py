@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from support import rank_runs
 from support.trainer_util import write_images
+
+from clsd_train.history import read_history
 
 
 def run_program(folder, *arguments):
@@ -73,18 +76,36 @@ def test_the_end_of_a_rank_ends_the_run_with_a_sentence(tmp_path):
     assert steps == list(range(1, 21))
 
 
+def run_torchrun(folder, *arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=folder, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.thorough
+def test_torchrun_restarts_a_run_that_ends_as_it_would_have(results):
+    folder = results["folder"]
+    run_torchrun(folder, "--max-restarts=1", rank_runs.__file__, str(folder), "restart")
+    straight, restarted = (folder / name / "clsd adam" for name in ("ranks", "restarted"))
+    expected, ours = (load_file(run / "student.safetensors") for run in (straight, restarted))
+    assert all(torch.equal(ours[name], weight) for name, weight in expected.items())
+    expected, ours = (read_history(run / "history.jsonl") for run in (straight, restarted))
+    for entry in (*expected, *ours):
+        entry.pop("step_seconds", None)
+    assert ours == expected
+
+
 @pytest.mark.thorough
 def test_torchrun_starts_ranks(tmp_path):
     write_images(tmp_path / "hr", a=(40, 48))
     settings = ["model.num_blocks=1", "model.channels=4", "heads.taps=[1]", "heads.blocks=1"]
     settings += ["data.train=hr", "data.cache=cache", "data.patch_size=8", "output=run"]
     settings += ["train.iterations=3", "train.batch_size=4"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [*command, "-m", "clsd_train", "train", *settings],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = run_torchrun(tmp_path, "-m", "clsd_train", "train", *settings)
     assert done.stdout.splitlines() == [f"wrote {Path('run/student.safetensors')}"]
     assert sum("clsd: training: 1 image used" in line for line in done.stderr.splitlines()) == 1
