@@ -268,7 +268,12 @@ class _MeansOfPixels(torch.autograd.Function):
     @staticmethod
     def forward(*maps: Tensor) -> Tensor:
         dtype = torch.float32 if maps[0].element_size() == 2 else maps[0].dtype
-        return torch.stack([x.mean((-2, -1), dtype=dtype) for x in maps])
+        if is_transformed():  # which differentiates what runs here
+            return torch.stack([x.mean((-2, -1), dtype=dtype) for x in maps])
+        means = maps[0].new_empty(len(maps), *maps[0].shape[:2], dtype=dtype)
+        for mean, x in zip(means, maps, strict=True):
+            torch.mean(x, (-2, -1), dtype=dtype, out=mean)
+        return means
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -276,8 +281,12 @@ class _MeansOfPixels(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        height, width = ctx.shape[-2:]
-        grads = (grad / (height * width)).to(ctx.dtype)[..., None, None].expand(-1, *ctx.shape)
+        pixels = ctx.shape[-2:].numel()
+        if torch.is_grad_enabled():  # which is for a second derivative
+            shares = (grad / pixels).to(ctx.dtype)
+        else:
+            shares = torch.div(grad, pixels, out=grad.new_empty(grad.shape, dtype=ctx.dtype))
+        grads = shares[..., None, None].expand(-1, *ctx.shape)
         pairs = zip(grads, ctx.needs_input_grad, strict=True)
         return tuple(of_map if needed else None for of_map, needed in pairs)
 
@@ -291,10 +300,32 @@ def _project(projections: list[nn.Sequential], vectors: Tensor) -> Tensor:
     if not all(map(_is_as_made, projections)):
         pairs = zip(projections, vectors, strict=True)
         return torch.stack([p(x.to(next(p.parameters()).dtype)) for p, x in pairs])
-    first, second = ([cast(nn.Linear, p[index]) for p in projections] for index in (0, 2))
-    x = vectors.to(first[0].weight.dtype)
-    hidden = _linear(first, x.flatten(1, -2).mT).relu()
-    return _linear(second, hidden).mT.unflatten(1, x.shape[1:-1])
+    of_layers = zip(*(p.parameters() for p in projections), strict=True)
+    tensors = [tensor for of_layer in of_layers for tensor in of_layer]
+    weights1, biases1, weights2, biases2 = _apply(_Stacks, len(projections), *tensors)
+    x = vectors.to(weights1.dtype)
+    hidden = _linear(weights1, biases1, x.flatten(1, -2).mT).relu()
+    return _linear(weights2, biases2, hidden).mT.unflatten(1, x.shape[1:-1])
+
+
+class _Stacks(torch.autograd.Function):
+    """``[torch.stack(tensors[i : i + count]) for i in range(0, len(tensors), count)]``, by one
+    launch; the gradients are views."""
+
+    @staticmethod
+    def forward(count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        firsts = tensors[::count]
+        parts = torch.cat([t.flatten() for t in tensors]).split([count * t.numel() for t in firsts])
+        pairs = zip(parts, firsts, strict=True)
+        return tuple(part.view(count, *first.shape) for part, first in pairs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *(grad for of_layer in grads for grad in of_layer)
 
 
 def _is_as_made(projection: nn.Module) -> bool:
@@ -304,11 +335,9 @@ def _is_as_made(projection: nn.Module) -> bool:
     )
 
 
-def _linear(layers: list[nn.Linear], x: Tensor) -> Tensor:
+def _linear(weights: Tensor, biases: Tensor, x: Tensor) -> Tensor:
     """Of each layer and each [C, n] of x, which is [P, C, n], as the gradients of the weights are
     then products that lie as the weights do."""
-    weights = torch.stack([layer.weight for layer in layers])
-    biases = torch.stack([layer.bias for layer in layers])
     return torch.baddbmm(biases[..., None], weights, x)
 
 
