@@ -1,11 +1,12 @@
 """One training step of networks as people have them, before and after `clsd_fast.accelerate`.
 
-    PYTHONPATH=tests python benchmarks/dropin.py [--only EDSR RCAN] [--json dropin.json] ...
+    python benchmarks/dropin.py [--only EDSR RCAN] [--json dropin.json] ...
 
-Each network of tests/zoo is timed as it is in PyTorch, in both memory formats, and accelerated, in
-both; EDSR also against `clsd_fast.EDSR`. All have the same weights, the same batch and their own
-fused Adam, and take turns. Before anything is timed, the accelerated network's output and gradients
-are held against the plain one's in float64: above `measure.LIMIT` the program ends with status 1.
+Each network of benchmarks/zoo is timed as it is in PyTorch, in both memory formats, and
+accelerated, in both; EDSR also against `clsd_fast.EDSR`. All have the same weights, the same batch
+and their own fused Adam, and take turns. Before anything is timed, the accelerated network's output
+and gradients are held against the plain one's in float64: above `measure.LIMIT` the program ends
+with status 1.
 """
 
 import argparse

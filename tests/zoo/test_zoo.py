@@ -8,14 +8,15 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from support import zoo_ranks
 from support.grids import cover
 from support.util import channels_last, contiguous, rand
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
+from zoo import ZOO
 
 import clsd_fast
 from clsd_fast._accelerate import classes
-from zoo import ZOO, ranks
 
 #: What runs the layers of each at x2, in the order of the modules.
 OPERATORS = {
@@ -193,4 +194,6 @@ def test_inference_mode(native, name):
 )
 def test_data_parallel(native, tmp_path):
     multiprocessing.set_forkserver_preload(["torch"])
-    mp.start_processes(ranks.worker, (2, tmp_path / "store"), nprocs=2, start_method="forkserver")
+    mp.start_processes(
+        zoo_ranks.worker, (2, tmp_path / "store"), nprocs=2, start_method="forkserver"
+    )

@@ -5,11 +5,11 @@ import os
 
 import torch
 import torch.distributed as dist
-from support.util import rand
 from torch.nn.parallel import DistributedDataParallel
+from zoo import ZOO
 
 import clsd_fast
-from zoo import ZOO
+from support.util import rand
 
 NAMES = ("EDSR", "RCAN", "CARN")
 
