@@ -93,7 +93,7 @@ def has_native_kernel(op: str, tensor: Tensor, *weights: Tensor) -> bool:
     """Whether a native kernel serves the call with these weights, likewise."""
     if is_transformed() or _current not in ("auto", "native"):
         return False
-    return _why_not_native(op, tensor, weights, 1) is None
+    return _WHY_NOT["native"](op, tensor, weights, 1) is None
 
 
 def implementation(op: str, tensor: Tensor, *weights: Tensor, upscale_factor: int = 1) -> str:

@@ -26,6 +26,7 @@ def test_public_names():
         "CLSD",
         "CLSDOutput",
         "EDSR",
+        "accelerate",
         "conv3x3",
         "distance_ratio_loss",
         "info_nce",
@@ -36,6 +37,7 @@ def test_public_names():
         "pixel_shuffle_upsample",
         "residual_block",
         "residual_blocks",
+        "restore",
         "upsample_tail",
         "use_backend",
     ]
