@@ -39,10 +39,16 @@ def shifted_tails(ops):
     ops.upsample_tails_backward(outputs, xs, composed, *parameters, shift, 2, True, True)
 
 
+def losses(ops):
+    target, image = (images(1, 3, 5, 7).float() for _ in range(2))
+    grads = ops.l1_losses(target, [image] * 3, 255.0)
+    ops.l1_losses_backward(*grads, target, [image] * 3, 255.0)
+
+
 def calls(ops):
     """A call of every kernel, with bias, residual, mask and channels that do not fill a group."""
     x, narrow, odd, fewer = (images(1, channels, 5, 7) for channels in (64, 3, 80, 48))
-    wide, tall = images(48, 80, 3, 3), images(1, 64, 80, 3)
+    wide, tall = images(48, 80, 3, 3), images(1, 64, 144, 3)
     weight, first, last = images(64, 64, 3, 3), images(64, 3, 3, 3), images(3, 64, 3, 3)
     bias = torch.zeros(64, dtype=torch.bfloat16)
     block = (weight, bias, weight, bias, 1.0)
@@ -61,6 +67,7 @@ def calls(ops):
         "several backward": partial(
             ops.conv3x3s_backward, [x] * 2, [x] * 2, [weight] * 2, True, True, True
         ),
+        "losses": partial(losses, ops),
         "tail x2": partial(tails, ops, 2),
         "tail x4": partial(tails, ops, 4),
         "shifted tails": partial(shifted_tails, ops),
