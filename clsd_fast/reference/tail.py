@@ -132,7 +132,17 @@ class Summand(NamedTuple):
 
     def convolve(self, images: Tensor, composed: Tensor) -> Tensor:
         """What is added to the output pixels."""
-        return F.conv_transpose2d(self.piece(images), self.weight(composed), **self.geometry)
+        piece, weight = _convolvable(self.piece(images), self.weight(composed))
+        return F.conv_transpose2d(piece, weight, **self.geometry).to(images.dtype)
+
+
+def _convolvable(images: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """In float32 if need be: where bfloat16 images are one pixel wide, oneDNN's gradient of the
+    weight reads memory that nothing wrote."""
+    tensors = images, *others
+    if images.dtype == torch.bfloat16 and images.shape[3] == 1:
+        return tuple(tensor.float() for tensor in tensors)
+    return tensors
 
 
 def _summands(factor: int, height: int, width: int) -> list[Summand]:
@@ -162,9 +172,12 @@ def apply_backward(
     grad_x, grad_composed = grad.new_zeros(x.shape), grad.new_zeros(composed.shape)
     needs = [needs_x, needs_composed, False]
     for summand in _summands(factor, *x.shape[2:]):
-        tensors = summand.target(grad), summand.piece(x), summand.weight(composed)
+        tensors = summand.piece(x), summand.weight(composed), summand.target(grad)
+        piece, weight, target = _convolvable(*tensors)
         grads = torch.ops.aten.convolution_backward(
-            *tensors,
+            target,
+            piece,
+            weight,
             None,
             **summand.geometry,
             dilation=[1, 1],
@@ -229,23 +242,14 @@ def upsample_tail(
     upscale_factor: int,
 ) -> tuple[Tensor, Tensor]:
     """Output and composed weight, as in ``SCHEMAS``."""
-    arguments = x, up_weight1, up_bias1, up_weight2, up_bias2, out_weight, out_bias
-    return _tail(*arguments, upscale_factor, x.dtype)
+    tail = up_weight1, up_bias1, up_weight2, up_bias2, out_weight, out_bias
+    return _tail(x, *tail, upscale_factor=upscale_factor, dtype=x.dtype)
 
 
-def _tail(
-    x: Tensor,
-    up_weight1: Tensor,
-    up_bias1: Tensor | None,
-    up_weight2: Tensor | None,
-    up_bias2: Tensor | None,
-    out_weight: Tensor,
-    out_bias: Tensor | None,
-    upscale_factor: int,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
+def _tail(x: Tensor, *tail: Any, upscale_factor: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The same with the output in a dtype."""
-    stages = stages_of(up_weight1, up_bias1, up_weight2, up_bias2)
+    *of_stages, out_weight, out_bias = tail
+    stages = stages_of(*of_stages)
     composed = compose_all(stages, out_weight, upscale_factor)[0]
     output = apply(x, composed[:-1].to(x.dtype), upscale_factor)
     # Added in the parameters' dtype: the gradient of the biases is a sum over all pixels.
@@ -308,7 +312,8 @@ def upsample_tails(
         out_biases = biases or [shift_bias] * len(xs)
     lists = xs, up_weights1, up_biases1, up_weights2, up_biases2, out_weights, out_biases
     dtype = xs[0].dtype if shift_weight is None else shift_weight.dtype
-    pairs = [_tail(*(*tail, upscale_factor, dtype)) for tail in of_tails(*lists)]
+    options: Any = {"upscale_factor": upscale_factor, "dtype": dtype}
+    pairs = [_tail(*tail, **options) for tail in of_tails(*lists)]
     outputs, composed = zip(*pairs, strict=True)
     return list(outputs), list(composed)
 
