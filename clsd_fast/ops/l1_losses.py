@@ -22,7 +22,7 @@ def l1_losses(
         return first, torch.stack(others).mean()
 
     Args:
-        target: images [N, C, H, W], without a gradient.
+        target: images [N, C, H, W].
         images: of the target's shape; with none but the first, the second result is undefined.
         value_range: divisor of the errors.
 
@@ -52,11 +52,12 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, *grads):
     target, *images = ctx.saved_tensors
-    needs = ctx.needs_input_grad[1]
+    needs_target, needs = ctx.needs_input_grad[:2]
     if grads == (None, None):
         return None, [None] * len(images), None
     found = _l1_losses_backward(*grads, target, images, ctx.value_range)
-    return None, [g if need else None for g, need in zip(found, needs, strict=True)], None
+    grad_target = -sum(found) if needs_target else None
+    return grad_target, [g if need else None for g, need in zip(found, needs, strict=True)], None
 
 
 _l1_losses = register(

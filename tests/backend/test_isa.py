@@ -82,7 +82,8 @@ def test_every_operator_refuses_an_unknown_instruction_set(native, refusals):
     assert {op for op, _ in calls} == set(SCHEMAS)
     assert len(refusals) == len(calls)
     sentence = re.compile(r"\w+: CLSD_FAST_ISA: expected one of (\w+, )*portable, got 'mmx'")
-    assert [line for line in refusals if not sentence.fullmatch(line)] == []
+    served_by_the_reference = {"l1_losses: no error", "l1_losses_backward: no error"}
+    assert {line for line in refusals if not sentence.fullmatch(line)} == served_by_the_reference
 
 
 @pytest.mark.parametrize("isa", ["avx2", "avx512"])

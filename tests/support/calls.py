@@ -189,6 +189,7 @@ FORWARDS = [
     ("upsample_tail", (*TAIL_BY_4, None, 4)),
     ("upsample_tails", (*of_two_tails(*TAIL_BY_2, rand(3)), None, None, 2)),
     ("upsample_tails", (*of_two_tails(*TAIL_BY_4, None), None, None, 4)),
+    ("l1_losses", (X, [-X, MAP[:, :3], X], 255.0)),
     *(("pairwise_similarity", (ROWS_A, ROWS_C, metric)) for metric in ("cosine", "dot", "l1")),
     *(("info_nce", arguments) for arguments in INFO_NCE_FORWARD),
     ("distance_ratio_loss", (ROWS_A, ROWS_B, None, 0.1)),
