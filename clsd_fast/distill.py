@@ -300,8 +300,9 @@ def _project(projections: list[nn.Sequential], vectors: Tensor) -> Tensor:
     if not all(map(_is_as_made, projections)):
         pairs = zip(projections, vectors, strict=True)
         return torch.stack([p(x.to(next(p.parameters()).dtype)) for p, x in pairs])
-    of_layers = zip(*(p.parameters() for p in projections), strict=True)
-    tensors = [tensor for of_layer in of_layers for tensor in of_layer]
+    layers = [[cast(nn.Linear, p[index]) for p in projections] for index in (0, 2)]
+    names = ("weight", "bias")
+    tensors = [getattr(layer, name) for alike in layers for name in names for layer in alike]
     weights1, biases1, weights2, biases2 = _apply(_Stacks, len(projections), *tensors)
     x = vectors.to(weights1.dtype)
     hidden = _linear(weights1, biases1, x.flatten(1, -2).mT).relu()

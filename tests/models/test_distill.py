@@ -6,7 +6,7 @@ from torch.export.graph_signature import InputKind
 
 import clsd_fast
 from clsd_fast import CLSD, EDSR
-from clsd_fast.distill import CONTRASTS
+from clsd_fast.distill import CONTRASTS, _MeansOfPixels
 from clsd_fast.losses import sample_positions
 
 TAPS = (1, 2, 4)
@@ -39,6 +39,29 @@ def test_losses_and_gradients_are_those_written_out(backend, contrast):
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+def test_a_projection_whose_layers_share_a_weight(backend):
+    model = make(projection_dim=8).double()
+    projection = model.heads["2"].projection
+    projection[2].weight = projection[0].weight
+    lr, hr = batch(torch.float64)
+    results = [
+        (losses["cl"], *torch.autograd.grad(losses["cl"], [*projection.parameters()]))
+        for losses in (model(lr, hr).losses, plain_clsd_losses(model, lr, hr))
+    ]
+    torch.testing.assert_close(*results, rtol=1e-8, atol=1e-10)
+
+
+def test_second_derivatives_of_pooled_features():
+    """A gradient that is differentiated again is computed in another way."""
+    maps = [rand(2, 3, 4, 5, seed=seed).requires_grad_() for seed in range(2)]
+    results = []
+    for means in (_MeansOfPixels.apply(*maps), torch.stack([x.mean((-2, -1)) for x in maps])):
+        grads = torch.autograd.grad(means.pow(3).sum(), maps, create_graph=True)
+        penalty = sum(grad.square().sum() for grad in grads)
+        results.append((*grads, *torch.autograd.grad(penalty, maps)))
+    torch.testing.assert_close(*results)
 
 
 def test_patch_nce_is_that_written_out(backend):
