@@ -7,10 +7,11 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from support.touches import TOUCHES
 from support.util import rand
 from torch import nn
-from torch.nn.utils import parametrizations, prune
-from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
+from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrize import remove_parametrizations
 from zoo.blocks import (
     CRC,
     ConvReLU,
@@ -386,31 +387,6 @@ def test_a_report(native):
     }
 
 
-def touch_by_hook(module, seen):
-    module.register_forward_hook(lambda module, args, output: seen.append(output.shape))
-
-
-def touch_by_forward(module, seen):
-    forward = module.forward
-    module.forward = lambda x: seen.append(x.shape) or forward(x)
-
-
-def touch_by_pruning(module, seen):
-    prune.l1_unstructured(module, "weight", 0.5)
-    module.register_forward_hook(lambda *_: seen.append(None))
-    with torch.no_grad():
-        module.weight_orig.mul_(3)
-
-
-def touch_by_parametrization(module, seen):
-    class Doubled(nn.Module):
-        def forward(self, weight):
-            seen.append(None)
-            return 2 * weight
-
-    register_parametrization(module, "weight", Doubled())
-
-
 def touch_by_padding_mode(module, seen):
     module.padding_mode = "circular"
     seen.append(None)
@@ -421,17 +397,7 @@ def touch_by_conv_forward(module, seen):
     module._conv_forward = lambda *args: seen.append(None) or -forward(*args)
 
 
-TOUCHES = [
-    touch_by_hook,
-    touch_by_forward,
-    touch_by_pruning,
-    touch_by_parametrization,
-    touch_by_padding_mode,
-    touch_by_conv_forward,
-]
-
-
-@pytest.mark.parametrize("touch", TOUCHES)
+@pytest.mark.parametrize("touch", [*TOUCHES, touch_by_padding_mode, touch_by_conv_forward])
 @pytest.mark.parametrize(
     "make, name",
     [
