@@ -14,7 +14,7 @@ import json, sys
 import emulation, native_build, torch
 from unittest.mock import patch
 import clsd_fast
-from clsd_fast.backend import triton
+from clsd_fast.backend import has_native_kernel, triton
 from support.steps import assert_step_close, exact_step, step
 from support.util import channels_last, rand
 
@@ -39,13 +39,16 @@ with (
     loaded.recorded() as launches,
 ):
     ours = step(model, lr, hr, dtype)
+    weight = torch.empty(channels, channels, 3, 3)
+    images = [torch.empty(1, channels, 4, 4, dtype=of) for of in (dtype, torch.float32)]
+    served = [has_native_kernel("conv3x3s", x, weight.to(x.dtype)) for x in images]
 with clsd_fast.use_backend("reference"):
     theirs = step(model, lr, hr, dtype)
     assert_step_close(ours, exact_step(model, lr, hr), theirs, dtype)
 # How many convolutions have a launch together.
 together = [launch.grid[1] for launch, _ in launches if "conv3x3_kernel" in launch.kernel]
 print(json.dumps([
-    sorted({launch.kernel.split("<")[0] for launch, _ in launches}), calls, max(together)
+    sorted({launch.kernel.split("<")[0] for launch, _ in launches}), calls, max(together), served
 ]))
 """
 
@@ -75,8 +78,9 @@ def test_step(emulated_library, channels, capability, dtype, has_triton, archite
         text=True,
     )
     assert found.returncode == 0, found.stderr[-2000:]
-    launched, calls, together = json.loads(found.stdout.splitlines()[-1])
+    launched, calls, together, served = json.loads(found.stdout.splitlines()[-1])
     kernels = [f"{architecture}::conv3x3_kernel", f"wgrad_{architecture}::wgrad_kernel"]
     assert launched == sorted([*COMMON, *kernels])
     assert together == 3  # the ends of the student and its heads
+    assert served == [True, False]  # by the GPU's kernels, of 16 bits, whatever the CPU has
     assert calls == (["info_nce", "info_nce_backward"] if has_triton else [])

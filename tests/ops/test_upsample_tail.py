@@ -175,3 +175,19 @@ def test_paths_beyond_both_ends_do_not_exist():
         for segment in axes[0].segments:
             if segment.edge is not None and segment.exists(row_size):
                 assert segment.length <= axes[0].upscale * min(row_size, column_size)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("implementation", ["operator", "reference"])
+def test_shifted_outputs_are_not_rounded(implementation, dtype):
+    """To 16 bits, of which bfloat16's tell values above 128 apart by whole steps."""
+    functions = {"operator": torch.ops.clsd_fast.upsample_tails}
+    functions["reference"] = reference.upsample_tails
+    x, weight, bias, out_weight, out_bias = inputs(2, 1, 16, 5, 7)
+    lists = [[x.to(dtype)], *([t.float()] for t in (weight, bias)), [], []]
+    lists += [[out_weight.float()], [out_bias.float()]]
+    shift = torch.eye(3).view(3, 3, 1, 1), torch.full((3,), 200.0)
+    (plain_output,), _ = functions[implementation](*lists, None, None, 2)
+    (shifted,), _ = functions[implementation](*lists, *shift, 2)
+    assert (plain_output.dtype, shifted.dtype) == (dtype, torch.float32)
+    torch.testing.assert_close(shifted - 200, plain_output.float(), rtol=2**-8, atol=1e-4)
