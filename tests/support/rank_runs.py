@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -156,6 +157,8 @@ def restart(folder: Path) -> None:
         step(run)
 
     Run._step = killed
+    if not first_time:  # so that one looks for the other before that says where it is
+        time.sleep(2 * int(os.environ["RANK"]))
     train(folder, "clsd adam", "restarted", resume=True)
     os._exit(0)  # as the command does
 
