@@ -53,7 +53,7 @@ COMPILED = ("compile", "compile_graph")
 #: torch.compile's modes under our own CUDA graph.
 MODES = {"compile": "default", "max_autotune": "max-autotune-no-cudagraphs"}
 #: The paper's training step.
-STEP = step.Case(scale=2, batch=16, patch=48)
+STEP = step.Case(scale=2, batch=16, patch=48, dtype="bf16")
 SECONDS = 0.5
 STEP_SECONDS = 3.0
 #: An item that compiles nothing and takes longer has a kernel that does not end.

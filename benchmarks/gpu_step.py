@@ -1,4 +1,4 @@
-"""A training step of CLSD on a GPU under bfloat16 autocast: what `gpu.py` times of it.
+"""A training step of CLSD on a GPU: what `gpu.py` times of it.
 
 The step is that of `cases.step`, with fused Adam for everybody and all images channels_last:
 
@@ -26,17 +26,16 @@ BASES = {
 
 
 class Trainer(step.Trainer):
-    """One configuration of BASES; in float64, without autocast, it is the reference.
+    """One configuration of BASES.
 
     Args:
         name: of the configuration.
         case: what is trained, and where.
-        dtype: of the weights.
+        dtype: of the weights, as of `cases.step`.
     """
 
     def __init__(self, name: str, case: step.Case, dtype: torch.dtype = torch.float32) -> None:
         self.device = torch.device(case.device)
-        self.autocasts = dtype == torch.float32
         super().__init__(BASES[name], case, dtype)
         self.has_own_graphs = name == "max_autotune"
         if self.has_own_graphs:
@@ -50,10 +49,6 @@ class Trainer(step.Trainer):
             capturable=self.device.type == "cuda",
         )
         self.optimizer.zero_grad()
-
-    def losses(self, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocasts):
-            return super().losses(lr, hr)
 
     def train(self, lr: Tensor, hr: Tensor) -> None:
         if self.has_own_graphs:
@@ -101,7 +96,7 @@ def correctness(case: step.Case) -> float:
 
 def flops(case: step.Case) -> int:
     """Of a forward and backward of the plain model."""
-    trainer = step.Trainer("eager_channels_last", case._replace(device="meta"))
+    trainer = step.Trainer("eager_channels_last", case._replace(device="meta", dtype="float32"))
     return gpu_measure.flops_of(
         lambda index: trainer.losses(*trainer.batches[0])["total"].backward()
     )

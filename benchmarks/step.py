@@ -10,6 +10,9 @@ Before anything is timed, our losses and all parameter gradients are held agains
 in float64: ``correctness`` is `measure.error_over_bound`, and above `measure.LIMIT` the program
 ends with status 1.
 
+With ``--dtype bf16`` forward and losses run under bfloat16 autocast, ours and theirs; ours in
+float32 is timed beside them.
+
 ``--breakdown`` times three methods instead, each as ours and in plain PyTorch: the student alone,
 with heads under deep supervision (``ds``), and with the contrastive loss (``clsd``). The last two
 differ by the cost of the contrastive term.
@@ -27,7 +30,7 @@ from typing import Any
 import measure
 import torch
 from cases import step
-from cases.step import COMPILED, EAGER, METHODS, OURS, Trainer
+from cases.step import COMPILED, EAGER, METHODS, OURS, OURS_FLOAT32, Trainer
 
 NUM_MEMORY_STEPS = 3
 TINY_PATCH = 8
@@ -122,8 +125,8 @@ def print_table(result: dict[str, Any]) -> None:
     print(f"{result['device']}, {result['threads']} threads, torch {result['torch']}")
     print(f"errors {result['correctness']:.2f} times the bound (limit {measure.LIMIT:g})")
     print(f"{'':22}{'median':>9}{'p20':>9}{'p80':>9} ms{'peak':>9} MiB{'loss':>9} to")
-    for name in (*OURS, *EAGER, *COMPILED):
-        if result[f"{name}_ms"] is None:
+    for name in (*OURS, OURS_FLOAT32, *EAGER, *COMPILED):
+        if result.get(f"{name}_ms") is None:
             continue
         median, p20, p80 = result[f"{name}_ms"], result["p20_ms"][name], result["p80_ms"][name]
         memory = result["peak_memory_mib"][name]
@@ -143,6 +146,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu")
     step.add_arguments(parser, step.Case())
+    dtypes = ("float32", "bf16")
+    parser.add_argument("--dtype", default=dtypes[0], choices=dtypes, help="bf16: by autocast")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=20, help="timed steps of a configuration")
     parser.add_argument("--breakdown", action="store_true", help="time the parts of the method")

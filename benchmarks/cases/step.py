@@ -1,6 +1,7 @@
 """One training step of CLSD (forward, losses, backward, Adam): trainers of the same weights."""
 
 import argparse
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import measure
@@ -16,6 +17,8 @@ from cases.contest import Contender
 OURS = ("ours_contiguous", "ours_channels_last")
 EAGER = ("eager", "eager_channels_last")
 COMPILED = ("compile", "compile_channels_last")
+#: Ours without autocast, beside the others with it.
+OURS_FLOAT32 = "ours_float32_channels_last"
 #: Weights of deep supervision and of the contrastive loss.
 METHODS = {"student": (0.0, 0.0), "ds": (1.0, 0.0), "clsd": (1.0, 0.1)}
 MODE = "step"
@@ -26,7 +29,8 @@ LEARNING_RATE = 1e-4
 class Case(NamedTuple):
     """The model, the size of its batches and the device.
 
-    `patch` counts low-resolution pixels; `blocks` are the student's; `method` is one of METHODS.
+    `patch` counts low-resolution pixels; `blocks` are the student's; `method` is one of METHODS;
+    `dtype` is float32, or bf16 for forward and losses under bfloat16 autocast.
     """
 
     scale: int = 2
@@ -39,12 +43,14 @@ class Case(NamedTuple):
     contrast: str = "info_nce"
     method: str = "clsd"
     device: str = "cpu"
+    dtype: str = "float32"
 
     @property
     def title(self) -> str:
         student = f"{self.blocks}x{self.channels} x{self.scale}"
         heads = f"{self.heads} heads of {self.head_blocks}, {self.contrast}"
-        return f"{self.method} {student}, {heads}, {self.batch}x3x{self.patch}x{self.patch}"
+        size = f"{self.batch}x3x{self.patch}x{self.patch}"
+        return f"{self.method} {student}, {heads}, {size}, {self.dtype}"
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -52,7 +58,8 @@ class Case(NamedTuple):
 
     def names(self, mode: str, compiles: bool) -> tuple[str, ...]:
         """Of the contenders."""
-        return (*OURS, *EAGER, *(COMPILED if compiles else ()))
+        float32 = (OURS_FLOAT32,) if self.dtype == "bf16" else ()
+        return (*OURS, *float32, *EAGER, *(COMPILED if compiles else ()))
 
     @property
     def taps(self) -> list[int]:
@@ -79,7 +86,7 @@ TABLES = {"tiny": tiny_table, "quick": quick_table, "full": full_table}
 
 
 def add_arguments(parser: argparse.ArgumentParser, default: Case) -> None:
-    """The fields of a case, but for method and device, as options of a program."""
+    """The fields of a case, but for method, device and dtype, as options of a program."""
     parser.add_argument("--scale", type=int, default=default.scale, choices=(2, 3, 4))
     parser.add_argument("--batch", type=int, default=default.batch)
     parser.add_argument("--patch", type=int, default=default.patch, help="low-resolution pixels")
@@ -101,20 +108,23 @@ class Trainer:
     """One configuration: a model, its optimizer and the batches, all in one memory format.
 
     Args:
-        name: of the configuration, one of OURS, EAGER, COMPILED.
+        name: of the configuration, one of OURS, OURS_FLOAT32, EAGER, COMPILED.
         case: what is trained, and where.
-        dtype: float32, or float64 for the reference.
+        dtype: of the weights; float32, or float64, without autocast, for the reference.
     """
 
     def __init__(self, name: str, case: Case, dtype: torch.dtype = torch.float32) -> None:
         layout = measure.LAYOUTS[measure.layout_of(name)]
         self.placement = {"device": case.device, "dtype": dtype, "memory_format": layout}
+        autocasts = case.dtype == "bf16" and dtype == torch.float32 and name != OURS_FLOAT32
+        kind = torch.device(case.device).type
+        self.context = torch.autocast(kind, torch.bfloat16) if autocasts else nullcontext()
         model = our_model(case)
-        if name not in OURS:
+        self.is_ours = name.startswith("ours")
+        if not self.is_ours:
             weights = model.state_dict()
             model = plain_model(case)
             model.load_state_dict(weights)
-        self.name = name
         self.model = model.to(**self.placement)
         # Not dynamic: the other configuration's strides are no reason to make these symbolic.
         compiled = name in COMPILED
@@ -135,8 +145,9 @@ class Trainer:
         self.optimizer.zero_grad()
 
     def losses(self, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
-        output = self.forward(lr, hr)
-        return output.losses if self.name in OURS else output
+        with self.context:
+            output = self.forward(lr, hr)
+        return output.losses if self.is_ours else output
 
     def step(self, index: int) -> None:
         """One training step on the batch of this number; its losses go to the history."""
@@ -199,7 +210,7 @@ class Contest(contest.Contest):
     """Trainers on the same batches."""
 
     def __init__(self, case: Case, mode: str = MODE) -> None:
-        super().__init__(case, mode)
+        super().__init__(case, mode, torch.bfloat16 if case.dtype == "bf16" else torch.float32)
 
     def contender(self, name: str) -> Contender:
         trainer = Trainer(name, self.case)

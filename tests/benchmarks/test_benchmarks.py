@@ -55,6 +55,19 @@ def test_step_writes_its_figures(in_this_process, tmp_path):
         assert ours == pytest.approx(eager, rel=1e-3)
 
 
+def test_step_under_autocast(in_this_process, tmp_path):
+    """Ours and theirs, beside ours in float32."""
+    path = tmp_path / "step.json"
+    step.main([*TINY_STEP.split(), "--dtype", "bf16", "--rounds", "1", "--json", str(path)])
+    result = json.loads(path.read_text())
+    assert result["ours_float32_channels_last_ms"] > 0
+    assert result["best_baseline"].startswith("eager")
+    first = {name: at["first"]["total"] for name, at in result["losses"].items()}
+    exact = first["ours_float32_channels_last"]
+    for name in ("ours", "eager"):
+        assert 0 < abs(first[name] - exact) < 0.02 * exact
+
+
 def test_step_refuses_a_wrong_result(monkeypatch, capsys):
     monkeypatch.setattr(clsd_fast.nn, "residual_block", scaled(clsd_fast.residual_block))
     message = "step, ours_contiguous: expected errors of at most 5 times"

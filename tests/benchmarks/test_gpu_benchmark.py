@@ -31,7 +31,7 @@ def gpu(monkeypatch):
     def run_item(item, options, seconds, write):
         options.product_size, options.copied_bytes = 64, 4096
         options.seconds = options.step_seconds = 0.0
-        options.step = step.Case(batch=2, patch=8, blocks=2, channels=8, heads=1)
+        options.step = step.Case(batch=2, patch=8, blocks=2, channels=8, heads=1, dtype="bf16")
         program.measure_item(item, options, write)
 
     monkeypatch.setattr(program, "run_item", run_item)
