@@ -141,7 +141,7 @@ def _convolvable(images: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     weight reads memory that nothing wrote."""
     tensors = images, *others
     if images.dtype == torch.bfloat16 and images.shape[3] == 1:
-        return tuple(tensor.float() for tensor in tensors)
+        return tuple(tensor.float().contiguous() for tensor in tensors)
     return tensors
 
 
