@@ -1,5 +1,7 @@
 """Images and configurations that the trainer's tests share."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,15 @@ def tiny_config(tmp_path: Path, output: str = "run", method: str = "clsd", **tra
         {**TINY, "method": method, "data": data, "train": {**options, **train},
          "output": tmp_path / output}
     )  # fmt: skip
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """What another process does, however busy the machine is."""
+    for _ in range(3000):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError("nothing happened for 5 minutes")
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

@@ -6,14 +6,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import types
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from support.trainer_util import contents, refused, write_images
+from support.trainer_util import contents, refused, wait_for, write_images
 
 from clsd_train import compare as compare_module
 from clsd_train import study as study_module
@@ -212,11 +211,10 @@ def test_an_interrupted_study_goes_on(tmp_path, settings):
     history = tmp_path / "out" / "cells" / "plain_seed-0" / "history.jsonl"
 
     def interrupt():
-        for _ in range(600):
-            if history.exists() and history.read_text().count("\n") > 3:
-                break
-            time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            wait_for(lambda: history.exists() and history.read_text().count("\n") > 3)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=interrupt)
     thread.start()

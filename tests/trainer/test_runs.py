@@ -7,7 +7,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from support import killed_runs
-from support.trainer_util import contents, refused, tiny_config, write_images
+from support.trainer_util import contents, refused, tiny_config, wait_for, write_images
 
 from clsd_train import loop
 from clsd_train.board import Board
@@ -130,10 +129,7 @@ def test_a_process_that_is_terminated_saves(here):
         env=environment, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     history = here / "run" / "history.jsonl"
-    for _ in range(600):
-        if history.exists() and history.stat().st_size:
-            break
-        time.sleep(0.1)
+    wait_for(lambda: history.exists() and history.stat().st_size > 0)
     process.terminate()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
