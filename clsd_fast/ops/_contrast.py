@@ -28,6 +28,23 @@ def check_contrast(
     return _checks.broadcast_lead(op, **given)
 
 
+def have_their_own(anchor: Tensor, positive: Tensor, negatives: Tensor) -> bool:
+    """Whether negatives are each anchor's, [..., N, M, D], and not those of all, [..., M, D]."""
+    return negatives.dim() == max(anchor.dim(), positive.dim()) + 1
+
+
+def one_by_one(
+    op: str, names: tuple[str, str, str], anchor: Tensor, positive: Tensor, negatives: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows with negatives of their own as batch entries of one row each."""
+    check_contrast(op, names, anchor, positive, None)
+    count, features = anchor.shape[-2:]
+    if negatives.shape[-3] != count or negatives.shape[-1] != features:
+        expected = f"{names[2]} of shape [..., {count}, M, {features}] or [..., M, {features}]"
+        _checks.fail(op, expected, list(negatives.shape))
+    return anchor.unsqueeze(-2), positive.unsqueeze(-2), negatives
+
+
 def fake_statistic(rows, *leading):
     """A number of each row in the accumulator's dtype."""
     dtype = torch.float32 if rows.element_size() == 2 else rows.dtype

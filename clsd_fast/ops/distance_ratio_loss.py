@@ -8,7 +8,9 @@ from .._library import register
 from ..backend import uses_kernel
 from ..reference.contrast import reduce
 from . import _checks
-from ._contrast import check_contrast, fake_statistic
+from ._contrast import check_contrast, fake_statistic, have_their_own, one_by_one
+
+ROWS = ("anchor", "positive", "negatives")
 
 
 def distance_ratio_loss(
@@ -32,7 +34,8 @@ def distance_ratio_loss(
         anchor: rows [..., N, D]; float32, float64, bfloat16 or float16. Flatten feature maps.
         positive: [..., N, D]; row i is the positive of anchor row i.
         negatives: [..., M, D], shared by all rows of a batch, or None for the other rows'
-            positives, which needs N >= 2.
+            positives, which needs N >= 2. With one dimension more than anchor and positive they are
+            [..., N, M, D], M of each anchor's own.
         eps: added to the denominator, >= 0; a number, or a floating-point tensor of one element,
             which gets a gradient (in plain PyTorch; its sign is not checked).
         reduction: ``"mean"`` or ``"sum"`` over all rows and leading dimensions, or ``"none"``.
@@ -58,7 +61,11 @@ def distance_ratio_loss(
     if not isinstance(eps, Tensor) and not eps >= 0:  # so that nan is refused too
         _checks.fail(op, "eps >= 0", eps)
     anchor, positive, negatives = _checks.cast(anchor, positive, negatives, dtype=torch.float32)
-    lead = check_contrast(op, ("anchor", "positive", "negatives"), anchor, positive, negatives)
+    if negatives is not None and have_their_own(anchor, positive, negatives):
+        own = one_by_one(op, ROWS, anchor, positive, negatives)
+        loss = distance_ratio_loss(*own, eps=eps, reduction=reduction)
+        return loss.squeeze(-1) if reduction == "none" else loss
+    lead = check_contrast(op, ROWS, anchor, positive, negatives)
     rows = anchor.shape[-2]
     if negatives is None and rows == 1:
         _checks.fail(op, "two rows or given negatives", "1 row")

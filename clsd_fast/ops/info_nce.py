@@ -7,7 +7,7 @@ from .. import reference
 from .._library import register
 from ..backend import implementation
 from . import _checks
-from ._contrast import check_contrast, fake_statistic
+from ._contrast import check_contrast, fake_statistic, have_their_own, one_by_one
 from ._distributed import gather_rows, roll_columns
 
 #: Of the forward that also computes gradients.
@@ -42,7 +42,8 @@ def info_nce(
     Args:
         query: rows [..., N, D]; float32, float64, bfloat16 or float16.
         positive_key: [..., N, D]; row i is the positive of query row i.
-        negative_keys: [..., M, D], shared by all rows of a batch, or None.
+        negative_keys: [..., M, D], shared by all rows of a batch, or None. With one dimension more
+            than query and positive_key they are [..., N, M, D], M of each query's own.
         temperature: divisor of the similarities, > 0; a number, or a floating-point tensor of one
             element on query's device, which gets a gradient (its sign is not checked).
         reduction: ``"mean"`` or ``"sum"`` over all rows and leading dimensions, or ``"none"``.
@@ -53,7 +54,8 @@ def info_nce(
         group: process group of ``torch.distributed``. Each rank gives its own rows, as many on
             each; their negatives are the keys of all ranks (negative_keys, if given), and
             gradients flow back to them. The mean over the ranks is then the loss of the
-            concatenated batch. mask columns are in the order of the ranks.
+            concatenated batch. mask columns are in the order of the ranks. Not with negatives of
+            each query's own.
 
     All rows have one dtype and device; leading dimensions (such as one per auxiliary head)
     broadcast.
@@ -84,6 +86,11 @@ def info_nce(
     query, positive_key, negative_keys = _checks.cast(
         query, positive_key, negative_keys, dtype=torch.float32
     )
+    if negative_keys is not None and have_their_own(query, positive_key, negative_keys):
+        alone = one_by_one(op, ROWS, query, positive_key, negative_keys)
+        mask = _check_own(op, alone, mask, labels, group)
+        loss = info_nce(*alone, temperature=temperature, reduction=reduction, mask=mask)
+        return loss.squeeze(-1) if reduction == "none" else loss
     lead = check_contrast(op, ROWS, query, positive_key, negative_keys)
     learned, number = _check_temperature(op, query, temperature)
     in_batch = negative_keys is None
@@ -169,6 +176,22 @@ def _check_excluded(
         _checks.check_type(op, torch.int64, query.device, labels=labels)
         leads["labels"] = labels.shape[:-1]
     return _checks.broadcast_shapes(op, leads)
+
+
+def _check_own(
+    op: str,
+    rows: tuple[Tensor, Tensor, Tensor],
+    mask: Tensor | None,
+    labels: Tensor | None,
+    group: "torch.distributed.ProcessGroup | None",
+) -> Tensor | None:
+    """The mask of queries one by one, whose negatives are their own, once the options fit that."""
+    query, _, negative_keys = rows
+    if group is not None:
+        _checks.fail(op, "no group beside negative_keys of each query", "both")
+    lead, keys = negative_keys.shape[:-3], negative_keys.shape[-2]
+    _check_excluded(op, lead, query.squeeze(-2), keys, False, mask, labels)
+    return None if mask is None else mask.unsqueeze(-2)
 
 
 def _gather(

@@ -2,7 +2,7 @@ import pytest
 import torch
 from support.distance_ratio_loss import PROPERTIES, check, check_operators, plain, rows
 from support.grids import cover
-from support.util import DTYPES, contiguous, sliced
+from support.util import DTYPES, contiguous, rand, sliced
 
 from clsd_fast import distance_ratio_loss
 from clsd_fast.nn import DistanceRatioLoss
@@ -35,6 +35,26 @@ def test_reductions(backend, reduction):
 @pytest.mark.parametrize("holds", PROPERTIES)
 def test_properties(backend, holds):
     holds()
+
+
+@cover(batch=[(), (2,)], count=[1, 5], negatives=[1, 7], reduction=["mean", "none"])
+def test_negatives_of_each_anchor(backend, batch, count, negatives, reduction):
+    """Each anchor is a batch of its own."""
+    anchor, positive, _ = rows(batch, count, 6)
+    own = rand(*batch, count, negatives, 6, seed=5).requires_grad_()
+    loss = distance_ratio_loss(anchor, positive, own, reduction=reduction)
+    expected = plain(anchor.unsqueeze(-2), positive.unsqueeze(-2), own).squeeze(-1)
+    expected = expected if reduction == "none" else expected.mean()
+    torch.testing.assert_close(loss, expected)
+    grads = [torch.autograd.grad(value.sum(), own)[0] for value in (loss, expected)]
+    torch.testing.assert_close(*grads)
+
+
+def test_negatives_of_each_anchor_have_its_row():
+    anchor, positive, _ = rows((), 5, 6)
+    expected = r"negatives of shape \[..., 5, M, 6\] or \[..., M, 6\], got \[4, 3, 6\]"
+    with pytest.raises(ValueError, match=f"distance_ratio_loss: expected {expected}"):
+        distance_ratio_loss(anchor, positive, rand(4, 3, 6))
 
 
 @pytest.mark.parametrize("negatives", [None, 3])

@@ -165,6 +165,41 @@ def test_identical_rows(backend):
     check([rand(1, 8).expand(6, 8), rand(1, 8).expand(6, 8), None])
 
 
+@cover(batch=[(), (2,)], count=[0, 1, 5], negatives=[0, 1, 7], reduction=["mean", "none"])
+def test_negatives_of_each_query(backend, batch, count, negatives, reduction):
+    """Each query is a batch of its own."""
+    query, positive, _ = rows(batch, count, 6)
+    own = rand(*batch, count, negatives, 6, seed=5)
+    mask = random_mask(*batch, count, negatives)
+    for options in ({}, {"mask": mask}):
+        losses = info_nce(query, positive, own, reduction=reduction, **options)
+        alone = [t.unsqueeze(-2) for t in (query, positive)]
+        options = {name: value.unsqueeze(-2) for name, value in options.items()}
+        expected = plain(*alone, own, reduction="none", **options).squeeze(-1)
+        torch.testing.assert_close(losses, expected if reduction == "none" else expected.mean(),
+                                   equal_nan=count == 0)  # fmt: skip
+
+
+def test_gradients_of_negatives_of_each_query(backend):
+    tensors = [rand(*s, seed=i) for i, s in enumerate([(3, 4), (3, 4), (3, 5, 4)])]
+    leaves = [t.requires_grad_() for t in tensors]
+    assert torch.autograd.gradcheck(lambda *t: info_nce(*t, temperature=0.3), leaves)
+
+
+def test_negatives_of_each_query_have_its_row():
+    query, positive, _ = rows((), 5, 6)
+    expected = r"negative_keys of shape \[..., 5, M, 6\] or \[..., M, 6\], got \[4, 3, 6\]"
+    with pytest.raises(ValueError, match=f"info_nce: expected {expected}"):
+        info_nce(query, positive, rand(4, 3, 6))
+    own = rand(5, 3, 6)
+    with pytest.raises(ValueError, match="expected no labels beside negative_keys, got both"):
+        info_nce(query, positive, own, labels=torch.zeros(5, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"expected mask of shape \[..., 5, 3\], got \[5, 5\]"):
+        info_nce(query, positive, own, mask=random_mask(5, 5))
+    with pytest.raises(ValueError, match="no group beside negative_keys of each query, got both"):
+        info_nce(query, positive, own, group=object())
+
+
 @pytest.mark.parametrize("negatives", [None, 3])
 def test_gradcheck(backend, negatives):
     tensors = [t.requires_grad_() for t in rows((2,), 3, 4, negatives) if t is not None]
