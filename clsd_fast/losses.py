@@ -1,12 +1,13 @@
-"""Contrastive losses between feature maps, batched over auxiliary heads.
+"""Contrastive losses as functions of feature maps, and as modules of maps and of rows.
 
 Maps are [..., B, C, H, W]: the leading dimensions are the heads', and a target without them is
-shared by all heads. Each loss is one operator call for all heads together.
+shared by all heads. Each loss is one operator call for all heads together. The modules are public
+as those of :mod:`clsd_fast.nn`.
 """
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .ops import distance_ratio_loss, info_nce
 
@@ -53,6 +54,7 @@ def patch_nce(
     *,
     num_patches: int = 256,
     temperature: float | Tensor = 0.07,
+    reduction: str = "mean",
 ) -> Tensor:
     """InfoNCE between the feature vectors at sampled positions of each image.
 
@@ -71,12 +73,13 @@ def patch_nce(
             draw them by :func:`sample_positions`.
         num_patches: how many to draw, if positions is None.
         temperature: divisor of the cosine similarities, > 0.
+        reduction: ``"mean"`` or ``"sum"`` over heads, images and positions, or ``"none"``.
 
     Returns:
-        The mean over heads, images and positions, 0-dim.
+        A 0-dim tensor, or [..., B, P] for ``reduction="none"``.
 
     Raises:
-        ValueError: if the shapes do not agree, or for no positions.
+        ValueError: if the shapes do not agree, for no positions, or for another reduction.
 
     Source: Park et al., CUT (arXiv 2007.15651).
     """
@@ -87,10 +90,12 @@ def patch_nce(
     if positions.numel() < 1:
         raise ValueError("patch_nce: expected at least 1 position, got 0")
     query, key = (gather_positions(maps, positions) for maps in (features, target))
-    return info_nce(query, key, temperature=temperature)
+    return info_nce(query, key, temperature=temperature, reduction=reduction)
 
 
-def feature_ratio(features: Tensor, target: Tensor, *, eps: float | Tensor = 1e-7) -> Tensor:
+def feature_ratio(
+    features: Tensor, target: Tensor, *, eps: float | Tensor = 1e-7, reduction: str = "mean"
+) -> Tensor:
     """Distance to the own target over the mean distance to the batch's other targets.
 
     Equivalent to::
@@ -101,18 +106,19 @@ def feature_ratio(features: Tensor, target: Tensor, *, eps: float | Tensor = 1e-
         features: maps [..., B, C, H, W], B >= 2.
         target: maps [B, C, H, W].
         eps: added to the denominator.
+        reduction: ``"mean"`` or ``"sum"`` over heads and images, or ``"none"``.
 
     Returns:
-        The mean over heads and images, 0-dim.
+        A 0-dim tensor, or [..., B] for ``reduction="none"``.
 
     Raises:
-        ValueError: if the shapes do not agree, or for a batch of one image.
+        ValueError: if the shapes do not agree, for a batch of one image, or for another reduction.
 
     Source: the ratio of CSD (arXiv 2105.11683) on features, after the figure of
     arXiv 2211.15951.
     """
     _check_maps("feature_ratio", features, target)
-    return distance_ratio_loss(*_rows(features, target), eps=eps)
+    return distance_ratio_loss(*_rows(features, target), eps=eps, reduction=reduction)
 
 
 def pos_only(features: Tensor, target: Tensor) -> Tensor:
@@ -136,3 +142,187 @@ def pos_only(features: Tensor, target: Tensor) -> Tensor:
     """
     _check_maps("pos_only", features, target)
     return F.l1_loss(features, target.expand_as(features))
+
+
+class _Loss(nn.Module):
+    """What the losses as modules share: their options are attributes, and show in ``print``."""
+
+    _OPTIONS: tuple[str, ...]
+
+    def __init__(self, reduction: str, loss_weight: float | Tensor) -> None:
+        super().__init__()
+        self.reduction = reduction
+        self.loss_weight = loss_weight
+
+    def extra_repr(self) -> str:
+        options = {
+            name: getattr(self, name) for name in (*self._OPTIONS, "reduction", "loss_weight")
+        }
+        shown = {k: v.detach() if isinstance(v, Tensor) else v for k, v in options.items()}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
+
+    def _check_rows(self, of_maps: type[nn.Module], **rows: Tensor) -> None:
+        """Refuse maps: as rows, each line of pixels would be contrasted with the others."""
+        for name, tensor in rows.items():
+            if tensor.dim() > 3:
+                raise ValueError(
+                    f"{type(self).__name__}: expected {name} of shape [N, D] or [heads, N, D], "
+                    f"got {list(tensor.shape)} ({of_maps.__name__} takes maps [B, C, H, W])"
+                )
+
+
+class InfoNCELoss(_Loss):
+    """:func:`clsd_fast.info_nce` with fixed options.
+
+    Args:
+        temperature: divisor of the cosine similarities, > 0.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        learn_temperature: make ``temperature`` a parameter, of shape [], that starts at that value.
+            Nothing keeps it positive: give it a small learning rate.
+        loss_weight: factor of the result.
+    """
+
+    _OPTIONS = ("temperature",)
+
+    def __init__(
+        self,
+        temperature: float | Tensor = 0.07,
+        reduction: str = "mean",
+        *,
+        learn_temperature: bool = False,
+        loss_weight: float | Tensor = 1.0,
+    ) -> None:
+        super().__init__(reduction, loss_weight)
+        self.temperature = temperature
+        if learn_temperature:
+            self.temperature = nn.Parameter(torch.tensor(float(temperature)))
+
+    def forward(
+        self,
+        query: Tensor,
+        positive_key: Tensor,
+        negative_keys: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        group: "torch.distributed.ProcessGroup | None" = None,
+    ) -> Tensor:
+        """``loss_weight * info_nce(...)`` of rows [N, D] or [heads, N, D].
+
+        Raises:
+            ValueError: as of :func:`clsd_fast.info_nce`, and for maps.
+        """
+        self._check_rows(PatchNCELoss, query=query, positive_key=positive_key)
+        return self.loss_weight * info_nce(
+            query,
+            positive_key,
+            negative_keys,
+            temperature=self.temperature,
+            reduction=self.reduction,
+            mask=mask,
+            labels=labels,
+            group=group,
+        )
+
+
+class DistanceRatioLoss(_Loss):
+    """:func:`clsd_fast.distance_ratio_loss` with fixed options.
+
+    Args:
+        eps: added to the denominator.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        loss_weight: factor of the result.
+    """
+
+    _OPTIONS = ("eps",)
+
+    def __init__(
+        self,
+        eps: float | Tensor = 1e-7,
+        reduction: str = "mean",
+        *,
+        loss_weight: float | Tensor = 1.0,
+    ) -> None:
+        super().__init__(reduction, loss_weight)
+        self.eps = eps
+
+    def forward(self, anchor: Tensor, positive: Tensor, negatives: Tensor | None = None) -> Tensor:
+        """``loss_weight * distance_ratio_loss(...)`` of rows [N, D] or [heads, N, D].
+
+        Raises:
+            ValueError: as of :func:`clsd_fast.distance_ratio_loss`, and for maps.
+        """
+        self._check_rows(FeatureRatioLoss, anchor=anchor, positive=positive)
+        return self.loss_weight * distance_ratio_loss(
+            anchor, positive, negatives, eps=self.eps, reduction=self.reduction
+        )
+
+
+class PatchNCELoss(_Loss):
+    """:func:`clsd_fast.losses.patch_nce` with fixed options: InfoNCE between maps, by position.
+
+    Args:
+        num_patches: positions that each call draws.
+        temperature: divisor of the cosine similarities, > 0.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        loss_weight: factor of the result.
+    """
+
+    _OPTIONS = ("num_patches", "temperature")
+
+    def __init__(
+        self,
+        num_patches: int = 256,
+        temperature: float | Tensor = 0.07,
+        reduction: str = "mean",
+        *,
+        loss_weight: float | Tensor = 1.0,
+    ) -> None:
+        super().__init__(reduction, loss_weight)
+        self.num_patches = num_patches
+        self.temperature = temperature
+
+    def forward(self, features: Tensor, target: Tensor, positions: Tensor | None = None) -> Tensor:
+        """``loss_weight * patch_nce(...)`` of maps [..., B, C, H, W].
+
+        The target gets a gradient, too: detach one that is not to be trained.
+        """
+        return self.loss_weight * patch_nce(
+            features,
+            target,
+            positions,
+            num_patches=self.num_patches,
+            temperature=self.temperature,
+            reduction=self.reduction,
+        )
+
+
+class FeatureRatioLoss(_Loss):
+    """:func:`clsd_fast.losses.feature_ratio` with fixed options: a ratio of distances of maps.
+
+    Args:
+        eps: added to the denominator.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        loss_weight: factor of the result.
+    """
+
+    _OPTIONS = ("eps",)
+
+    def __init__(
+        self,
+        eps: float | Tensor = 1e-7,
+        reduction: str = "mean",
+        *,
+        loss_weight: float | Tensor = 1.0,
+    ) -> None:
+        super().__init__(reduction, loss_weight)
+        self.eps = eps
+
+    def forward(self, features: Tensor, target: Tensor) -> Tensor:
+        """``loss_weight * feature_ratio(...)`` of maps [..., B, C, H, W] with B >= 2.
+
+        The target gets a gradient, too: detach one that is not to be trained.
+        """
+        return self.loss_weight * feature_ratio(
+            features, target, eps=self.eps, reduction=self.reduction
+        )

@@ -1,4 +1,4 @@
-"""Modules over the fused operators, with the parameter names of EDSR-PyTorch.
+"""Modules over the fused operators, with the parameter names of EDSR-PyTorch, and losses.
 
 Those with children are one operator while a call of each child would run nothing but the layer that
 it was made as. Where one has a hook, as of pruning or an observer, or was replaced or parametrised,
@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from ._children import are_untouched, is_untouched
 from ._tail_axes import FACTORS, STAGES
 from .backend import has_kernel
+from .losses import DistanceRatioLoss, FeatureRatioLoss, InfoNCELoss, PatchNCELoss
 from .ops import (
     conv3x3,
-    distance_ratio_loss,
-    info_nce,
     pixel_shuffle_upsample,
     residual_block,
     residual_blocks,
@@ -34,8 +33,10 @@ from .ops.upsample_tails import kind_of_tail, upsample_tails
 __all__ = [
     "Conv3x3",
     "DistanceRatioLoss",
+    "FeatureRatioLoss",
     "InfoNCELoss",
     "MeanShift",
+    "PatchNCELoss",
     "PixelShuffleUpsampler",
     "ResidualBlock",
     "ResidualBlocks",
@@ -429,67 +430,3 @@ class MeanShift(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         with without_autocast(x):
             return super().forward(x.to(self.weight.dtype))
-
-
-class InfoNCELoss(nn.Module):
-    """:func:`clsd_fast.info_nce` with fixed options.
-
-    Args:
-        temperature: divisor of the cosine similarities, > 0.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        learn_temperature: make ``temperature`` a parameter, of shape [], that starts at that value.
-            Nothing keeps it positive: give it a small learning rate.
-    """
-
-    def __init__(
-        self,
-        temperature: float | Tensor = 0.07,
-        reduction: str = "mean",
-        *,
-        learn_temperature: bool = False,
-    ) -> None:
-        super().__init__()
-        self.temperature = temperature
-        if learn_temperature:
-            self.temperature = nn.Parameter(torch.tensor(float(temperature)))
-        self.reduction = reduction
-
-    def forward(
-        self,
-        query: Tensor,
-        positive_key: Tensor,
-        negative_keys: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        group: "torch.distributed.ProcessGroup | None" = None,
-    ) -> Tensor:
-        return info_nce(
-            query,
-            positive_key,
-            negative_keys,
-            temperature=self.temperature,
-            reduction=self.reduction,
-            mask=mask,
-            labels=labels,
-            group=group,
-        )
-
-
-class DistanceRatioLoss(nn.Module):
-    """:func:`clsd_fast.distance_ratio_loss` with fixed options.
-
-    Args:
-        eps: added to the denominator.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-    """
-
-    def __init__(self, eps: float | Tensor = 1e-7, reduction: str = "mean") -> None:
-        super().__init__()
-        self.eps = eps
-        self.reduction = reduction
-
-    def forward(self, anchor: Tensor, positive: Tensor, negatives: Tensor | None = None) -> Tensor:
-        return distance_ratio_loss(
-            anchor, positive, negatives, eps=self.eps, reduction=self.reduction
-        )

@@ -2,16 +2,12 @@ import pickle
 
 import pytest
 import torch
-from support.plain_edsr import plain_info_nce
 from support.touches import TOUCHES
 from support.util import rand
 
 import clsd_fast
-from clsd_fast import info_nce
 from clsd_fast.nn import (
     Conv3x3,
-    DistanceRatioLoss,
-    InfoNCELoss,
     MeanShift,
     PixelShuffleUpsampler,
     ResidualBlock,
@@ -244,48 +240,3 @@ def test_mean_shift_keeps_the_steps_of_an_image():
     assert shifted.dtype == torch.float32 and torch.equal(shifted, expected)
     half = MeanShift(1.0, (0.5, 0.25, 0.0), sign=1).bfloat16()
     assert half(x).dtype == torch.bfloat16
-
-
-def test_info_nce_loss(backend):
-    query, key, negatives = rand(3, 5, 6), rand(5, 6, seed=1), rand(4, 6, seed=2)
-    loss = InfoNCELoss(temperature=0.2)
-    torch.testing.assert_close(loss(query, key), plain_info_nce(query, key, 0.2))
-    assert InfoNCELoss(reduction="none")(query, key).shape == (3, 5)
-    unit = torch.nn.functional.normalize
-    own = (unit(query, dim=-1) * unit(key, dim=-1)).sum(-1, keepdim=True)
-    others = unit(query, dim=-1) @ unit(negatives, dim=-1).mT
-    logits = torch.cat([own, others], dim=-1) / 0.2
-    expected = (logits.logsumexp(-1) - logits[..., 0]).mean()
-    torch.testing.assert_close(loss(query, key, negatives), expected)
-
-
-def test_info_nce_loss_passes_its_options_on(backend):
-    query, key = rand(3, 5, 6), rand(3, 5, 6, seed=1)
-    options = {"mask": rand(5, 5, seed=2) > 0, "labels": torch.tensor([0, 0, 1, 2, 1])}
-    expected = info_nce(query, key, temperature=0.2, reduction="none", **options)
-    torch.testing.assert_close(InfoNCELoss(0.2, "none")(query, key, **options), expected)
-
-
-def test_info_nce_loss_learns_its_temperature(backend):
-    loss = InfoNCELoss(0.5, learn_temperature=True)
-    assert {name: p.shape for name, p in loss.named_parameters()} == {"temperature": ()}
-    assert not list(InfoNCELoss(0.5).parameters())
-    query, key = rand(5, 6).float(), rand(5, 6, seed=1).float()
-    value = loss(query, key)
-    torch.testing.assert_close(value, info_nce(query, key, temperature=0.5))
-    value.backward()
-    above, below = (info_nce(query, key, temperature=t) for t in (0.501, 0.499))
-    torch.testing.assert_close(loss.temperature.grad, (above - below) / 0.002, rtol=1e-2, atol=0)
-
-
-def test_distance_ratio_loss(backend):
-    anchor, positive, negatives = rand(3, 5, 6), rand(5, 6, seed=1), rand(4, 6, seed=2)
-    own = (anchor - positive).abs().mean(-1)
-    others = (anchor.unsqueeze(-2) - negatives).abs().mean((-2, -1))
-    rows = DistanceRatioLoss(eps=0.5, reduction="none")(anchor, positive, negatives)
-    torch.testing.assert_close(rows, own / (others + 0.5))
-    loss = DistanceRatioLoss(eps=0.5, reduction="sum")
-    torch.testing.assert_close(loss(anchor, positive, negatives), rows.sum())
-    table = (anchor.unsqueeze(-2) - positive).abs().mean(-1)
-    expected = own / ((table.sum(-1) - own) / 4 + 1e-7)
-    torch.testing.assert_close(DistanceRatioLoss()(anchor, positive), expected.mean())
