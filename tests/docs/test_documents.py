@@ -22,7 +22,17 @@ from clsd_train.config import load_config
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
-FOLDERS = ("csrc", "cmake", "clsd_fast", "python", "tests", "benchmarks", "tools", "docs")
+FOLDERS = (
+    "csrc",
+    "cmake",
+    "clsd_fast",
+    "python",
+    "tests",
+    "benchmarks",
+    "examples",
+    "tools",
+    "docs",
+)
 #: What tools make in folders, and not people.
 MADE = ("__pycache__", "build")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
