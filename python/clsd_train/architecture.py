@@ -22,8 +22,8 @@ OTHERS = {
     "RRDB_trunk.": "an RRDBNet (ESRGAN)",
     "SFENet1.": "an RDN",
     "pre_process.": "an MDSR",
+    "upconv1.": "an MSRResNet (which has LeakyReLU and a bilinear skip, an EDSR neither)",
     "conv_first.": "another network of BasicSR's",
-    "student.": "a CLSD with its heads (a run has its student in student.safetensors)",
 }
 
 
@@ -59,9 +59,9 @@ def infer_sizes(state: dict[str, Tensor], path: Path, mean_shift: bool) -> Sizes
         UserError: if they are another network's.
     """
     expected = f"checkpoint: expected an EDSR by EDSR-PyTorch's or BasicSR's names in {path}, got"
-    for part, name in OTHERS.items():
-        if any(part in key for key in state):
-            raise UserError(f"{expected} {name}")
+    other = _other(state)
+    if other:
+        raise UserError(f"{expected} {other}")
     needed = ("head.0.weight", "tail.0.0.weight", *(["sub_mean.bias"] * mean_shift))
     absent = [key for key in needed if key not in state]
     if absent:
@@ -74,6 +74,19 @@ def infer_sizes(state: dict[str, Tensor], path: Path, mean_shift: bool) -> Sizes
     scale = 3 if len(state["tail.0.0.weight"]) == 9 * channels else 2
     scale = 4 if "tail.0.2.weight" in state else scale
     return Sizes(scale, max(len(_branches(state)), 1), channels)
+
+
+def _other(state: dict[str, Tensor]) -> str | None:
+    """What else than an EDSR that :class:`clsd_fast.EDSR` can be, if it is recognised."""
+    for part, name in OTHERS.items():
+        if any(part in key for key in state):
+            return name
+    if "tail.0.4.weight" in state:
+        return "one of x8 or more (x2, x3 and x4 are read)"
+    head = state.get("head.0.weight")
+    if head is not None and head.dim() == 4 and head.shape[1] != 3:
+        return f"one for images of {head.shape[1]} channel{'s' * (head.shape[1] != 1)} (3 are read)"
+    return None
 
 
 def _channels(state: dict[str, Tensor]) -> int:

@@ -17,16 +17,14 @@ import clsd_fast
 from clsd_fast import EDSR
 
 from .architecture import Reading, Sizes, check_weights, infer_sizes, make_student
+from .containers import unpack
 from .errors import UserError, shorten
 from .files import write_atomically
 from .naming import from_basicsr, is_basicsr
+from .official import reading_of_official
 from .paths import what_is_at
 from .probe import choose_reading
 
-# Where training codes keep the weights, the best candidate first.
-CONTAINERS = ("params_ema", "params", "state_dict", "model")
-# What DataParallel and torch.compile put in front of each key, in either order.
-WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
 STATE_KEYS = {"iteration": int, "model": dict, "step": dict, "rng": dict, "best": dict}
 
 
@@ -49,13 +47,13 @@ def load_student(
     value_range: float | None = None,
     mean_shift: bool | None = None,
 ) -> EDSR:
-    """The student of a file: .safetensors, as ours are, .pt or .pth.
+    """The student of a file: .safetensors, as ours are, .pt or .pth, or a run's state.
 
-    Weights have EDSR-PyTorch's names or BasicSR's; those in a container (params_ema, params,
-    state_dict, model) or under ``module.`` and ``_orig_mod.`` are found. A file that is not ours
-    says nothing of how its weights are read: that is what the arguments say. What they leave open
-    is EDSR-baseline's, with a warning, unless the images that the student then makes speak against
-    it.
+    Weights have EDSR-PyTorch's names or BasicSR's; containers and wrappers around them
+    (:func:`unpack`), that of a CLSD among them, are taken off. Of a run's state it is the student
+    that the run would save. A file that is neither ours nor an official EDSR-baseline says nothing
+    of how its weights are read: that is what the arguments say. What they leave open is
+    EDSR-baseline's, with a warning, unless the images that the student then makes speak against it.
 
     Args:
         path: the file.
@@ -72,6 +70,9 @@ def load_student(
         state = from_basicsr(state)
     given = {"res_scale": res_scale, "value_range": value_range, "mean_shift": mean_shift}
     stated = {**_stated(metadata, path), **{k: v for k, v in given.items() if v is not None}}
+    if len(stated) < len(Reading._fields):
+        official = reading_of_official(path)
+        stated = {**(official._asdict() if official else {}), **stated}
     sizes = infer_sizes(state, path, mean_shift=stated.get("mean_shift", True))
     for name, value in _stated_sizes(metadata, path).items():
         if getattr(sizes, name) != value:
@@ -93,12 +94,28 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by name, and the metadata that .safetensors have."""
+    """Tensors by name, and the metadata that .safetensors have, or what a run's state says."""
     if not path.is_file():
         raise UserError(f"checkpoint: expected a file, got {path}: {what_is_at(path, 'file')}")
     if path.suffix.lower() == ".safetensors":
-        return _read_safetensors(path)
-    return _unwrap(read_torch(path), path), {}
+        state, metadata = _read_safetensors(path)
+        return unpack(state, path), metadata
+    content = read_torch(path)
+    if _is_run(content):
+        return unpack(content["step"].get("average") or content, path), _metadata_of_run(content)
+    return unpack(content, path), {}
+
+
+def _metadata_of_run(state: dict[str, Any]) -> dict[str, str]:
+    """What the file of the student beside it says of how its weights are read."""
+    config = state.get("config")
+    model = config.get("model") if isinstance(config, dict) else None
+    res_scale = model.get("res_scale") if isinstance(model, dict) else None
+    if not _is_positive(res_scale):
+        return {}
+    stated = {"res_scale": res_scale, "value_range": 255.0}  # which no setting changes
+    metadata = {name: json.dumps(value) for name, value in stated.items()}
+    return {"clsd_fast": clsd_fast.__version__, **metadata}
 
 
 def read_torch(path: Path) -> Any:
@@ -165,16 +182,20 @@ def read_state(path: Path) -> dict[str, Any]:
         UserError: if the file is missing or damaged, or holds something else.
     """
     state = read_torch(path)
-    fits = isinstance(state, dict) and all(
-        isinstance(state.get(key), kind) for key, kind in STATE_KEYS.items()
-    )
-    if (
-        not fits
-        or state["iteration"] < 0
-        or not all(isinstance(value, Tensor) for value in state["model"].values())
-    ):
+    if not _is_run(state):
         raise UserError(f"checkpoint: expected the state of a run in {path}, got something else")
     return state
+
+
+def _is_run(content: Any) -> bool:
+    fits = isinstance(content, dict) and all(
+        isinstance(content.get(key), kind) for key, kind in STATE_KEYS.items()
+    )
+    return (
+        fits
+        and content["iteration"] >= 0
+        and all(isinstance(value, Tensor) for value in content["model"].values())
+    )
 
 
 class Stateful(Protocol):
@@ -247,14 +268,3 @@ def _is_positive(value: object) -> bool:
 def _bad_metadata(path: Path, name: str, value: object) -> UserError:
     got = f"got {shorten(value)}"
     return UserError(f"checkpoint: expected {name} in the metadata of {path}, {got}")
-
-
-def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
-    for name in CONTAINERS:
-        if isinstance(content, dict) and isinstance(content.get(name), dict):
-            content = content[name]
-    if not isinstance(content, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
-    ):
-        raise UserError(f"checkpoint: expected a state_dict, got another object in {path}")
-    return {WRAPPERS.sub("", key): value for key, value in content.items()}

@@ -30,7 +30,7 @@ def from_basicsr(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _names(num_blocks: int) -> dict[str, str]:
     """BasicSR's name of each convolution of ours."""
     names = {"head.0": "conv_first", "tail.1": "conv_last", f"body.{num_blocks}": "conv_after_body"}
-    names |= {f"tail.0.{index}": f"upsample.{index}" for index in (0, 2)}
+    names |= {f"tail.0.{index}": f"upsample.{index}" for index in (0, 2, 4)}
     for block in range(num_blocks):
         names |= {f"body.{block}.body.0": f"body.{block}.conv1"}
         names |= {f"body.{block}.body.2": f"body.{block}.conv2"}

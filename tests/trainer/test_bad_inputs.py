@@ -165,7 +165,7 @@ tensors = st.builds(
     st.lists(st.integers(0, 4), max_size=4),
     st.sampled_from([torch.float32, torch.float16, torch.int64, torch.bool, torch.complex64]),
 )
-NAMES = [*EDSR(2, 1, 4).state_dict(), "params", "model", "state_dict", "tail.0.2.weight"]
+NAMES = [*EDSR(2, 1, 4).state_dict(), "params", "model", "ema", "student.", "tail.0.2.weight"]
 objects = st.recursive(
     st.one_of(scalars, tensors),
     lambda inner: st.one_of(

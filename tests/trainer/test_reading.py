@@ -162,7 +162,6 @@ def test_a_file_without_a_mean_shift(tmp_path):
         ("body.0.rdb1.conv1.weight", "an RRDBNet"),
         ("SFENet1.weight", "an RDN"),
         ("conv_first.weight", "another network of BasicSR"),
-        ("student.head.0.weight", "a CLSD with its heads"),
     ],
 )
 def test_other_networks_are_called_by_their_names(tmp_path, key, name):

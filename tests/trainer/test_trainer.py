@@ -263,18 +263,6 @@ def test_checkpoint_round_trip(tmp_path, scale, value_range):
     assert (loaded.res_scale, loaded.value_range) == (0.5, value_range)
 
 
-@pytest.mark.filterwarnings("ignore::clsd_train.errors.Notice")
-@pytest.mark.parametrize("wrap", [None, "params", "params_ema", "state_dict", "model"])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
-def test_torch_file_in_edsr_naming_loads(tmp_path, wrap, prefix):
-    student = EDSR(4, 3, 8)
-    state = {prefix + name: value for name, value in student.state_dict().items()}
-    torch.save({wrap: state} if wrap else state, tmp_path / "edsr.pt")
-    loaded = load_student(tmp_path / "edsr.pt")
-    assert_same_weights(loaded, student)
-    assert (loaded.scale, loaded.num_blocks, loaded.value_range) == (4, 3, 255.0)
-
-
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_tiles_change_nothing(scale):
     torch.manual_seed(0)
