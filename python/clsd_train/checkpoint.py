@@ -66,20 +66,36 @@ def load_student(
             read in another way than is assumed.
     """
     state, metadata = _read_file(path)
-    if is_basicsr(state):
-        state = from_basicsr(state)
     given = {"res_scale": res_scale, "value_range": value_range, "mean_shift": mean_shift}
     stated = {**_stated(metadata, path), **{k: v for k, v in given.items() if v is not None}}
     if len(stated) < len(Reading._fields):
         official = reading_of_official(path)
         stated = {**(official._asdict() if official else {}), **stated}
+    return student_of(state, {**stated, **_stated_sizes(metadata, path)}, path)
+
+
+def student_of(state: dict[str, Tensor], stated: dict[str, Any], path: Path) -> EDSR:
+    """The student of tensors by EDSR-PyTorch's or BasicSR's names.
+
+    Args:
+        state: the tensors, out of their containers.
+        stated: fields of :class:`Reading`, of which those that are missing are chosen as of
+            :func:`load_student`, and of :class:`Sizes`, which have to be those of the weights.
+        path: what messages name.
+
+    Raises:
+        UserError: as of :func:`load_student`.
+    """
+    if is_basicsr(state):
+        state = from_basicsr(state)
     sizes = infer_sizes(state, path, mean_shift=stated.get("mean_shift", True))
-    for name, value in _stated_sizes(metadata, path).items():
-        if getattr(sizes, name) != value:
+    for name, size in sizes._asdict().items():
+        if stated.get(name, size) != size:
             raise UserError(
-                f"checkpoint: expected {name} {getattr(sizes, name)}, as of the weights, in the "
-                f"metadata of {path}, got {value}"
+                f"checkpoint: expected {name} {size}, as of the weights, in the metadata of "
+                f"{path}, got {stated[name]}"
             )
+    stated = {name: value for name, value in stated.items() if name in Reading._fields}
     reading = choose_reading(sizes, state, stated, path)
     return make_student(sizes, reading, state, path).eval()
 
