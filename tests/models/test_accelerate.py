@@ -1,4 +1,4 @@
-"""What is replaced by what, what is left alone and why, and that modules stay what they were."""
+"""What is replaced by what, and that modules stay what they were."""
 
 import copy
 import io
@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from support.accelerated import accelerated, assert_same, images, operators, reasons
 from support.touches import TOUCHES
 from support.util import rand
 from torch import nn
@@ -25,61 +26,9 @@ from zoo.blocks import (
 
 import clsd_fast
 from clsd_fast import accelerate, restore
-from clsd_fast._accelerate import blocks, classes, convs, sequences
+from clsd_fast._accelerate import classes, convs
 
 BLOCKS = [ResBlock, ResidualBlockNoBN, CRC, Functional, ResidualBlock, ConvReLU]
-OPERATORS = {
-    "conv3x3": (convs, blocks, sequences),
-    "residual_block": (blocks,),
-    "residual_blocks": (sequences,),
-    "pixel_shuffle_upsample": (sequences,),
-    "upsample_tail": (sequences,),
-}
-
-
-@pytest.fixture
-def calls(native, monkeypatch):
-    """The names of the operators that replaced modules call, in their order."""
-    called = []
-
-    def recorded(name, function):
-        return lambda *args, **options: called.append(name) or function(*args, **options)
-
-    for name, modules in OPERATORS.items():
-        for module in modules:
-            monkeypatch.setattr(module, name, recorded(name, getattr(module, name)))
-    return called
-
-
-def accelerated(model):
-    """The model, and an accelerated copy; both in float64."""
-    model = model.double()
-    return model, accelerate(copy.deepcopy(model))
-
-
-def assert_same(ours, plain, x, rtol=1e-10):
-    """Outputs, and the gradients of x and of all parameters."""
-    results = []
-    for model in (ours, plain):
-        leaf = x.clone().requires_grad_()
-        output = model(leaf)
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        weights = torch.linspace(-1, 1, output.numel(), dtype=x.dtype).reshape(output.shape)
-        grads = torch.autograd.grad((output * weights).sum(), [leaf, *parameters])
-        results.append([output.detach(), *grads])
-    torch.testing.assert_close(*results, rtol=rtol, atol=rtol)
-
-
-def images(channels=16, seed=0):
-    return rand(2, channels, 5, 6, seed=seed)
-
-
-def reasons(model):
-    return {row.name: row.reason for row in accelerate.report(model).rows if row.reason}
-
-
-def operators(model):
-    return [row.operator for row in accelerate.report(model).rows if row.operator]
 
 
 @pytest.mark.parametrize("make", BLOCKS)
@@ -117,6 +66,25 @@ def test_the_scale_is_the_attribute(calls, make, scale):
     assert set(calls) == {"residual_block"}
 
 
+class WithAnotherNumber(CRC):
+    """Which is that of its scale by chance."""
+
+    def __init__(self):
+        super().__init__()
+        self.momentum = 0.1
+
+    def forward(self, x):
+        return x + 0.1 * self.res(x)
+
+
+def test_a_number_that_is_not_the_scale(calls):
+    plain, ours = accelerated(WithAnotherNumber())
+    plain.momentum = ours.momentum = 0.7
+    calls.clear()
+    assert_same(ours, plain, images())
+    assert calls == ["residual_block"]
+
+
 class Named(nn.Module):
     """By words that the implementation has uses for, too."""
 
@@ -145,168 +113,13 @@ def test_a_module_s_own_names_are_its_own(calls):
     assert ours[0].layers() == ours[0].run and ours[0].plan == "mine"
 
 
-def with_batch_norm(block):
-    block.body.insert(1, nn.BatchNorm2d(16))
-
-
-def with_a_parameter(block):
-    block.gain = nn.Parameter(torch.ones(1))
-
-
-def with_another_forward(block):
-    block.forward = lambda x: x
-
-
-class Subtracting(CRC):
-    def forward(self, x):
-        return x - self.res(x) * x
-
-
-class Writing(CRC):
-    def forward(self, x):
-        x += self.res(x)
-        return x
-
-
-class OnlyInEvaluation(CRC):
-    def forward(self, x):
-        return x + self.res(x) * (0.5 if self.training else 1)
-
-
-class Growing(CRC):
-    def forward(self, x):
-        return torch.cat([x, self.res(x)], 1)
-
-
-class Final(CRC):
-    def __init_subclass__(cls):
-        raise TypeError("no subclasses, please")
-
-
-class WithAnArgument(CRC):
-    def forward(self, x, condition):
-        return x + self.res(x) + condition
-
-
-def changed(change):
-    block = ResBlock()
-    change(block)
-    return block
-
-
-NO_FORMULA = "it computes neither x + s f nor relu(x + s f)"
-
-
-@pytest.mark.parametrize(
-    "make, reason",
-    [
-        (lambda: changed(with_batch_norm), "BatchNorm2d among its layers"),
-        (lambda: ResBlock(activation=nn.LeakyReLU()), "LeakyReLU among its layers"),
-        (lambda: ResBlock(activation=nn.GELU()), "GELU among its layers"),
-        (
-            lambda: changed(with_a_parameter),
-            "parameters or buffers beside those of its convolutions",
-        ),
-        (lambda: changed(with_another_forward), "its forward was replaced"),
-        (Subtracting, NO_FORMULA),
-        (Writing, NO_FORMULA),
-        (OnlyInEvaluation, NO_FORMULA),
-        (Growing, NO_FORMULA),
-        (Final, "its class takes no subclasses"),
-        (WithAnArgument, NO_FORMULA),
-        (lambda: ResidualBlock(16, 32), NO_FORMULA),
-    ],
-)
-def test_refused_blocks(make, reason):
-    """Their convolutions are replaced."""
-    block = make()
-    accelerate(block)
-    assert not classes.is_accelerated(block)
-    assert reasons(block)[""] == reason
-    assert operators(block) == ["conv3x3", "conv3x3"]
-
-
-def hooked(module):
-    module.register_forward_hook(lambda *_: None)
-    return module
-
-
-def with_own_forward(module):
-    module.forward = module.forward
-    return module
-
-
-class Scaled(nn.Conv2d):
-    def forward(self, input):
-        return 2 * super().forward(input)
-
-
-OTHER_CONVOLUTIONS = {
-    "kernel (5, 5)": lambda: nn.Conv2d(16, 16, 5, padding=2),
-    "kernel (1, 1)": lambda: nn.Conv2d(16, 16, 1),
-    "stride (2, 2)": lambda: conv(stride=2),
-    "dilation (2, 2)": lambda: conv(dilation=2, padding=2),
-    "16 groups": lambda: conv(groups=16),
-    "padding (0, 0)": lambda: conv(padding=0),
-    "padding valid": lambda: conv(padding="valid"),
-    "padding_mode reflect": lambda: conv(padding_mode="reflect"),
-    "hooked": lambda: hooked(conv()),
-    "its forward was replaced": lambda: with_own_forward(conv()),
-    "its class has a forward of its own": lambda: Scaled(16, 16, 3, padding=1),
-    "parametrised": lambda: parametrizations.weight_norm(conv()),
-    "its weight is made before each call (weight_norm, spectral_norm, pruning)": (
-        lambda: nn.utils.weight_norm(conv())
-    ),
-    "8 to 16 channels: PyTorch is faster": lambda: conv(8, 16),
-    "16 to 15 channels: PyTorch is faster": lambda: conv(16, 15),
-    "3 to 4 channels: PyTorch is faster": lambda: conv(3, 4),
-    "runs on clsd_fast.conv3x3 already": lambda: clsd_fast.nn.Conv3x3(16, 16),
-}
-
-
-@pytest.mark.filterwarnings("ignore:.*weight_norm")
-@pytest.mark.parametrize("reason", OTHER_CONVOLUTIONS)
-def test_refused_convolutions(reason):
-    """A model of them alone is what it was, and the report says so."""
-    model = nn.Sequential(OTHER_CONVOLUTIONS[reason](), nn.ReLU())
-    before = [type(module) for module in model.modules()]
-    assert accelerate(model) is model
-    assert [type(module) for module in model.modules()] == before
-    assert reasons(model)["0"] == reason
-    assert str(accelerate.report(model)).startswith("nothing replaced: the model is as it was\n")
-
-
-@pytest.mark.parametrize("activation", [nn.LeakyReLU(0.1), nn.PReLU(16)])
-def test_other_activations_are_left_alone(activation):
-    model = accelerate(nn.Sequential(conv(), activation))
-    assert reasons(model) == {"1": "no kernel for this activation"}
-    assert operators(model) == ["conv3x3"]
-
-
-def test_nothing_to_replace():
-    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
-    report = accelerate.report(accelerate(model))
-    assert report.rows == ()
-    assert str(report) == "nothing replaced: the model is as it was"
-    assert {type(module) for module in model.modules()} == {nn.Sequential, nn.Linear, nn.ReLU}
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
-def test_torchscript_among_the_modules_is_left_alone(native):
-    scripted = torch.jit.script(nn.Sequential(conv(), nn.ReLU()))
-    model = nn.Sequential(scripted, conv())
-    x = images().float()
-    expected = model(x)
-    assert operators(accelerate(model)) == ["conv3x3"]
-    assert model[0] is scripted
-    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_our_own_modules_are_left_alone():
-    student = clsd_fast.EDSR(2, 2, 16)
-    before = [type(module) for module in student.modules()]
-    assert [type(module) for module in accelerate(student).modules()] == before
-    assert "runs on clsd_fast.conv3x3 already" in str(accelerate.report(student))
+@pytest.mark.parametrize("channels", [17, 20, 36, 62])
+def test_channels_need_be_no_multiple_of_8(calls, channels):
+    """From 16 on, they are not the slower ones (docs/cpu.md)."""
+    plain, ours = accelerated(nn.Sequential(conv(channels), nn.ReLU()))
+    calls.clear()
+    assert_same(ours, plain, images(channels))
+    assert calls == ["conv3x3"]
 
 
 ACTIVATED = nn.ReLU()
@@ -350,6 +163,10 @@ SEQUENCES = {
     "upsampler": (lambda: Upsampler(4), ["pixel_shuffle_upsample"] * 2),
     "pixel shuffle at the end": (
         lambda: nn.Sequential(conv(16, 32), nn.ReLU(), conv(32, 48), nn.PixelShuffle(4)),
+        ["conv3x3", "pixel_shuffle_upsample"],
+    ),
+    "batch normalisation between": (
+        lambda: nn.Sequential(conv(), nn.BatchNorm2d(16), nn.ReLU(), *Upsampler(2)),
         ["conv3x3", "pixel_shuffle_upsample"],
     ),
     "layers that are none of ours": (
