@@ -87,7 +87,8 @@ def layers(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def convs(module: nn.Module) -> list[AcceleratedConv]:
-    return [conv for conv in layers(module) if isinstance(conv, AcceleratedConv)]
+    """The replaced convolutions of a module, itself or below it."""
+    return [conv for conv in (module, *layers(module)) if isinstance(conv, AcceleratedConv)]
 
 
 def layer(module: nn.Module) -> str:

@@ -5,24 +5,31 @@ from typing import NamedTuple, cast
 
 from torch import nn
 
-from .blocks import AcceleratedBlock, is_fused, layers, plan
+from .blocks import AcceleratedBlock, convs, is_fused, layers, plan
 from .classes import Accelerated, is_accelerated
 from .convs import NARROW, AcceleratedConv
 from .find import differs, find
 from .sequences import AcceleratedSequential, patterns_in
 
-#: How many times as fast as PyTorch's best an operator is, forward and backward (docs/cpu.md).
+
+class Gain(NamedTuple):
+    """How many times as fast as PyTorch's best an operator is (docs/cpu.md)."""
+
+    #: Forward and backward.
+    times: str
+    #: Of the narrowest maps that were measured, images aside.
+    channels: int
+
+
 GAINS = {
-    "residual_block": "1.6 to 3.4",
-    "residual_blocks": "1.6 to 3.4",
-    "upsample_tail": "9 to 13",
-    "pixel_shuffle_upsample": "1.5 to 4.1",
-    "conv3x3 from an image": "1.1 to 1.6",
-    "conv3x3 to an image": "1.3 to 2.1",
-    "conv3x3 of few channels": "1.1 to 1.6",
-    "conv3x3": "2.0 to 3.0",
+    "residual_block": Gain("1.6 to 3.4", 32),
+    "residual_blocks": Gain("1.6 to 3.4", 32),
+    "upsample_tail": Gain("9 to 13", 64),
+    "pixel_shuffle_upsample": Gain("1.5 to 4.1", 64),
+    "conv3x3 from an image": Gain("1.1 to 1.6", 64),
+    "conv3x3 to an image": Gain("1.3 to 2.1", 64),
+    "conv3x3": Gain("2.0 to 3.0", 36),
 }
-FEW = 32
 
 
 class Row(NamedTuple):
@@ -36,7 +43,7 @@ class Row(NamedTuple):
     operator: str | None
     #: Why it was left alone.
     reason: str | None
-    #: How many times as fast the operator is on a CPU, in training.
+    #: How many times as fast the operator is on a CPU, in training, where that was measured.
     gain: str | None
 
 
@@ -81,27 +88,30 @@ def _rows(module: nn.Module, names: dict[nn.Module, str], covered: set[nn.Module
         yield Row(names[module], type(module).__name__, None, reason, None)
 
 
-def _operators(module: nn.Module) -> Iterator[tuple[str, str, Sequence[nn.Module]]]:
+def _operators(module: nn.Module) -> Iterator[tuple[str, str | None, Sequence[nn.Module]]]:
     """The operators that a replaced module calls, each with its gain and what it stands for."""
     if is_accelerated(module, AcceleratedSequential):
         for pattern, stands_for in patterns_in(module):
-            yield pattern.op, GAINS[pattern.op], stands_for
+            yield pattern.op, _gain(pattern.op, stands_for), stands_for
     elif is_accelerated(module, AcceleratedBlock):
         block = cast(AcceleratedBlock, module)
         operator = plan(block).formula.operator
         if is_fused(block):
-            yield operator, GAINS[operator], [block]
+            yield operator, _gain(operator, [block]), [block]
     elif is_accelerated(module, AcceleratedConv):
-        yield "conv3x3", _conv_gain(cast(nn.Conv2d, module)), [module]
+        yield "conv3x3", _gain("conv3x3", [module]), [module]
 
 
-def _conv_gain(conv: nn.Conv2d) -> str:
-    if conv.in_channels <= NARROW:
-        return GAINS["conv3x3 from an image"]
-    if conv.out_channels <= NARROW:
-        return GAINS["conv3x3 to an image"]
-    few = min(conv.in_channels, conv.out_channels) < FEW
-    return GAINS["conv3x3 of few channels" if few else "conv3x3"]
+def _gain(operator: str, stands_for: Sequence[nn.Module]) -> str | None:
+    """None of maps narrower than those that were measured."""
+    found = [conv for module in stands_for for conv in convs(module)]
+    channels = [size for conv in found for size in (conv.weight.shape[1], conv.weight.shape[0])]
+    if operator == "conv3x3" and channels[0] <= NARROW:
+        operator = "conv3x3 from an image"
+    elif operator == "conv3x3" and channels[-1] <= NARROW:
+        operator = "conv3x3 to an image"
+    fewest = min(number for number in channels if number > NARROW)
+    return GAINS[operator].times if fewest >= GAINS[operator].channels else None
 
 
 def _classes(modules: Sequence[nn.Module]) -> str:

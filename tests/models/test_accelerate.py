@@ -186,13 +186,15 @@ def test_sequences(calls, name):
 
 
 def test_a_report(native):
-    body = nn.Sequential(*(ResBlock() for _ in range(3)), nn.PReLU(16), conv(), conv())
-    model = accelerate(nn.Sequential(conv(3, 16), body, nn.Sequential(Upsampler(2), conv(16, 3))))
+    blocks = (ResBlock(32) for _ in range(3))
+    body = nn.Sequential(*blocks, nn.PReLU(32), conv(32), conv(32, 64))
+    tail = nn.Sequential(Upsampler(2, 64), conv(64, 3))
+    model = accelerate(nn.Sequential(conv(3, 32), body, tail))
     lines = str(accelerate.report(model)).splitlines()
     assert [" ".join(line.split()) for line in lines] == [
         "5 replaced",
         "module layer runs on times as fast (CPU, training)",
-        "0 and 2 more Conv2d conv3x3 1.1 to 1.6",
+        "0 and 2 more Conv2d conv3x3",
         "1.0 3 ResBlock residual_blocks 1.6 to 3.4",
         "1.3 PReLU left alone: no kernel for this activation",
         "2.0.0 Conv2d + PixelShuffle + Conv2d upsample_tail 9 to 13",
@@ -202,6 +204,22 @@ def test_a_report(native):
         "no kernel for this activation",
         "accelerate was not called since it is as it is",
     }
+
+
+@pytest.mark.parametrize(
+    "channels, gain",
+    [
+        ((3, 64), "1.1 to 1.6"),
+        ((64, 3), "1.3 to 2.1"),
+        ((64, 64), "2.0 to 3.0"),
+        ((36, 128), "2.0 to 3.0"),
+        ((3, 32), None),
+        ((32, 64), None),
+    ],
+)
+def test_gains_are_told_where_they_were_measured(native, channels, gain):
+    (row,) = accelerate.report(accelerate(conv(*channels))).rows
+    assert row.gain == gain
 
 
 def touch_by_padding_mode(module, seen):
