@@ -8,8 +8,8 @@ and copying make the class anew. Whatever a forward stands for is looked at agai
 in ``clsd_fast.nn``: a child that was hooked, replaced or parametrised since then runs itself.
 
 Data flows one way: ``find`` says of each module what it could be, convolutions before the blocks
-and those before the sequences that are made of them; ``verify`` runs it against what it is;
-``replace`` sets its class.
+and those before the sequences and forwards that are made of them; ``differs`` runs it against what
+it is; then it gets its class.
 """
 
 from typing import TypeVar
@@ -46,6 +46,8 @@ class _Accelerate:
           (:func:`clsd_fast.pixel_shuffle_upsample`), those and a convolution to at most 4 channels
           (:func:`clsd_fast.upsample_tail`), a convolution and a ReLU;
         - a module whose forward is ``relu(conv(x))``;
+        - in any other forward, such layers that are called on each other's results, as in
+          ``self.last(self.upsample(x))``;
         - every other 3x3 convolution with stride 1 and zero padding 1 (:func:`clsd_fast.conv3x3`).
 
         Parameters, names of modules, hooks, state_dict, modes, copies and pickles are what they

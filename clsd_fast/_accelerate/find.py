@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from .blocks import AcceleratedBlock, Block, find_block
 from .classes import Accelerated, Replacement, accelerated_class, is_sequential
 from .convs import AcceleratedConv, why_not_conv
-from .sequences import AcceleratedSequential, patterns_in
+from .nested import AcceleratedNested, patterns_across, why_not_nested
+from .sequences import AcceleratedSequential, children, flattened, patterns_in
 
 #: Whose convolutions run alone.
 ACTIVATIONS = (nn.LeakyReLU, nn.PReLU)
@@ -35,11 +36,15 @@ def find(module: nn.Module) -> type[Accelerated] | str | None:
     if isinstance(module, ACTIVATIONS):
         return "no kernel for this activation"
     if is_sequential(kind):
-        if "forward" in module.__dict__ or next(patterns_in(module), None) is None:
+        if "forward" in module.__dict__ or not any(patterns_in(flattened(children(module)))):
             return None
         return _derived(AcceleratedSequential, module)
     block = find_block(module)
-    return _derived(AcceleratedBlock, module, block) if isinstance(block, Block) else block
+    if isinstance(block, Block):
+        return _derived(AcceleratedBlock, module, block)
+    if any(patterns_across(module)):
+        return _derived(AcceleratedNested, module)
+    return why_not_nested(module) or block
 
 
 def _derived(
@@ -53,8 +58,8 @@ def _derived(
 
 def differs(module: nn.Module, cls: type[Accelerated]) -> str | None:
     """How the module with that class would differ from what it is, on its device; None if it does
-    not by more than rounding. Sequences are not run: their layers are, one by one."""
-    if issubclass(cls, AcceleratedSequential):
+    not by more than rounding. Where layers are called one by one, each is run by itself."""
+    if issubclass(cls, AcceleratedSequential | AcceleratedNested):
         return None
     weight = next(module.parameters())
     if weight.is_meta:

@@ -1,7 +1,7 @@
 """What was replaced by what, and what was left alone for which reason."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from torch import nn
 
@@ -9,7 +9,8 @@ from .blocks import AcceleratedBlock, convs, is_fused, layers, plan
 from .classes import Accelerated, is_accelerated
 from .convs import NARROW, AcceleratedConv
 from .find import differs, find
-from .sequences import AcceleratedSequential, patterns_in
+from .nested import AcceleratedNested, patterns_across
+from .sequences import AcceleratedSequential, children, flattened, patterns_in
 
 
 class Gain(NamedTuple):
@@ -80,7 +81,7 @@ def _rows(module: nn.Module, names: dict[nn.Module, str], covered: set[nn.Module
     """Those of a module that no row before covers; the modules of an operator become covered."""
     for operator, gain, stands_for in _operators(module):
         if stands_for[0] not in covered:
-            for layer in stands_for:
+            for layer in _modules(stands_for):
                 covered.update((layer, *layers(layer)))
             yield Row(names[stands_for[0]], _classes(stands_for), operator, None, gain)
     reason = None if is_accelerated(module) or module in covered else _why_left(module)
@@ -88,10 +89,18 @@ def _rows(module: nn.Module, names: dict[nn.Module, str], covered: set[nn.Module
         yield Row(names[module], type(module).__name__, None, reason, None)
 
 
-def _operators(module: nn.Module) -> Iterator[tuple[str, str | None, Sequence[nn.Module]]]:
+def _modules(stands_for: Sequence[Any]) -> Iterator[nn.Module]:
+    """Those among layers that may be functions, too."""
+    return (layer for layer in stands_for if isinstance(layer, nn.Module))
+
+
+def _operators(module: nn.Module) -> Iterator[tuple[str, str | None, Sequence[Any]]]:
     """The operators that a replaced module calls, each with its gain and what it stands for."""
     if is_accelerated(module, AcceleratedSequential):
-        for pattern, stands_for in patterns_in(module):
+        for pattern, stands_for in patterns_in(flattened(children(module))):
+            yield pattern.op, _gain(pattern.op, stands_for), stands_for
+    elif is_accelerated(module, AcceleratedNested):
+        for pattern, stands_for in patterns_across(module):
             yield pattern.op, _gain(pattern.op, stands_for), stands_for
     elif is_accelerated(module, AcceleratedBlock):
         block = cast(AcceleratedBlock, module)
@@ -102,9 +111,9 @@ def _operators(module: nn.Module) -> Iterator[tuple[str, str | None, Sequence[nn
         yield "conv3x3", _gain("conv3x3", [module]), [module]
 
 
-def _gain(operator: str, stands_for: Sequence[nn.Module]) -> str | None:
+def _gain(operator: str, stands_for: Sequence[Any]) -> str | None:
     """None of maps narrower than those that were measured."""
-    found = [conv for module in stands_for for conv in convs(module)]
+    found = [conv for module in _modules(stands_for) for conv in convs(module)]
     channels = [size for conv in found for size in (conv.weight.shape[1], conv.weight.shape[0])]
     if operator == "conv3x3" and channels[0] <= NARROW:
         operator = "conv3x3 from an image"
@@ -114,12 +123,16 @@ def _gain(operator: str, stands_for: Sequence[nn.Module]) -> str | None:
     return GAINS[operator].times if fewest >= GAINS[operator].channels else None
 
 
-def _classes(modules: Sequence[nn.Module]) -> str:
+def _classes(layers: Sequence[Any]) -> str:
     """As ``Conv2d + ReLU``, or ``3 ResBlock``."""
-    names = [type(module).__name__ for module in modules]
+    names = [_class(layer) for layer in layers]
     if len(set(names)) > 1:
         return " + ".join(names)
     return names[0] if len(names) == 1 else f"{len(names)} {names[0]}"
+
+
+def _class(layer: Any) -> str:
+    return type(layer).__name__ if isinstance(layer, nn.Module) else layer.__name__
 
 
 def _why_left(module: nn.Module) -> str | None:

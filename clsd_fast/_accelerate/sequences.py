@@ -1,9 +1,10 @@
 """``nn.Sequential`` and its subclasses: layers in a row that are one operator."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._children import calls_its_class, is_untouched
@@ -23,27 +24,36 @@ class AcceleratedSequential(Accelerated):
     def forward(self, input: Tensor) -> Tensor:
         if not takes(input):
             return super().forward(input)
-        x, layers, start = input, list(flattened(self)), 0
-        while start < len(layers):
-            pattern, length = _next(layers, start, x)
-            x = pattern.run(layers[start : start + length], x) if pattern else layers[start](x)
-            start += length
-        return x
+        return run(list(flattened(children(self))), input)
 
 
-def flattened(sequence: nn.Module) -> Iterator[nn.Module]:
+def children(sequence: nn.Module) -> Iterable[nn.Module]:
+    return cast("Iterable[nn.Module]", sequence._modules.values())
+
+
+def flattened(layers: Iterable[Any]) -> Iterator[Any]:
     """The layers, those of sequences among them in their place."""
-    for child in cast("Iterable[nn.Module]", sequence._modules.values()):
-        is_sequence = type(child) is nn.Sequential or is_accelerated(child, AcceleratedSequential)
-        if is_sequence and calls_its_class(child):
-            yield from flattened(child)
+    for layer in layers:
+        is_sequence = type(layer) is nn.Sequential or is_accelerated(layer, AcceleratedSequential)
+        if is_sequence and calls_its_class(layer):
+            yield from flattened(children(layer))
         else:
-            yield child
+            yield layer
 
 
-def patterns_in(sequence: nn.Module) -> Iterator[tuple["Pattern", list[nn.Module]]]:
-    """The patterns in a sequence with their layers, in their order."""
-    layers, start = list(flattened(sequence)), 0
+def run(layers: Sequence[Any], x: Any) -> Any:
+    """The layers one after another, by the patterns."""
+    start = 0
+    while start < len(layers):
+        pattern, length = _next(layers, start, x)
+        x = pattern.run(layers[start : start + length], x) if pattern else layers[start](x)
+        start += length
+    return x
+
+
+def patterns_in(layers: Iterable[Any]) -> Iterator[tuple["Pattern", list[Any]]]:
+    """The patterns in flattened layers with those that they are, in their order."""
+    layers, start = list(layers), 0
     while start < len(layers):
         pattern, length = _next(layers, start, None)
         if pattern:
@@ -121,7 +131,7 @@ def _run_tail(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
 
 
 def _activated(layers: Sequence[nn.Module], start: int) -> int:
-    return 2 * _is_pair(layers, start, nn.ReLU)
+    return 2 * _is_pair(layers, start, nn.ReLU, F.relu, torch.relu)
 
 
 def _run_activated(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
@@ -129,13 +139,14 @@ def _run_activated(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
     return conv3x3(x, conv.weight, conv.bias, relu=True)
 
 
-def _is_pair(layers: Sequence[nn.Module], start: int, second: type[nn.Module]) -> bool:
-    """Whether a convolution and a module of that class begin there."""
-    return (
-        start + 1 < len(layers)
-        and is_conv(layers[start])
-        and is_untouched(layers[start + 1], second)
-    )
+def _is_pair(
+    layers: Sequence[Any], start: int, second: type[nn.Module], *functions: Callable
+) -> bool:
+    """Whether a convolution and a module of that class, or one of the functions, begin there."""
+    if start + 1 >= len(layers) or not is_conv(layers[start]):
+        return False
+    after = layers[start + 1]
+    return is_untouched(after, second) or any(after is function for function in functions)
 
 
 class Pattern(NamedTuple):

@@ -21,14 +21,14 @@ from clsd_fast._accelerate import classes
 #: What runs the layers of each at x2, in the order of the modules.
 OPERATORS = {
     "EDSR": ["conv3x3", "residual_blocks", "conv3x3", "upsample_tail"],
-    "BasicSREDSR": [
+    "BasicSREDSR": ["conv3x3", "residual_blocks", "conv3x3", "upsample_tail"],
+    "MSRResNet": [
         "conv3x3",
         "residual_blocks",
-        "conv3x3",
         "pixel_shuffle_upsample",
         "conv3x3",
+        "conv3x3",
     ],
-    "MSRResNet": ["conv3x3", "residual_blocks", *["conv3x3"] * 3],
     "KAIREDSR": ["conv3x3", "residual_blocks", "conv3x3", "upsample_tail"],
     "RCAN": ["conv3x3", *["conv3x3"] * 11, "upsample_tail"],
     "CARN": ["conv3x3"] * 12,
