@@ -180,6 +180,13 @@ def check_reduction(op: str, reduction: str) -> None:
         fail(op, "reduction none, mean or sum", reduction)
 
 
+def records_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd records what is computed from them."""
+    return torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in tensors
+    )
+
+
 def given(grads: tuple[Tensor, ...], needed: tuple[bool, ...]) -> list[Tensor | None]:
     """The gradients that were asked for; None for the operators' empty placeholders."""
     return [grad if need else None for grad, need in zip(grads, needed, strict=True)]

@@ -131,9 +131,7 @@ def _saves_gradients(keys: int, query: Tensor, *others: Tensor | None) -> bool:
     """
     if query.element_size() == 2 or keys > _MOST_CACHED_KEYS:
         return False
-    return torch.is_grad_enabled() and any(
-        rows is not None and rows.requires_grad for rows in (query, *others)
-    )
+    return _checks.records_gradient(query, *others)
 
 
 def _check_temperature(

@@ -1,6 +1,5 @@
 """The residual block of EDSR."""
 
-import torch
 from torch import Tensor
 
 from .. import reference
@@ -56,9 +55,7 @@ def residual_block(
     res_scale = _checks.number(op, "res_scale", res_scale)
     if uses_kernel(op, x, weight1, weight2, number=res_scale):
         tensors = (x, weight1, bias1, weight2, bias2)
-        save_hidden = torch.is_grad_enabled() and any(
-            tensor is not None and tensor.requires_grad for tensor in tensors
-        )
+        save_hidden = _checks.records_gradient(*tensors)
         return _residual_block(*tensors, res_scale, save_hidden)[0]
     with _checks.without_autocast(x):
         return reference.residual_block(x, weight1, bias1, weight2, bias2, res_scale, False)[0]

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import cast
 
-import torch
 from torch import Tensor
 
 from .. import reference
@@ -168,7 +167,7 @@ def _forward(
     for start, stop in _sections(ends, max(1, SECTION // chains)):
         section = [list(tensors[start * chains : stop * chains]) for tensors in parameters]
         tensors = [*xs, *(tensor for tensors in section for tensor in tensors)]
-        saves = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        saves = _checks.records_gradient(*tensors)
         numbers = range(start + 1, stop + 1)
         kept = [n - start for n in numbers if saves or n in ends or n == stop]
         maps, _ = _residual_blocks(xs, *section, res_scale, kept, saves)
