@@ -10,6 +10,10 @@ Gradients that were not asked for come back as empty tensors. Statistics that ar
 backward of a loss are in the accumulator's dtype: float32 for 16-bit rows, else the rows' own. They
 are two distances [B, N], and for ``info_nce`` [3, B, N]: maximum, sum_exp and spread.
 
+``conv3x3`` with relu multiplies negative results by negative_slope or, where given, those of each
+channel by slopes [K], of a parameter's dtype. It has a gradient where the output's sign tells that
+of the result before: without slopes, for a negative_slope >= 0.
+
 ``conv3x3s`` convolves several images of one shape, each by parameters of its own, and adds one
 residual to all; a list of biases that there are not is empty. Its backward sums the residual's
 gradient up.
@@ -55,7 +59,7 @@ NAMESPACE = "clsd_fast"
 
 SCHEMAS = {
     "conv3x3": "(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, float res_scale, "
-    "bool relu) -> Tensor",
+    "bool relu, float negative_slope=0., Tensor? slopes=None) -> Tensor",
     "conv3x3_backward": "(Tensor grad_output, Tensor x, Tensor weight, float res_scale, "
     "bool needs_x, bool needs_weight, bool needs_bias) -> (Tensor, Tensor, Tensor)",
     "conv3x3s": "(Tensor[] xs, Tensor[] weights, Tensor[] biases, Tensor? residual) -> Tensor[]",

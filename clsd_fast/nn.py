@@ -7,7 +7,7 @@ the children run themselves. Global hooks of all modules do not count.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,13 @@ from .ops import (
     upsample_tail,
 )
 from .ops._checks import without_autocast
+from .ops.conv3x3 import checked_activation
 from .ops.conv3x3s import conv3x3s, kind_of_convolution
 from .ops.residual_blocks import Parameters as ChainParameters
 from .ops.residual_blocks import kind_of_chain, residual_chains
 from .ops.upsample_tails import Parameters as TailParameters
 from .ops.upsample_tails import kind_of_tail, upsample_tails
+from .reference.conv import activate
 
 __all__ = [
     "Conv3x3",
@@ -67,12 +69,22 @@ class Conv3x3(nn.Conv2d):
     def is_as_made(self) -> bool:
         return _convolves_as(self, self._AS_MADE)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """[N, C, H, W] to [N, K, H, W]; ``residual`` is added if given."""
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        *,
+        activation: str | None = None,
+        negative_slope: float | Tensor = 0.01,
+    ) -> Tensor:
+        """[N, C, H, W] to [N, K, H, W]; ``residual`` is added if given, then the activation is
+        applied, as :func:`clsd_fast.conv3x3` has them."""
         if self.is_as_made():
-            return conv3x3(x, self.weight, self.bias, residual=residual)
+            options: Any = {"activation": activation, "negative_slope": negative_slope}
+            return conv3x3(x, self.weight, self.bias, residual=residual, **options)
+        last = checked_activation("conv3x3", x, self.weight, False, activation, negative_slope)
         y = super().forward(x)
-        return y if residual is None else residual + y
+        return activate(y if residual is None else residual + y, *last)
 
 
 def _convolves_as(conv: nn.Conv2d, options: tuple) -> bool:

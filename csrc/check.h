@@ -143,13 +143,18 @@ inline void check_conv(const char* op, const Tensor& x, const Tensor& weight,
 // The operands of conv3x3; returns the shape of its output.
 inline Shape check_conv3x3(const char* op, const Tensor& x, const Tensor& weight,
                            const std::optional<Tensor>& bias,
-                           const std::optional<Tensor>& residual = std::nullopt) {
+                           const std::optional<Tensor>& residual = std::nullopt,
+                           const std::optional<Tensor>& slopes = std::nullopt) {
   check_images(op, "x", x);
   check_conv(op, x, weight, bias);
   const Shape shape = {x.size(0), weight.size(0), x.size(2), x.size(3)};
   if (residual) {
     check_shape(op, "residual", *residual, shape);
     check_like(op, "residual", x, *residual);
+  }
+  if (slopes) {
+    check_shape(op, "slopes", *slopes, {weight.size(0)});
+    check_parameter(op, "slopes", x, weight, *slopes);
   }
   return shape;
 }

@@ -21,13 +21,22 @@ def conv3x3(
     residual: Tensor | None,
     res_scale: float | Tensor,
     relu: bool,
+    negative_slope: float = 0.0,
+    slopes: Tensor | None = None,
 ) -> Tensor:
     y = res_scale * _convolve(x, weight, bias)
     if residual is not None:
         y = residual + y
-    if relu:
-        y = F.relu(y)
-    return in_format_of(x, y)
+    return in_format_of(x, activate(y, relu, negative_slope, slopes))
+
+
+def activate(y: Tensor, relu: bool, negative_slope: float, slopes: Tensor | None) -> Tensor:
+    """As the arguments of ``conv3x3`` say; ``slopes`` may also be [1]."""
+    if slopes is not None:
+        return F.prelu(y, slopes.to(y.dtype))
+    if not relu:
+        return y
+    return F.relu(y) if negative_slope == 0 else F.leaky_relu(y, negative_slope)
 
 
 def conv3x3s(

@@ -63,6 +63,7 @@ struct TileEpilogue {
   T scale;                      // of sum and bias
   PixelGrid<const T> residual;  // added, if there is data
   bool relu;
+  const T* slopes;              // [channels] or null: what is < 0 is multiplied by them
   PixelGrid<const T> positive;  // 0 where this is <= 0, if there is data
 };
 

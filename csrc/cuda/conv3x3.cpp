@@ -11,13 +11,32 @@ namespace {
 
 using Tensors = std::vector<Tensor>;
 
+// What follows the sums of all convolutions of a call, as the operator has it.
+struct Last {
+  std::optional<Tensor> residual;
+  double res_scale = 1;
+  bool relu = false;
+  double negative_slope = 0;
+  std::optional<Tensor> slopes;  // as kernels read them
+};
+
+// Slopes of any strides and a parameter's type, dense and in float.
+std::optional<Tensor> as_dense_float(const std::optional<Tensor>& slopes) {
+  if (!slopes || (slopes->scalar_type() == ScalarType::Float && slopes->is_contiguous())) {
+    return slopes;
+  }
+  const Device device(*slopes);
+  Tensor copy = empty(*slopes, shape_of(*slopes), ScalarType::Float);
+  torch::stable::copy_(copy, *slopes);
+  return copy;
+}
+
 // Convolutions of one shape, and results of `shape`; the biases of all may be left out.
 Tensors forward(const char* op, const Tensors& xs, const Tensors& weights, const Tensors& biases,
-                const std::optional<Tensor>& residual, const Shape& shape, double res_scale,
-                bool relu) {
+                const Last& last, const Shape& shape) {
   check_channels(op, weights[0]);
   const Device device(xs[0]);
-  const auto skip = as_nhwc(residual);
+  const auto skip = as_nhwc(last.residual);
   Tensors inputs, results;
   std::vector<Output> outputs;
   for (const Tensor& x : xs) {
@@ -30,8 +49,10 @@ Tensors forward(const char* op, const Tensors& xs, const Tensors& weights, const
     for (size_t i = 0; i < xs.size(); ++i) {
       list.push_back(forward_convolution<T>(inputs[i], weights[i], outputs[i].written()));
       list[i].residual = to_global<T>(skip);
-      list[i].scale = static_cast<float>(res_scale);
-      list[i].relu = relu;
+      list[i].scale = static_cast<float>(last.res_scale);
+      list[i].activates = last.relu || last.slopes;
+      list[i].slope = static_cast<float>(last.negative_slope);
+      list[i].slopes = to_global<float>(last.slopes);
     }
     PackedParameters<T> packed;
     for (size_t i = 0; i < xs.size(); ++i) packed.add(list[i], weights[i], given(biases, i));
@@ -68,11 +89,12 @@ Tensor sum_of(const char* op, const Tensors& images, const Tensor& x) {
 }  // namespace
 
 Tensor conv3x3(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> residual,
-               double res_scale, bool relu) {
+               double res_scale, bool relu, double negative_slope, std::optional<Tensor> slopes) {
   const char* op = "conv3x3";
-  const Shape shape = check_conv3x3(op, x, weight, bias, residual);
+  const Shape shape = check_conv3x3(op, x, weight, bias, residual, slopes);
   const Tensors biases = bias ? Tensors{*bias} : Tensors();
-  return forward(op, {x}, {weight}, biases, residual, shape, res_scale, relu)[0];
+  const Last last{residual, res_scale, relu, negative_slope, as_dense_float(slopes)};
+  return forward(op, {x}, {weight}, biases, last, shape)[0];
 }
 
 std::tuple<Tensor, Tensor, Tensor> conv3x3_backward(Tensor grad_output, Tensor x, Tensor weight,
@@ -89,7 +111,7 @@ std::tuple<Tensor, Tensor, Tensor> conv3x3_backward(Tensor grad_output, Tensor x
 Tensors conv3x3s(Tensors xs, Tensors weights, Tensors biases, std::optional<Tensor> residual) {
   const char* op = "conv3x3s";
   const Shape shape = check_conv3x3s(op, xs, weights, biases, residual);
-  return forward(op, xs, weights, biases, residual, shape, 1.0, false);
+  return forward(op, xs, weights, biases, {.residual = residual}, shape);
 }
 
 std::tuple<Tensors, Tensors, Tensors, Tensor> conv3x3s_backward(Tensors grad_outputs, Tensors xs,

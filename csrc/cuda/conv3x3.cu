@@ -80,8 +80,10 @@ void convolve_any(const ConvolutionList<T>& list, Stream stream) {
   switch (finish_of(conv)) {
     case Finish::kNone: return convolve_as<Finish::kNone>(list, stream);
     case Finish::kRelu: return convolve_as<Finish::kRelu>(list, stream);
+    case Finish::kLeaky: return convolve_as<Finish::kLeaky>(list, stream);
     case Finish::kResidual: return convolve_as<Finish::kResidual>(list, stream);
     case Finish::kResidualRelu: return convolve_as<Finish::kResidualRelu>(list, stream);
+    case Finish::kResidualLeaky: return convolve_as<Finish::kResidualLeaky>(list, stream);
     case Finish::kResidualAdded: return convolve_many<Finish::kResidualAdded>(list, stream);
     case Finish::kMask: return convolve_as<Finish::kMask>(list, stream);
   }

@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     }
     mma_tiles::multiply<T>(sums, rows, weights + 2 * half * mma_tiles::kWeightPitch);
   }
-  mma_tiles::finish_sums<T, kFinish>(sums, bias, conv.scale, results);
+  mma_tiles::finish_sums<T, kFinish>(conv, place.output_group, sums, bias, results);
   __syncthreads();
   write_results<kFinish>(conv, pixels, results);
 }
@@ -158,7 +158,8 @@ __device__ __forceinline__ void write_columns(const Convolution<T>& conv, const 
       uint32_t pair = 0;  // of which the second is no one's
       if constexpr (kHasSkip<kFinish>) pair = load(skip_of<T, kFinish>(conv) + at).bits;
       const float bias = load(conv.bias + channel) * conv.scale;
-      finish_pair<T, kFinish>(pair, sums[row][i], 0, conv.scale, bias, 0);
+      const float slope = kIsLeaky<kFinish> ? slope_of(conv, channel) : 0;
+      finish_pair<T, kFinish>(pair, sums[row][i], 0, conv.scale, bias, 0, slope);
       store(conv.output + at, T{static_cast<uint16_t>(pair)});
     }
   }

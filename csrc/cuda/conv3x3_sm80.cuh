@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   if constexpr (kHasSkip<kFinish>) wait();
   Added<kFinish, mma_tiles::Pixels<T>> added;
   load_added<kFinish>(conv, pixels, added);
-  mma_tiles::finish_sums<T, kFinish>(sums, bias, conv.scale, results);
+  mma_tiles::finish_sums<T, kFinish>(conv, place.output_group, sums, bias, results);
   __syncthreads();
   write_results<kFinish>(conv, pixels, results, added);
 }

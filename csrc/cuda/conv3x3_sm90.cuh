@@ -69,13 +69,15 @@ __device__ __forceinline__ void load_bias(const Convolution<T>& conv, int output
 
 // Round the warp's results to where its residual or mask lies.
 template <class T, Finish kFinish>
-__device__ __forceinline__ void finish_sums(const Sums& sums, float scale, const Results& results) {
+__device__ __forceinline__ void finish_sums(const Convolution<T>& conv, int output_group,
+                                            const Sums& sums, const Results& results) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x % kWarpgroupThreads / 32;
-  float bias[2];  // of a thread's channels in either half of the warp's 16
+  float bias[2], slopes[2] = {};  // of a thread's channels in either half of the warp's 16
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int channel = 16 * warp + 8 * half + lane / 4;
-    bias[half] = load_shared<float>(kBias + channel * sizeof(float)) * scale;
+    bias[half] = load_shared<float>(kBias + channel * sizeof(float)) * conv.scale;
+    if constexpr (kIsLeaky<kFinish>) slopes[half] = slope_of(conv, output_group * kGroup + channel);
   }
   // Matrix i of four is that of half i % 2 of the channels and of columns 8 (i / 2) on.
   const uint32_t at = results.at(0, lane % 8 + lane / 16 * 8, 2 * warp + lane / 8 % 2);
@@ -90,7 +92,8 @@ __device__ __forceinline__ void finish_sums(const Sums& sums, float scale, const
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float* sum = &sums[8 * j + 2 * i];
-      finish_pair<T, kFinish>(pairs[j][i], sum[0], sum[1], scale, bias[i % 2], bias[i % 2]);
+      finish_pair<T, kFinish>(pairs[j][i], sum[0], sum[1], conv.scale, bias[i % 2], bias[i % 2],
+                              slopes[i % 2], slopes[i % 2]);
     }
     stmatrix_transposed(at + 16 * j * kPieceBytes, pairs[j]);
   }
@@ -198,7 +201,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   wgmma_wait<0>(sums);
   cp_async_wait<0>();
   if (kHasSkip<kFinish>) __syncthreads();  // all see what is added
-  finish_sums<T, kFinish>(sums, conv.scale, results);
+  finish_sums<T, kFinish>(conv, place.output_group, sums, results);
   __syncthreads();
   write_results<kFinish>(conv, pixels, results, added);
 #else

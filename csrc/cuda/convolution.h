@@ -21,16 +21,18 @@ constexpr int64_t kChannelMultiple = 16;
 constexpr int64_t kFewChannels = 3;
 constexpr int64_t kLargestChannels = 256;
 
-// output = relu(scale * (convolution(input, weight) + bias) + residual), each part where given. Beside
-// a residual without a ReLU, `added` is a further one for the rounded result, of many channels alone.
+// output = activation(scale * (convolution(input, weight) + bias) + residual), each part where given.
+// Beside a residual without an activation, `added` is a further one for the rounded result, of many
+// channels alone.
 template <class T>
 struct ConvolutionTensors {
   Global<const T> input;
-  Global<const T> weight;    // packed (packing.h)
-  Global<const float> bias;  // packed beside it
-  Global<const T> residual;  // like output, or null
-  Global<const T> added;     // likewise
-  Global<const T> positive;  // like output, or null: the result is kept only where this is > 0
+  Global<const T> weight;      // packed (packing.h)
+  Global<const float> bias;    // packed beside it
+  Global<const T> residual;    // like output, or null
+  Global<const T> added;       // likewise
+  Global<const T> positive;    // like output, or null: the result is kept only where this is > 0
+  Global<const float> slopes;  // [outputs] in place of `slope`, or null; without a pixel shuffle
   Global<T> output;
 };
 
@@ -40,8 +42,9 @@ struct ConvolutionShape {
   int input_upscale = 1;         // r of the input that is read through a pixel unshuffle
   int output_upscale = 1;        // r of the output that is written through a pixel shuffle
   float scale = 1.0f;
-  int relu =
-      0;  // a flag; of four bytes, so that nothing lies undefined between launches' arguments
+  float slope = 0.0f;  // of the activation: the factor of what is < 0
+  // A flag: there is one. Of four bytes, so that nothing lies undefined between launches' arguments.
+  int activates = 0;
 };
 
 template <class T>

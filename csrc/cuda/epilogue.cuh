@@ -10,27 +10,51 @@
 namespace clsd::cuda {
 
 // What is done with a sum; bias and scale always are.
-enum class Finish { kNone, kRelu, kResidual, kResidualRelu, kResidualAdded, kMask };
+enum class Finish {
+  kNone,
+  kRelu,
+  kLeaky,
+  kResidual,
+  kResidualRelu,
+  kResidualLeaky,
+  kResidualAdded,
+  kMask
+};
 
 template <Finish kFinish>
 constexpr bool kHasSkip = kFinish >= Finish::kResidual;
 template <Finish kFinish>
 constexpr bool kHasRelu = kFinish == Finish::kRelu || kFinish == Finish::kResidualRelu;
+template <Finish kFinish>
+constexpr bool kIsLeaky = kFinish == Finish::kLeaky || kFinish == Finish::kResidualLeaky;
 
 // The one that a convolution asks for. Nothing asks for a mask, or for two residuals, beside another.
 template <class T>
 Finish finish_of(const Convolution<T>& conv) {
   if (conv.positive) return Finish::kMask;
   if (conv.added) return Finish::kResidualAdded;
-  if (conv.residual) return conv.relu ? Finish::kResidualRelu : Finish::kResidual;
-  return conv.relu ? Finish::kRelu : Finish::kNone;
+  if (!conv.activates) return conv.residual ? Finish::kResidual : Finish::kNone;
+  const bool is_leaky = conv.slopes || conv.slope != 0;
+  if (conv.residual) return is_leaky ? Finish::kResidualLeaky : Finish::kResidualRelu;
+  return is_leaky ? Finish::kLeaky : Finish::kRelu;
+}
+
+// The factor of a channel's negative results.
+template <class T>
+__device__ __forceinline__ float slope_of(const Convolution<T>& conv, int channel) {
+  return conv.slopes && channel < conv.outputs ? load(conv.slopes + channel) : conv.slope;
+}
+
+__device__ __forceinline__ float leaky(float value, float slope) {
+  return value < 0 ? value * slope : value;
 }
 
 // Two results from their sums and scaled biases, rounded, in place of what a pair held of the
 // residual or mask.
 template <class T, Finish kFinish>
 __device__ __forceinline__ void finish_pair(uint32_t& pair, float first, float second, float scale,
-                                            float first_bias, float second_bias) {
+                                            float first_bias, float second_bias,
+                                            float first_slope = 0, float second_slope = 0) {
   if constexpr (kFinish == Finish::kMask) {
     pair =
         positive_mask<T>(pair) & pack<T>(first * scale + first_bias, second * scale + second_bias);
@@ -41,6 +65,7 @@ __device__ __forceinline__ void finish_pair(uint32_t& pair, float first, float s
     const float2 residual = unpack<T>(pair);
     sum.x += residual.x, sum.y += residual.y;
   }
+  if constexpr (kIsLeaky<kFinish>) sum = {leaky(sum.x, first_slope), leaky(sum.y, second_slope)};
   pair = pack<T, kHasRelu<kFinish>>(sum.x, sum.y);
 }
 

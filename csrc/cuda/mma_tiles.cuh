@@ -80,14 +80,17 @@ template <class T>
 using Pixels = ResultPixels<T, kTileH, kTileW, kTileW>;
 static_assert(Pixels<Bf16>::kThreads == kThreads);
 
-// Of a thread's channels 8 j + 0 and 1.
+// A thread's first channel; it has 8 j + 0 and 1 beyond.
+__device__ __forceinline__ int thread_channel(int output_group) {
+  return output_group * kGroup + warp_channel() + threadIdx.x % 4 * 2;
+}
+
 using Bias = float[kEights][2];
 
 template <class T>
 __device__ __forceinline__ void load_bias(const Convolution<T>& conv, int output_group,
                                           Bias& bias) {
-  const Global<const float> source =
-      conv.bias + (output_group * kGroup + warp_channel() + threadIdx.x % 4 * 2);
+  const Global<const float> source = conv.bias + thread_channel(output_group);
 #pragma unroll
   for (int j = 0; j < kEights; ++j) {
 #pragma unroll
@@ -97,9 +100,20 @@ __device__ __forceinline__ void load_bias(const Convolution<T>& conv, int output
 
 // Round the warp's results to where its residual or mask lies.
 template <class T, Finish kFinish>
-__device__ __forceinline__ void finish_sums(const Sums& sums, const Bias& bias, float scale,
+__device__ __forceinline__ void finish_sums(const Convolution<T>& conv, int output_group,
+                                            const Sums& sums, const Bias& bias,
                                             const Results& results) {
   const int lane = threadIdx.x % 32, piece = warp_channel() / kPiece;
+  float slopes[kEights][2] = {};
+  if constexpr (kIsLeaky<kFinish>) {
+#pragma unroll
+    for (int j = 0; j < kEights; ++j) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        slopes[j][i] = slope_of(conv, thread_channel(output_group) + 8 * j + i);
+      }
+    }
+  }
   uint32_t pairs[kWarpRows][kEights / 2][4] = {};  // of pixels 0 and 8 on, for either eight
   if constexpr (kHasSkip<kFinish>) {               // all at once: each takes its time
 #pragma unroll
@@ -120,7 +134,8 @@ __device__ __forceinline__ void finish_sums(const Sums& sums, const Bias& bias, 
         const int eight = j + k / 2, column = lane / 4 + k % 2 * 8;
         const float* sum = &sums[i][eight][k % 2 * 2];
         uint32_t& pair = pairs[i][j / 2][k];
-        finish_pair<T, kFinish>(pair, sum[0], sum[1], scale, bias[eight][0], bias[eight][1]);
+        finish_pair<T, kFinish>(pair, sum[0], sum[1], conv.scale, bias[eight][0], bias[eight][1],
+                                slopes[eight][0], slopes[eight][1]);
         store_shared(results.at(row, column, piece + eight) + lane % 4 * 4, pair);
       }
     }

@@ -13,7 +13,7 @@ namespace clsd::cuda {
 using torch::stable::Tensor;
 
 Tensor conv3x3(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> residual,
-               double res_scale, bool relu);
+               double res_scale, bool relu, double negative_slope, std::optional<Tensor> slopes);
 std::tuple<Tensor, Tensor, Tensor> conv3x3_backward(Tensor grad_output, Tensor x, Tensor weight,
                                                     double res_scale, bool needs_x,
                                                     bool needs_weight, bool needs_bias);

@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(kThreads)
     mma_tiles::multiply_slice<T, kHiddenW, HiddenTile::kPitch>(sums, halo, stage_of(step));
   }
   // The residual is there: the next step's barrier has followed it.
-  mma_tiles::finish_sums<T, Finish::kResidual>(sums, bias, second.scale, results);
+  mma_tiles::finish_sums<T, Finish::kResidual>(second, 0, sums, bias, results);
   __syncthreads();
   write_results<Finish::kResidual>(second, pixels, results);
 }

@@ -50,7 +50,7 @@ class ForwardChain {
         hiddens.push_back(reuses ? hiddens[i - 1] : empty_nhwc(x, hidden));
       }
       first.push_back(forward_convolution<T>(input, blocks[i].weight1, hiddens[i]));
-      first[i].relu = true;
+      first[i].activates = true;
       second.push_back(forward_convolution<T>(hiddens[i], blocks[i].weight2, output));
       second[i].residual = to_global<T>(input);
       second[i].scale = static_cast<float>(res_scale);

@@ -3,7 +3,14 @@
 import pytest
 import torch
 from support.calls import EPILOGUES
-from support.cuda_convolutions import DTYPES, INPUT, check_conv3x3, operands
+from support.cuda_convolutions import (
+    DTYPES,
+    INPUT,
+    SLOPES,
+    check_conv3x3,
+    check_leaky,
+    operands,
+)
 from support.emulated import SEEDS, check
 from support.grids import cover
 from support.util import LAYOUTS, channels_last, contiguous, memory_format
@@ -57,6 +64,17 @@ def test_epilogues(emulation, channels, dtype, epilogue):
     check(emulation, "conv3x3_backward", image, x, weight, res_scale, *INPUT)
 
 
+@cover(
+    channels=[(64, 48), (16, 80), (3, 16), (16, 3)],
+    slope=SLOPES,
+    dtype=DTYPES,
+    residual=[True, False],
+)
+def test_leaky_activations(emulation, channels, slope, dtype, residual):
+    x, weight, bias, image = operands(2, *channels, 9, 5, dtype)
+    check_leaky(emulation, x, weight, bias, image if residual else None, slope)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(emulation, layout):
     x, weight, bias, image = operands(2, 16, 32, 6, 5, torch.bfloat16, layout)
@@ -104,10 +122,11 @@ def test_results_do_not_depend_on_the_order_of_warps(emulation):
     assert all(torch.equal(result, results[0]) for result in results)
 
 
-def test_nan_passes_the_relu(emulation):
+@pytest.mark.parametrize("slope", [0.0, 0.2])
+def test_nan_passes_the_activations(emulation, slope):
     x, weight, bias, _ = operands(1, 16, 16, 3, 3, torch.bfloat16)
     x[0, 0, 1, 1] = float("nan")
-    assert emulation.ops.conv3x3(x, weight, bias, None, 1.0, True).isnan().all()
+    assert emulation.ops.conv3x3(x, weight, bias, None, 1.0, True, slope, None).isnan().all()
 
 
 def several(count, channels, size, dtype, layout=channels_last):

@@ -10,8 +10,10 @@ from support.cuda_convolutions import (
     DTYPES,
     INPUT,
     PARAMETERS,
+    SLOPES,
     block_operands,
     check_conv3x3,
+    check_leaky,
     check_pixel_shuffle_upsample,
     check_residual_block,
     operands,
@@ -114,6 +116,12 @@ def test_epilogues(sm90, dtype, epilogue):
     offsets, skip = offsets if bias else None, image if residual else None
     check(sm90, "conv3x3", x, weight, offsets, skip, res_scale, relu)
     check(sm90, "conv3x3_backward", image, x, weight, res_scale, *INPUT)
+
+
+@cover(channels=[(64, 64), (32, 80)], slope=SLOPES, dtype=DTYPES, residual=[True, False])
+def test_leaky_activations(sm90, channels, slope, dtype, residual):
+    x, weight, bias, image = operands(2, *channels, 9, 5, dtype)
+    check_leaky(sm90, x, weight, bias, image if residual else None, slope)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -211,6 +211,22 @@ def test_conv_is_nn_conv2d(backend):
     torch.testing.assert_close(conv(x, residual), residual + expected)
 
 
+@pytest.mark.parametrize("padding", [(1, 1), (0, 0)])
+def test_conv_with_an_activation(backend, padding):
+    conv = Conv3x3(4, 6).double()
+    conv.padding = padding
+    x, slopes = rand(2, 4, 5, 6), rand(6, seed=1)
+    plain = torch.nn.functional.conv2d(x, conv.weight, conv.bias, padding=padding)
+    residual = torch.ones_like(plain)
+    leaky = conv(x, residual, activation="leaky_relu", negative_slope=0.2)
+    expected = torch.nn.functional.leaky_relu(residual + plain, 0.2)
+    torch.testing.assert_close(leaky, expected)
+    expected = torch.nn.functional.prelu(plain, slopes)
+    torch.testing.assert_close(conv(x, activation="prelu", negative_slope=slopes), expected)
+    with pytest.raises(ValueError, match="expected activation relu, leaky_relu, prelu or None"):
+        conv(x, activation="gelu")
+
+
 def test_same_seed_same_parameters_as_nn_conv2d():
     torch.manual_seed(3)
     ours = Conv3x3(4, 6)

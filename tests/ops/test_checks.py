@@ -45,6 +45,30 @@ BAD_CALLS = [
         "conv3x3: expected weight on cpu, got meta",
     ),
     (
+        lambda: ops.conv3x3(X, W, activation="gelu"),
+        "conv3x3: expected activation relu, leaky_relu, prelu or None, got gelu",
+    ),
+    (
+        lambda: ops.conv3x3(X, W, relu=True, activation="leaky_relu"),
+        "conv3x3: expected no relu=True beside activation leaky_relu, got both",
+    ),
+    (
+        lambda: ops.conv3x3(X, W, activation="leaky_relu", negative_slope=rand(1)),
+        "conv3x3: expected negative_slope a number for leaky_relu, got a tensor, as prelu takes",
+    ),
+    (
+        lambda: ops.conv3x3(X, W, activation="prelu"),
+        "conv3x3: expected negative_slope a tensor for prelu, got 0.01",
+    ),
+    (
+        lambda: ops.conv3x3(X, W, activation="prelu", negative_slope=rand(3)),
+        "conv3x3: expected negative_slope of shape [1] or [4], got [3]",
+    ),
+    (
+        lambda: ops.conv3x3(X, W, activation="prelu", negative_slope=rand(4).float()),
+        "conv3x3: expected negative_slope of dtype float64, got float32",
+    ),
+    (
         lambda: ops.residual_block(X, W, B, rand(4, 2, 3, 3), B),
         "residual_block: expected weight2 of shape [4, 4, 3, 3], got [4, 2, 3, 3]",
     ),
@@ -228,6 +252,14 @@ BAD_OPERATOR_CALLS = [
     (
         lambda: ops_native.conv3x3(X, W, B, rand(2, 4, 5, 5), 1.0, False),
         "conv3x3: expected residual of shape [2, 4, 5, 6], got [2, 4, 5, 5]",
+    ),
+    (
+        lambda: ops_native.conv3x3(X, W, B, None, 1.0, True, 0.0, rand(1)),
+        "conv3x3: expected slopes of shape [4], got [1]",
+    ),
+    (
+        lambda: ops_native.conv3x3(X, W, B, None, 1.0, True, 0.0, B.float()),
+        "conv3x3: expected slopes of dtype float64, got float32",
     ),
     (
         lambda: ops_native.conv3x3_backward(rand(2, 4, 5, 5), X, W, 1.0, True, True, True),

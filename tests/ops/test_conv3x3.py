@@ -15,7 +15,9 @@ from support.util import (
     memory_format,
     rand,
     sliced,
+    tolerance_factor,
 )
+from tolerance import assert_close
 from torch.library import opcheck
 
 import clsd_fast
@@ -82,6 +84,95 @@ def test_epilogues(backend, dtype, layout, channels, epilogue):
     options = {"relu": relu, "res_scale": res_scale}
     tensors = inputs(2, *channels, 6, 5, bias, residual)
     compare(fused(options), lambda *t: plain(*t, **options), tensors, dtype, layout)
+
+
+def leaky(function, slope):
+    """Of its tensors, the last one is the slope where there is no number."""
+
+    def call(x, weight, bias, residual, *slopes):
+        name = "prelu" if slopes else "leaky_relu"
+        (given,) = slopes or (slope,)
+        return function(
+            x, weight, bias, residual=residual, activation=name, negative_slope=given, res_scale=0.5
+        )
+
+    return call
+
+
+def plain_leaky(x, weight, bias, residual, activation, negative_slope, res_scale):
+    y = plain(x, weight, bias, residual, res_scale=res_scale)
+    return {"leaky_relu": F.leaky_relu, "prelu": F.prelu}[activation](y, negative_slope)
+
+
+#: Numbers of leaky_relu, and numbers of elements of prelu's tensor.
+SLOPES = [0.2, 0.05, 0.0, -0.3, "one", "each"]
+
+
+def leaky_inputs(channels, slope, residual):
+    sizes = {"one": 1, "each": channels[1]}
+    slopes = [rand(sizes[slope], seed=3)] if slope in sizes else []
+    return [*inputs(2, *channels, 6, 5, residual=residual), *slopes]
+
+
+@cover(
+    slope=SLOPES,
+    dtype=DTYPES,
+    layout=LAYOUTS,
+    channels=[(8, 12), (16, 24), (3, 12), (12, 3)],
+    residual=[True, False],
+)
+def test_leaky_activations(backend, slope, dtype, layout, channels, residual):
+    tensors = leaky_inputs(channels, slope, residual)
+    compare(leaky(conv3x3, slope), leaky(plain_leaky, slope), tensors, dtype, layout)
+
+
+@cover(slope=SLOPES, dtype=DTYPES, layout=LAYOUTS, channels=[(8, 12), (16, 24), (3, 12), (12, 3)])
+def test_leaky_activations_in_inference(backend, slope, dtype, layout, channels):
+    """Where all of them are the kernel's."""
+    tensors = [layout(t.to(dtype)) for t in leaky_inputs(channels, slope, True)]
+    ours, theirs = (leaky(function, slope)(*tensors) for function in (conv3x3, plain_leaky))
+    exact = leaky(plain_leaky, slope)(*(t.double() for t in tensors))
+    assert_close(ours, exact, theirs, "output", tolerance_factor(tensors, dtype))
+    assert memory_format(ours) == memory_format(conv3x3(*tensors[:2]))
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+def test_a_slope_of_zero_is_the_relu(backend, activation):
+    x, weight, bias, residual = inputs(2, 4, 6, 5, 7, residual=True)
+    residual[0, 0, 0, 0] = -float("inf")
+    expected = conv3x3(x, weight, bias, residual=residual, relu=True)
+    options = {"residual": residual, "activation": activation, "negative_slope": 0.0}
+    assert torch.equal(conv3x3(x, weight, bias, **options), expected)
+    assert expected.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "slope, last",
+    [(0.2, "conv3x3"), (0.0, "conv3x3"), (-0.3, "LeakyRelu"), ("one", "Prelu"), ("each", "Prelu")],
+)
+@pytest.mark.parametrize("trained", range(5))
+def test_what_masks_the_gradient(native, slope, last, trained):
+    """The output only where its sign says enough, whichever tensor it is that has a gradient."""
+    tensors = leaky_inputs((4, 6), slope, True)
+    tensors[min(trained, len(tensors) - 1)].requires_grad_()
+    name = type(leaky(conv3x3, slope)(*tensors).grad_fn).__name__
+    assert name.startswith(last) or last in name, name
+
+
+@pytest.mark.parametrize("slope", SLOPES)
+def test_gradcheck_of_leaky_activations(backend, slope):
+    tensors = [t.requires_grad_() for t in leaky_inputs((3, 4), slope, True)]
+    assert torch.autograd.gradcheck(leaky(conv3x3, slope), tensors)
+
+
+@pytest.mark.parametrize("slope, slopes", [(-0.3, False), (0.0, True)])
+def test_an_operator_that_cannot_tell_the_sign_has_no_gradient(slope, slopes):
+    x, weight, bias, _ = inputs(1, 4, 6, 3, 3)
+    given = rand(6).requires_grad_() if slopes else None
+    operator = torch.ops.clsd_fast.conv3x3
+    output = operator(x.requires_grad_(), weight, bias, None, 1.0, True, slope, given)
+    with pytest.raises(RuntimeError, match="expected negative_slope >= 0 and no slopes"):
+        output.sum().backward()
 
 
 @cover(layout=LAYOUTS, dtype=DTYPES)
@@ -151,16 +242,23 @@ def test_gradcheck(backend):
 def test_opcheck(layout):
     tensors = [layout(t.float()).detach() for t in inputs(2, 5, 4, 3, 4, residual=True)]
     grad = layout(rand(2, 4, 3, 4).float())
-    opcheck(torch.ops.clsd_fast.conv3x3, (*[t.requires_grad_() for t in tensors], 0.5, True))
+    arguments = (*[t.requires_grad_() for t in tensors], 0.5, True)
+    opcheck(torch.ops.clsd_fast.conv3x3, arguments)
+    opcheck(torch.ops.clsd_fast.conv3x3, (*arguments, 0.2, None))
+    without = tuple(t.detach() if isinstance(t, torch.Tensor) else t for t in arguments)
+    opcheck(torch.ops.clsd_fast.conv3x3, (*without, 0.0, layout(rand(4).float())))
     backward = torch.ops.clsd_fast.conv3x3_backward
     for needs in ((True, True, True), (True, False, False), (False, True, False)):
         opcheck(backward, (grad, *(t.detach() for t in tensors[:2]), 0.5, *needs))
 
 
-def test_nan_passes_the_relu(backend):
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "prelu"])
+def test_nan_passes_the_activations(backend, activation):
     x, weight, bias, _ = inputs(1, 4, 4, 3, 3)
     x[0, 0, 1, 1] = float("nan")
-    assert conv3x3(x, weight, bias, relu=True).isnan().all()
+    slope = rand(4) if activation == "prelu" else 0.2
+    output = conv3x3(x, weight, bias, activation=activation, negative_slope=slope)
+    assert output.isnan().all()
 
 
 @pytest.mark.parametrize("channels", [(16, 16), (3, 16), (16, 3), (5, 7)], ids=str)

@@ -47,7 +47,7 @@ def test_public_names():
 def test_schemas_are_what_saved_programs_call():
     assert SCHEMAS == {
         "conv3x3": "(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, float res_scale, "
-        "bool relu) -> Tensor",
+        "bool relu, float negative_slope=0., Tensor? slopes=None) -> Tensor",
         "conv3x3_backward": "(Tensor grad_output, Tensor x, Tensor weight, float res_scale, "
         "bool needs_x, bool needs_weight, bool needs_bias) -> (Tensor, Tensor, Tensor)",
         "conv3x3s": "(Tensor[] xs, Tensor[] weights, Tensor[] biases, Tensor? residual) "

@@ -20,7 +20,7 @@ NARROW = (torch.bfloat16, torch.float16)
 
 
 def is_image(name, index):
-    return index == 0 or (name == "conv3x3" and index == 3)
+    return index == 0 or (name.startswith("conv3x3") and index == 3)
 
 
 def mixed(name, tensors, dtype, layout=contiguous):
@@ -90,7 +90,7 @@ def test_weights_are_rounded(native, name):
 @pytest.mark.parametrize("name", IMAGES)
 def test_autocast_is_the_mixed_call(backend, name):
     function, make = IMAGES[name]
-    tensors = [t.float() for t in make()]
+    tensors = [t.float().requires_grad_() for t in make()]
     with torch.autocast("cpu", torch.bfloat16):
         output = function(*tensors)
     assert torch.equal(output, function(*mixed(name, tensors, torch.bfloat16)))

@@ -45,6 +45,18 @@ IMAGES = {
         lambda x, w, b, r: clsd_fast.conv3x3(x, w, b, residual=r, res_scale=0.5, relu=True),
         lambda: [rand(2, 4, 5, 6), rand(6, 4, 3, 3), rand(6), rand(2, 6, 5, 6)],
     ),
+    "conv3x3 leaky_relu": (
+        lambda x, w, b, r: clsd_fast.conv3x3(
+            x, w, b, residual=r, activation="leaky_relu", negative_slope=0.2
+        ),
+        lambda: [rand(2, 4, 5, 6), rand(6, 4, 3, 3), rand(6), rand(2, 6, 5, 6)],
+    ),
+    "conv3x3 prelu": (
+        lambda x, w, b, r, s: clsd_fast.conv3x3(
+            x, w, b, residual=r, activation="prelu", negative_slope=s
+        ),
+        lambda: [rand(2, 4, 5, 6), rand(6, 4, 3, 3), rand(6), rand(2, 6, 5, 6), rand(6, seed=1)],
+    ),
     "residual_block": (
         partial(clsd_fast.residual_block, res_scale=0.5),
         lambda: [rand(2, 4, 5, 6), rand(4, 4, 3, 3), rand(4), rand(4, 4, 3, 3, seed=1), rand(4)],
@@ -178,6 +190,7 @@ def tails_saved(*tensors, factor, needs, shift_weight=None):
 FORWARDS = [
     ("conv3x3", (X, WEIGHT, rand(4), MAP, 0.5, True)),
     ("conv3x3", (X, WEIGHT, None, None, 0.5, False)),
+    ("conv3x3", (X, WEIGHT, rand(4), MAP, 0.5, True, 0.2, None)),
     ("conv3x3s", ([X, -X], [WEIGHT, -WEIGHT], [rand(4), rand(4, seed=1)], MAP)),
     ("conv3x3s", ([X], [WEIGHT], [], None)),
     ("residual_block", (X, WEIGHT, rand(4), WEIGHT2, rand(3), 0.5, True)),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from support.emulated import Emulation, check
-from support.util import channels_last, rand
+from support.util import channels_last, contiguous, rand, sliced
 
 DTYPES = (torch.bfloat16, torch.float16)
 #: Which gradients of images, weights and biases are asked for.
@@ -38,6 +38,29 @@ def check_conv3x3(
     """The output, and the gradient of x."""
     check(emulation, "conv3x3", x, weight, bias, None, 1.0, False)
     check(emulation, "conv3x3_backward", image, x, weight, 1.0, *INPUT)
+
+
+#: Slopes of a leaky ReLU: a number, or dtype and layout of a tensor beside images of 16 bits.
+SLOPES = [0.2, -0.3, (torch.float32, contiguous), (torch.float32, sliced), (None, contiguous)]
+
+
+def check_leaky(
+    emulation: Emulation,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    image: Tensor | None,
+    slope: float | tuple,
+) -> None:
+    """The output with a residual, if there is one, and a leaky activation."""
+    number, slopes = 0.0, None
+    if isinstance(slope, tuple):
+        dtype, layout = slope
+        slopes = layout(rand(len(weight), seed=3).to(dtype or x.dtype))
+        weight, bias = weight.to(slopes.dtype), bias.to(slopes.dtype)
+    else:
+        number = slope
+    check(emulation, "conv3x3", x, weight, bias, image, 0.5, True, number, slopes)
 
 
 def check_parameters(

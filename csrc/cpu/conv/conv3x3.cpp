@@ -7,22 +7,40 @@
 
 namespace clsd::cpu {
 
+namespace {
+
+// Factors of negative results, or none where these are kept or become 0: an infinity times 0 is NaN.
+template <class S>
+std::vector<Accumulator<S>> pack_slopes(bool relu, double negative_slope,
+                                        const std::optional<Tensor>& slopes,
+                                        const std::vector<int64_t>& order) {
+  if (slopes) return pack_parameter<S>(slopes, order);
+  if (!relu || negative_slope == 0) return {};
+  const int64_t channels = round_up(static_cast<int64_t>(order.size()), kTileCols);
+  return std::vector<Accumulator<S>>(static_cast<size_t>(channels),
+                                     static_cast<Accumulator<S>>(negative_slope));
+}
+
+}  // namespace
+
 Tensor conv3x3(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> residual,
-               double res_scale, bool relu) {
+               double res_scale, bool relu, double negative_slope, std::optional<Tensor> slopes) {
   const char* op = "conv3x3";
-  const Shape shape = check_conv3x3(op, x, weight, bias, residual);
+  const Shape shape = check_conv3x3(op, x, weight, bias, residual, slopes);
   Tensor output = empty(x, shape, memory_format(x));
   dispatch(op, x.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     const auto target = images<S>(output);
-    const auto packed_bias = pack_bias<S>(bias, target.order);
+    const auto packed_bias = pack_parameter<S>(bias, target.order);
+    const auto packed_slopes = pack_slopes<S>(relu, negative_slope, slopes, target.order);
     std::optional<Images<const S>> skip;
     if (residual) skip = images<const S>(*residual);
     const Epilogue<S> epilogue{
         .bias = &packed_bias,
         .scale = static_cast<Accumulator<S>>(res_scale),
         .residual = skip ? &*skip : nullptr,
-        .relu = relu,
+        .relu = relu && packed_slopes.empty(),
+        .slopes = packed_slopes.empty() ? nullptr : &packed_slopes,
     };
     convolve<S>({
         .input = images<const S>(x),
@@ -53,7 +71,8 @@ std::vector<Tensor> conv3x3s(std::vector<Tensor> xs, std::vector<Tensor> weights
   check_conv3x3s("conv3x3s", xs, weights, biases, residual);
   std::vector<Tensor> outputs;
   for (size_t i = 0; i < xs.size(); ++i) {
-    outputs.push_back(conv3x3(xs[i], weights[i], given(biases, i), residual, 1.0, false));
+    outputs.push_back(
+        conv3x3(xs[i], weights[i], given(biases, i), residual, 1.0, false, 0.0, std::nullopt));
   }
   return outputs;
 }

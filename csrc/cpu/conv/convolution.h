@@ -22,8 +22,9 @@ struct Epilogue {
   const Images<const S>* residual = nullptr;  // added after the scale
   const Images<const S>* positive = nullptr;  // result 0 where this is <= 0
   bool relu = false;
+  const std::vector<T>* slopes = nullptr;  // like bias: what is < 0 is multiplied by them
 
-  bool only_bias() const { return scale == 1 && !residual && !positive && !relu; }
+  bool only_bias() const { return scale == 1 && !residual && !positive && !relu && !slopes; }
 };
 
 // Convolution of input with weight, or with its transpose (WeightView), through the epilogue.
@@ -118,6 +119,7 @@ class OutputBand {
         .scale = epilogue.scale,
         .residual = locate_if(epilogue.residual, residual_),
         .relu = epilogue.relu,
+        .slopes = epilogue.slopes ? epilogue.slopes->data() + k : nullptr,
         .positive = locate_if(epilogue.positive, positive_),
     };
   }
@@ -143,16 +145,17 @@ class OutputBand {
   int64_t n_ = 0, first_ = 0, rows_ = 0;
 };
 
+// A parameter [K] in the output's order, padded to whole panels; zeros if there is none.
 template <class S>
-std::vector<Accumulator<S>> pack_bias(const std::optional<Tensor>& bias,
-                                      const std::vector<int64_t>& order) {
+std::vector<Accumulator<S>> pack_parameter(const std::optional<Tensor>& parameter,
+                                           const std::vector<int64_t>& order) {
   std::vector<Accumulator<S>> packed(
       static_cast<size_t>(round_up(static_cast<int64_t>(order.size()), kTileCols)));
-  if (bias) {
-    dispatch_parameter<S>(*bias, [&](auto zero) {
-      const auto* source = const_data<decltype(zero)>(*bias);
+  if (parameter) {
+    dispatch_parameter<S>(*parameter, [&](auto zero) {
+      const auto* source = const_data<decltype(zero)>(*parameter);
       for (size_t k = 0; k < order.size(); ++k) {
-        packed[k] = static_cast<Accumulator<S>>(source[order[k] * bias->stride(0)]);
+        packed[k] = static_cast<Accumulator<S>>(source[order[k] * parameter->stride(0)]);
       }
     });
   }

@@ -13,7 +13,7 @@ Tensor pixel_shuffle_upsample(Tensor x, Tensor weight, std::optional<Tensor> bia
   dispatch(op, x.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     const auto target = images<S>(output, upscale_factor);
-    const auto packed_bias = pack_bias<S>(bias, target.order);
+    const auto packed_bias = pack_parameter<S>(bias, target.order);
     convolve<S>({
         .input = images<const S>(x),
         .weight = weight,

@@ -33,8 +33,8 @@ void forward_block(const Tensor& x, const BlockParameters& block, double res_sca
   auto activation = hidden ? images<S>(*hidden) : images<S>(nullptr, hidden_shape(x, block));
   auto second_input = constant(activation);
   const auto target = images<S>(output);
-  const auto packed_bias1 = pack_bias<S>(block.bias1, activation.order);
-  const auto packed_bias2 = pack_bias<S>(block.bias2, target.order);
+  const auto packed_bias1 = pack_parameter<S>(block.bias1, activation.order);
+  const auto packed_bias2 = pack_parameter<S>(block.bias2, target.order);
   const Epilogue<S> relu{.bias = &packed_bias1, .relu = true};
   const Epilogue<S> skip{
       .bias = &packed_bias2,

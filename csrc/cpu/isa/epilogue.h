@@ -26,6 +26,7 @@ CLSD_INLINE void finish_vector(const PixelGrid<T>& output, const TileEpilogue<T>
   value *= epilogue.scale;
   if (epilogue.residual.data) value += load(pixel(epilogue.residual, i, j) + channel);
   if (epilogue.relu) value = value < 0 ? zero : value;  // a NaN is kept
+  if (epilogue.slopes) value = value < 0 ? value * load(epilogue.slopes + channel) : value;
   if (epilogue.positive.data) {
     // Where that is a NaN, the value is kept.
     value = load(pixel(epilogue.positive, i, j) + channel) <= 0 ? zero : value;
