@@ -38,16 +38,17 @@ class _Accelerate:
         In place. What is replaced, found by structure, whatever its names are:
 
         - a module of two convolutions with a ReLU between, that computes ``x + s * f`` (s a number
-          or an attribute) or ``relu(x + s * f)``: :func:`clsd_fast.residual_block`,
-          :func:`clsd_fast.conv3x3`; which of them, is decided in float64 on random numbers, and a
-          module that computes something else is left alone;
+          or an attribute): :func:`clsd_fast.residual_block`; with LeakyReLU or PReLU, or with an
+          activation of the sum, :func:`clsd_fast.conv3x3` twice. Which of them, is decided in
+          float64 on random numbers, and a module that computes something else is left alone;
         - in an ``nn.Sequential`` or a subclass without a forward of its own: such blocks in a row
           that are alike (:func:`clsd_fast.residual_blocks`), convolutions each with a pixel shuffle
           (:func:`clsd_fast.pixel_shuffle_upsample`), those and a convolution to at most 4 channels
-          (:func:`clsd_fast.upsample_tail`), a convolution and a ReLU;
-        - a module whose forward is ``relu(conv(x))``;
+          (:func:`clsd_fast.upsample_tail`), a convolution and an activation;
+        - a module whose forward is ``a(conv(x))`` of an activation;
         - in any other forward, such layers that are called on each other's results, as in
-          ``self.last(self.upsample(x))``;
+          ``self.last(self.upsample(x))``, in a loop over an ``nn.ModuleList``, or with a sum and
+          a factor, ``self.act(self.conv(x) * 0.2 + y)``, as its source says;
         - every other 3x3 convolution with stride 1 and zero padding 1 (:func:`clsd_fast.conv3x3`).
 
         Parameters, names of modules, hooks, state_dict, modes, copies and pickles are what they

@@ -1,4 +1,4 @@
-"""Modules of one or two convolutions whose forward is one formula of them.
+"""Modules of one or two convolutions whose forward is one formula of them and of activations.
 
 Their names and their Python differ, so which formula it is gets decided by numbers: a copy in
 float64, with random parameters, is compared with each.
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .._children import calls_its_class
 from ..backend import use_backend
 from ..ops import conv3x3, residual_block
+from .activations import NAMES, activation, options_after
 from .classes import Accelerated, is_sequential, original, serves
 from .convs import AcceleratedConv, is_conv
 
@@ -23,17 +24,13 @@ FLOAT64_SHARE = 1e-10
 
 
 class Formula(NamedTuple):
-    """``relu(conv(x))`` of one convolution; of two, with f = conv(relu(conv(x))), ``x + scale * f``
-    or ``relu(x + scale * f)``."""
+    """``a(conv(x))`` of one convolution; of two, with f = conv(a(conv(x))), ``x + scale * f`` or
+    ``b(x + scale * f)``, where a and b are activations, or one that is both."""
 
     convs: int
-    relu_last: bool
+    activated_last: bool
     #: The attribute of the module that has it, or a number.
     scale: str | float
-
-    @property
-    def operator(self) -> str:
-        return "conv3x3" if self.convs == 1 or self.relu_last else "residual_block"
 
 
 class Block(NamedTuple):
@@ -41,6 +38,15 @@ class Block(NamedTuple):
 
     layers: tuple[str, ...]
     formula: Formula
+
+    @property
+    def operator(self) -> str:
+        is_residual = self.formula.convs == 2 and not self.formula.activated_last
+        return "conv3x3" if not is_residual or _SLOPED & set(self.layers) else "residual_block"
+
+
+#: Activations of conv3x3 alone.
+_SLOPED = {"leaky_relu", "prelu"}
 
 
 class AcceleratedBlock(Accelerated):
@@ -53,7 +59,7 @@ class AcceleratedBlock(Accelerated):
 
 
 def is_fused(block: AcceleratedBlock) -> bool:
-    return tuple(map(layer, layers(block))) == plan(block).layers
+    return tuple(map(layer, layers(block))) == plan(block).layers and None not in _ends(block)
 
 
 def plan(block: AcceleratedBlock) -> Block:
@@ -67,15 +73,31 @@ def scale(block: nn.Module, formula: Formula) -> float | Tensor:
 def _run(block: AcceleratedBlock, x: Tensor) -> Tensor:
     formula = plan(block).formula
     first, *others = convs(block)
-    if not others:
-        return conv3x3(x, first.weight, first.bias, relu=True)
-    (second,) = others
+    inner, last = cast("list[dict[str, Any]]", _ends(block))
     factor = scale(block, formula)
-    if formula.relu_last:
-        hidden = conv3x3(x, first.weight, first.bias, relu=True)
-        options: dict[str, Any] = {"relu": True, "residual": x, "res_scale": factor}
-        return conv3x3(hidden, second.weight, second.bias, **options)
-    return residual_block(x, first.weight, first.bias, second.weight, second.bias, factor)
+    if plan(block).operator == "residual_block":
+        (second,) = others
+        return residual_block(x, first.weight, first.bias, second.weight, second.bias, factor)
+    y = conv3x3(x, first.weight, first.bias, **inner)
+    for second in others:
+        options = {**last, "residual": x, "res_scale": factor}
+        y = conv3x3(y, second.weight, second.bias, **options)
+    return y
+
+
+def _ends(block: nn.Module) -> list[dict[str, Any] | None]:
+    """By which options the first and the last convolution of a block end in its activations."""
+    first, last = convs(block)[0], convs(block)[-1]
+    inner, outer = activations(block)
+    is_activated = isinstance(block, AcceleratedBlock) and plan(block).formula.activated_last
+    end = options_after(last.weight, outer) if is_activated else {}
+    return [options_after(first.weight, inner), end]
+
+
+def activations(block: nn.Module) -> tuple[Any, Any]:
+    """Those between its convolutions and after the last; without modules of any, the ReLU."""
+    found = [module for module in dict.fromkeys(layers(block)) if activation(module)]
+    return (found[0], found[-1]) if found else (F.relu, F.relu)
 
 
 def layers(module: nn.Module) -> Iterator[nn.Module]:
@@ -100,7 +122,7 @@ def layer(module: nn.Module) -> str:
     kind = original(module)
     if is_sequential(kind):
         return "sequential"
-    return {nn.ReLU: "relu", nn.Identity: "identity"}.get(kind, kind.__name__)
+    return activation(module) or ("identity" if kind is nn.Identity else kind.__name__)
 
 
 def find_block(module: nn.Module) -> Block | str | None:
@@ -114,12 +136,12 @@ def find_block(module: nn.Module) -> Block | str | None:
     if formula:
         return Block(found, formula)
     # Most modules with one convolution are meant as no block.
-    return (reason or "it computes neither x + s f nor relu(x + s f)") if count == 2 else None
+    return (reason or "it computes neither x + s f nor a(x + s f)") if count == 2 else None
 
 
 def _why_not(module: nn.Module, found: tuple[str, ...]) -> str | None:
     for kind in found:
-        if kind not in ("conv", "relu", "identity", "sequential"):
+        if kind not in ("conv", "identity", "sequential", *NAMES.values()):
             return f"{kind} among its layers"
     if "forward" in module.__dict__:
         return "its forward was replaced"
@@ -153,9 +175,9 @@ def _candidates(block: nn.Module, count: int, x: Tensor) -> Iterator[Formula]:
         return
     numbers = [name for name, value in vars(block).items() if type(value) in (int, float)]
     scales: list[str | float] = [*numbers, 1.0]
-    for relu_last in (False, True):
+    for activated_last in (False, True):
         for factor in scales:
-            yield Formula(2, relu_last, factor)
+            yield Formula(2, activated_last, factor)
     result = _call(block, x)
     if result is not None and result.shape == x.shape:
         branch = _evaluate(block, Formula(2, False, 1.0), x) - x
@@ -190,11 +212,12 @@ def _agrees(block: nn.Module, formula: Formula, x: Tensor) -> bool:
 
 def _evaluate(block: nn.Module, formula: Formula, x: Tensor) -> Tensor:
     first, *others = convs(block)
-    y = F.relu(first(x))
+    inner, last = activations(block)
+    y = inner(first(x))
     if not others:
         return y
     y = x + scale(block, formula) * others[0](y)
-    return F.relu(y) if formula.relu_last else y
+    return last(y) if formula.activated_last else y
 
 
 def _call(block: nn.Module, x: Tensor) -> Tensor | None:

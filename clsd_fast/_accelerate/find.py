@@ -11,8 +11,8 @@ from .convs import AcceleratedConv, why_not_conv
 from .nested import AcceleratedNested, patterns_across, why_not_nested
 from .sequences import AcceleratedSequential, children, flattened, patterns_in
 
-#: Whose convolutions run alone.
-ACTIVATIONS = (nn.LeakyReLU, nn.PReLU)
+#: Of networks for images, those after which convolutions run alone.
+OTHER_ACTIVATIONS = (nn.GELU, nn.SiLU, nn.Mish)
 
 
 def children_first(module: nn.Module, seen: set[nn.Module] | None = None) -> Iterator[nn.Module]:
@@ -33,7 +33,7 @@ def find(module: nn.Module) -> type[Accelerated] | str | None:
         return None
     if isinstance(module, nn.Conv2d):
         return why_not_conv(module) or _derived(AcceleratedConv, module)
-    if isinstance(module, ACTIVATIONS):
+    if isinstance(module, OTHER_ACTIVATIONS):
         return "no kernel for this activation"
     if is_sequential(kind):
         if "forward" in module.__dict__ or not any(patterns_in(flattened(children(module)))):

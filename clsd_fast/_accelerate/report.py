@@ -104,7 +104,7 @@ def _operators(module: nn.Module) -> Iterator[tuple[str, str | None, Sequence[An
             yield pattern.op, _gain(pattern.op, stands_for), stands_for
     elif is_accelerated(module, AcceleratedBlock):
         block = cast(AcceleratedBlock, module)
-        operator = plan(block).formula.operator
+        operator = plan(block).operator
         if is_fused(block):
             yield operator, _gain(operator, [block]), [block]
     elif is_accelerated(module, AcceleratedConv):
@@ -132,6 +132,8 @@ def _classes(layers: Sequence[Any]) -> str:
 
 
 def _class(layer: Any) -> str:
+    if type(layer) is tuple:
+        return "factor" if "*" in layer[0] else "sum"
     return type(layer).__name__ if isinstance(layer, nn.Module) else layer.__name__
 
 

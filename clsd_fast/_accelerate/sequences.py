@@ -1,16 +1,18 @@
-"""``nn.Sequential`` and its subclasses: layers in a row that are one operator."""
+"""Layers in a row that are one operator, as in ``nn.Sequential`` and its subclasses."""
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._children import calls_its_class, is_untouched
 from .._layout import in_format, in_format_of
 from .._tail_axes import STAGES
 from ..ops import conv3x3, pixel_shuffle_upsample, residual_blocks, upsample_tail
+from ..ops._checks import cast as cast_images
+from .activations import options_after
 from .blocks import AcceleratedBlock, convs, is_fused, plan, scale
 from .classes import Accelerated, is_accelerated, serves, takes
 from .convs import NARROW, AcceleratedConv, is_conv
@@ -46,9 +48,27 @@ def run(layers: Sequence[Any], x: Any) -> Any:
     start = 0
     while start < len(layers):
         pattern, length = _next(layers, start, x)
-        x = pattern.run(layers[start : start + length], x) if pattern else layers[start](x)
+        run = pattern.run if pattern else one_by_one
+        x = run(layers[start : start + length], x)
         start += length
     return x
+
+
+def one_by_one(layers: Iterable[Any], x: Any) -> Any:
+    """Layers are modules, functions, or an operation with a value: ``("v + y", y)``."""
+    for layer in layers:
+        x = OPERATIONS[layer[0]](x, layer[1]) if type(layer) is tuple else layer(x)
+    return x
+
+
+#: By what they are of a result v and another value y.
+OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "v + y": lambda v, y: v + y,
+    "y + v": lambda v, y: y + v,
+    "v += y": operator.iadd,
+    "v * y": lambda v, y: v * y,
+    "y * v": lambda v, y: y * v,
+}
 
 
 def patterns_in(layers: Iterable[Any]) -> Iterator[tuple["Pattern", list[Any]]]:
@@ -74,10 +94,9 @@ def _link(module: nn.Module) -> tuple | None:
     if not is_accelerated(module, AcceleratedBlock) or not calls_its_class(module):
         return None
     block = cast(AcceleratedBlock, module)
-    formula = plan(block).formula
-    if formula.convs == 1 or formula.relu_last or not is_fused(block):
+    if plan(block).operator != "residual_block" or not is_fused(block):
         return None
-    factor = scale(block, formula)
+    factor = scale(block, plan(block).formula)
     if isinstance(factor, Tensor):  # which has a gradient
         return None
     return factor, *((conv.weight.dtype, conv.bias is None) for conv in convs(block))
@@ -101,8 +120,10 @@ def _biases(layers: Sequence[AcceleratedConv]) -> list[Tensor]:
     return [conv.bias for conv in layers if conv.bias is not None]
 
 
-def _stage(layers: Sequence[nn.Module], start: int) -> int:
-    return 2 * _is_pair(layers, start, nn.PixelShuffle)
+def _stage(layers: Sequence[Any], start: int) -> int:
+    if start + 1 >= len(layers) or not is_conv(layers[start]):
+        return 0
+    return 2 if is_untouched(layers[start + 1], nn.PixelShuffle) else 0
 
 
 def _run_stage(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
@@ -130,23 +151,44 @@ def _run_tail(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
     return upsample_tail(x, _weights(ups), biases, last.weight, last.bias, factor)
 
 
-def _activated(layers: Sequence[nn.Module], start: int) -> int:
-    return 2 * _is_pair(layers, start, nn.ReLU, F.relu, torch.relu)
+def _ended(layers: Sequence[Any], start: int) -> int:
+    """A convolution with a factor, a residual and an activation in this order, or some of them."""
+    if not is_conv(layers[start]):
+        return 0
+    end = start + 1
+    for symbol in "*+":
+        end += _is_operation(layers, end, symbol)
+    if end < len(layers) and options_after(layers[start].weight, layers[end]):
+        end += 1
+    return end - start if end - start > 1 else 0
 
 
-def _run_activated(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
-    conv = cast(AcceleratedConv, layers[0])
-    return conv3x3(x, conv.weight, conv.bias, relu=True)
+def _is_operation(layers: Sequence[Any], place: int, symbol: str) -> bool:
+    return place < len(layers) and type(layers[place]) is tuple and symbol in layers[place][0]
 
 
-def _is_pair(
-    layers: Sequence[Any], start: int, second: type[nn.Module], *functions: Callable
-) -> bool:
-    """Whether a convolution and a module of that class, or one of the functions, begin there."""
-    if start + 1 >= len(layers) or not is_conv(layers[start]):
-        return False
-    after = layers[start + 1]
-    return is_untouched(after, second) or any(after is function for function in functions)
+def _run_ended(layers: Sequence[Any], x: Tensor) -> Tensor:
+    conv, *ends = layers
+    options: dict[str, Any] = {}
+    for end in ends:
+        if type(end) is not tuple:
+            options.update(cast(dict, options_after(conv.weight, end)))
+        else:
+            options["res_scale" if "*" in end[0] else "residual"] = end[1]
+    if "residual" in options:
+        (images,) = cast_images(x)
+        if not _is_residual(options["residual"], conv, images):
+            return one_by_one(layers, x)
+        x = images
+    return conv3x3(x, conv.weight, conv.bias, **options)
+
+
+def _is_residual(value: Any, conv: AcceleratedConv, x: Tensor) -> bool:
+    """Whether the operator adds a value as PyTorch would: no shape or type becomes another."""
+    shape = (x.shape[0], conv.weight.shape[0], *x.shape[2:])
+    return (
+        takes(value) and value.shape == shape and (value.device, value.dtype) == (x.device, x.dtype)
+    )
 
 
 class Pattern(NamedTuple):
@@ -163,7 +205,7 @@ PATTERNS = (
     Pattern("residual_blocks", _chain, _run_chain),
     Pattern("upsample_tail", _tail, _run_tail),
     Pattern("pixel_shuffle_upsample", _stage, _run_stage),
-    Pattern("conv3x3", _activated, _run_activated),
+    Pattern("conv3x3", _ended, _run_ended),
 )
 
 

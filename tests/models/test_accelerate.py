@@ -55,6 +55,78 @@ def test_operators_of_blocks(calls, make, expected):
     assert operators(block) == expected[:1]
 
 
+class TwoSlopes(ResidualBlockNoBN):
+    """Of its own in either place."""
+
+    def __init__(self, num_feat=16):
+        super().__init__(num_feat, 0.3)
+        self.relu, self.last = nn.PReLU(num_feat), nn.PReLU()
+
+    def forward(self, x):
+        return self.last(super().forward(x))
+
+
+class OneSlope(ResidualBlock):
+    """In both places."""
+
+    def __init__(self):
+        super().__init__()
+        self.body[1] = nn.LeakyReLU(0.2, inplace=True)
+
+    def forward(self, x):
+        return self.body[1](x + self.body(x))
+
+
+def with_activation(activation):
+    module = ConvReLU()
+    module.relu = activation
+    return module
+
+
+ACTIVATIONS = [
+    lambda: nn.LeakyReLU(0.2, inplace=True),
+    lambda: nn.LeakyReLU(-0.5),
+    lambda: nn.PReLU(16),
+    nn.PReLU,
+]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    "make, expected",
+    [
+        (lambda act: nn.Sequential(conv(), act, conv()), ["conv3x3", "conv3x3"]),
+        (with_activation, ["conv3x3"]),
+        (lambda act: ResBlock(activation=act, res_scale=0.1), ["conv3x3", "conv3x3"]),
+    ],
+    ids=["sequence", "module", "block"],
+)
+def test_other_activations_are_the_convolutions_too(calls, monkeypatch, activation, make, expected):
+    layer = activation()
+    plain, ours = accelerated(make(layer))
+    calls.clear()
+    assert_same(ours, plain, images())
+    assert calls == expected
+    monkeypatch.setattr(type(layer), "forward", None)
+    ours(images())
+
+
+@pytest.mark.parametrize("make", [TwoSlopes, OneSlope])
+def test_activations_before_and_after_the_sum(calls, make):
+    plain, ours = accelerated(make())
+    calls.clear()
+    assert_same(ours, plain, images())
+    assert calls == ["conv3x3", "conv3x3"]
+    assert [row.layer for row in accelerate.report(ours).rows] == [make.__name__]
+
+
+def test_slopes_that_do_not_fit_are_refused_by_pytorch(native):
+    model = accelerate(nn.Sequential(conv(), nn.PReLU(16)))
+    model[1].weight = nn.Parameter(torch.ones(8))
+    with pytest.raises(RuntimeError, match="Mismatch of parameter numbers"):
+        model(images().float())
+
+
 @pytest.mark.parametrize("make", [ResBlock, ResidualBlockNoBN])
 @pytest.mark.parametrize("scale", [1, 0.1])
 def test_the_scale_is_the_attribute(calls, make, scale):
@@ -187,7 +259,7 @@ def test_sequences(calls, name):
 
 def test_a_report(native):
     blocks = (ResBlock(32) for _ in range(3))
-    body = nn.Sequential(*blocks, nn.PReLU(32), conv(32), conv(32, 64))
+    body = nn.Sequential(*blocks, nn.GELU(), conv(32), conv(32, 64))
     tail = nn.Sequential(Upsampler(2, 64), conv(64, 3))
     model = accelerate(nn.Sequential(conv(3, 32), body, tail))
     lines = str(accelerate.report(model)).splitlines()
@@ -196,7 +268,7 @@ def test_a_report(native):
         "module layer runs on times as fast (CPU, training)",
         "0 and 2 more Conv2d conv3x3",
         "1.0 3 ResBlock residual_blocks 1.6 to 3.4",
-        "1.3 PReLU left alone: no kernel for this activation",
+        "1.3 GELU left alone: no kernel for this activation",
         "2.0.0 Conv2d + PixelShuffle + Conv2d upsample_tail 9 to 13",
     ]
     restored = {row.reason for row in accelerate.report(restore(model)).rows}
@@ -288,7 +360,7 @@ def test_a_scale_that_is_learned_since(backend):
 def test_children_may_be_replaced_later(backend):
     plain, ours = accelerated(nn.Sequential(ResBlock(), ResBlock()))
     for model in (plain, ours):
-        model[1].body[1] = nn.LeakyReLU()
+        model[1].body[1] = nn.Tanh()
         model.append(nn.Sigmoid())
     assert_same(ours, plain, images())
 

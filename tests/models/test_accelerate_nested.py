@@ -12,10 +12,10 @@ from support.accelerated import accelerated, images, operators, reasons
 from support.touches import TOUCHES
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from zoo.blocks import CRC, Upsampler, conv
+from zoo.blocks import CRC, ResidualBlock, Upsampler, conv
 
 from clsd_fast import accelerate, restore
-from clsd_fast._accelerate import classes, nested
+from clsd_fast._accelerate import classes, nested, reading
 
 UNREAD = "its forward cannot be read: its layers run one by one"
 
@@ -52,6 +52,89 @@ class Activated(Layers):
 class ActivatedByFunctions(Layers):
     def forward(self, x):
         return F.relu(self.first(torch.relu(self.second(x))))
+
+
+class ActivatedByLeaky(Layers):
+    """As in RRDB: the layer for all of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.lrelu = nn.LeakyReLU(0.2, inplace=True)
+
+    def forward(self, x):
+        y = self.lrelu(self.first(x))
+        return self.last(self.lrelu(self.second(y)))
+
+
+class InALoop(Layers):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([conv(), nn.PReLU(16), conv(), nn.ReLU(), conv(16, 3)])
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x.abs()
+
+
+class InLoopsByIndex(InALoop):
+    """As Real-ESRGAN's SRVGGNetCompact."""
+
+    def forward(self, x):
+        for i in range(0, len(self.layers)):
+            x = self.layers[i](x)
+        return x
+
+
+class InLoopsByNumber(InALoop):
+    def forward(self, x):
+        out = x * 2
+        for i in range(len(self.body)):
+            out = self.body[i](out)
+        for i in range(len(self.layers)):
+            out = self.layers[i](out)
+        return out
+
+
+class Summed(Layers):
+    """As in RFDB and RRDB."""
+
+    def forward(self, x):
+        y = self.first(x)
+        y = self.relu(y + x)
+        z = self.second(y)
+        return z * 0.2 + x
+
+
+class SummedInPlace(Layers):
+    """As EDSR's body."""
+
+    def forward(self, x):
+        res = self.body(x)
+        res = self.second(res)
+        res += x
+        x = self.last(res)
+        return x
+
+
+class SummedFirst(Layers):
+    def forward(self, x):
+        return F.relu(x + 0.5 * self.first(x))
+
+
+class SummedLast(Layers):
+    def forward(self, x):
+        identity = x
+        out = self.second(self.relu(self.first(x))) * 0.3
+        return identity + out
+
+
+class OfAnotherShape(Layers):
+    """Which the operator has no sum for."""
+
+    def forward(self, x):
+        mean = x.mean((2, 3), keepdim=True)
+        return self.first(x) + mean
 
 
 class Shuffled(Layers):
@@ -122,6 +205,15 @@ FORWARDS = [
     (lambda: Tail(4), ["upsample_tail"]),
     (Activated, ["conv3x3", "conv3x3"]),
     (ActivatedByFunctions, ["conv3x3", "conv3x3"]),
+    (ActivatedByLeaky, ["conv3x3", "conv3x3", "conv3x3"]),
+    (InALoop, ["conv3x3", "conv3x3", "conv3x3"]),
+    (InLoopsByIndex, ["conv3x3", "conv3x3", "conv3x3"]),
+    (InLoopsByNumber, ["residual_blocks", "conv3x3", "conv3x3", "conv3x3"]),
+    (Summed, ["conv3x3", "conv3x3"]),
+    (SummedInPlace, ["residual_blocks", "conv3x3", "conv3x3"]),
+    (SummedFirst, ["conv3x3"]),
+    (SummedLast, ["conv3x3", "conv3x3"]),
+    (OfAnotherShape, ["conv3x3"]),
     (Shuffled, ["pixel_shuffle_upsample"]),
     (BlocksInARow, ["residual_blocks"]),
     (Deeper, ["upsample_tail"]),
@@ -180,6 +272,124 @@ class OfTwoArguments(Layers):
     def forward(self, x):
         y = F.relu(self.first(x), inplace=True) + F.relu(*(self.first(x),))
         return y + F.relu(self.second(x), True)
+
+
+class Statements(Layers):
+    """Whose results are read once more, or later, each of them."""
+
+    def forward(self, x):
+        y = self.first(x)
+        z = self.relu(y)
+        z = z - y
+        y = self.first(z)
+        if self.upsamples:
+            y = self.relu(y)
+        y = self.first(y)
+        y = self.relu(y + y)
+        y = w = self.second(y)
+        y = self.relu(y)
+        z, x = y, w
+        y = self.first(z)
+        y += y
+        y = self.first(x)
+        y[:] = self.relu(y)
+        return self.relu(input=y)
+
+
+class Guarded(Layers):
+    def forward(self, x):
+        y = x
+        try:
+            y = self.first(x)
+            y = self.inner(y)
+        except RuntimeError:
+            y = self.second(y)
+        return y + (lambda: y)()
+
+
+class Failing(nn.Identity):
+    def forward(self, x):
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("make", [Statements, Guarded])
+def test_statements_that_are_something_else(native, make):
+    model = make()
+    model.inner, model.relu = Failing(), nn.ReLU()
+    assert nested._read(make).nests == ()
+    plain, ours = accelerated(model)
+    assert_equal_results(ours, plain, images())
+
+
+def test_sums_that_operators_do_not_have(native):
+    """Of other types and shapes, and of what is no tensor."""
+    plain, ours = accelerated(Summed())
+    x = images().float().bfloat16()
+    for model in (plain, ours):
+        model.bfloat16()
+    assert ours(x).dtype == plain(x).dtype
+    for model in (plain, ours):
+        model.float()
+        model.register_forward_pre_hook(lambda module, args: (args[0].float(),))
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = ours(x), plain(x)
+    assert found.dtype == expected.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+
+
+def test_shapes_that_do_not_fit_are_refused_by_pytorch(native):
+    for model in accelerated(ResidualBlock(16, 32)):
+        with pytest.raises(RuntimeError, match="The size of tensor a .32. must match"):
+            model(images())
+
+
+def test_a_sum_in_place_writes_into_what_it_did(native):
+    """What a layer returned may be somebody else's, too."""
+    plain, ours = accelerated(SummedInPlace())
+    kept = []
+    for model in (plain, ours):
+        model.second = nn.Identity()
+        model.body = nn.Identity()
+        x = images()
+        model(x)
+        kept.append(x)
+    torch.testing.assert_close(*kept)
+    torch.testing.assert_close(kept[0], 2 * images())
+
+
+class Loops(Layers):
+    """That are something else, each of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([conv(), nn.ReLU()])
+
+    def forward(self, x):
+        for kept in self.layers:
+            x = kept(x)
+        x = x + kept(x)
+        for layer in self.layers:
+            x = layer(x)
+            x = x + 1
+        for layer in self.layers:
+            y = layer(x)
+        for layer in self.layers:
+            x = layer(x)
+        else:
+            x = x * 2
+        for layer in self.layers[:1]:
+            x = layer(x)
+        for i in range(1, len(self.layers)):
+            x = self.layers[i](x)
+        for i in range(len(self.layers)):
+            x = self.layers[i - 1](x)
+        return x, y
+
+
+def test_loops_that_are_something_else(native):
+    assert nested._read(Loops).nests == ()
+    plain, ours = accelerated(Loops())
+    torch.testing.assert_close(ours(images()), plain(images()))
 
 
 @pytest.mark.parametrize("make", [WithinOneLayer, WithItsOwnName, OfTwoArguments])
@@ -356,8 +566,8 @@ def test_forwards_that_cannot_be_read(calls, monkeypatch, make):
 
 def test_a_source_that_is_as_compiled_is_read(monkeypatch):
     """The counterpart of what cannot be."""
-    assert nested.read(edited(monkeypatch, SOURCE)).nests == (
-        (("self", "upsample"), ("self", "conv_last")),
+    assert reading.read(edited(monkeypatch, SOURCE), nested.run_nested).nests == (
+        ((("self", "upsample"), ("self", "conv_last")), False),
     )
 
 
@@ -375,7 +585,7 @@ def test_a_pickle_without_the_source(calls, monkeypatch):
     pickled = pickle.dumps(model)
     assert pickle.loads(pickled)(images().float()).shape == (2, 3, 10, 12)
     monkeypatch.setattr(classes, "_classes", {})
-    monkeypatch.setattr(nested, "read", lambda forward: None)
+    monkeypatch.setattr(nested, "_read", lambda kind: None)
     other = pickle.loads(pickled)
     torch.testing.assert_close(other(images().float()), model(images().float()))
     assert calls == ["upsample_tail", "pixel_shuffle_upsample", "conv3x3", "upsample_tail"]
