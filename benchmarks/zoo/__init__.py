@@ -8,8 +8,9 @@ from collections.abc import Callable
 from torch import nn
 
 from .attention import RCAN
-from .cascade import CARN
+from .cascade import CARN, DRLN
 from .dense import RDN, RRDBNet
+from .distilled import RFDN
 from .residual import EDSR, KAIREDSR, BasicSREDSR, MSRResNet
 from .stacked import VDSR, ArtCNN, Compact, NinaSR
 
@@ -23,8 +24,10 @@ ZOO: dict[str, Callable[..., nn.Module]] = {
         KAIREDSR,
         RCAN,
         CARN,
+        DRLN,
         RDN,
         RRDBNet,
+        RFDN,
         VDSR,
         Compact,
         ArtCNN,

@@ -86,7 +86,7 @@ class RRDBNet(nn.Module):
 
     def __init__(self, scale=2, channels=16, blocks=1, growth=16):
         super().__init__()
-        self.stages = {2: (2,), 3: (3,), 4: (2, 2)}[scale]
+        self.scale = scale
         self.conv_first = conv(3, channels)
         self.body = nn.Sequential(*(RRDB(channels, growth) for _ in range(blocks)))
         self.conv_body = conv(channels)
@@ -99,7 +99,8 @@ class RRDBNet(nn.Module):
     def forward(self, x):
         feat = self.conv_first(x)
         feat = feat + self.conv_body(self.body(feat))
-        for number, stage in enumerate(self.stages, start=1):
-            feat = F.interpolate(feat, scale_factor=stage, mode="nearest")
-            feat = self.lrelu(getattr(self, f"conv_up{number}")(feat))
+        first = 2 if self.scale == 4 else self.scale
+        feat = self.lrelu(self.conv_up1(F.interpolate(feat, scale_factor=first, mode="nearest")))
+        if self.scale == 4:
+            feat = self.lrelu(self.conv_up2(F.interpolate(feat, scale_factor=2, mode="nearest")))
         return self.conv_last(self.lrelu(self.conv_hr(feat)))

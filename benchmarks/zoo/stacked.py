@@ -35,8 +35,8 @@ class Compact(nn.Module):
 
     def forward(self, x):
         out = x
-        for layer in self.body:
-            out = layer(out)
+        for i in range(0, len(self.body)):
+            out = self.body[i](out)
         out = self.upsampler(out)
         base = F.interpolate(x, scale_factor=self.upscale, mode="nearest")
         out += base

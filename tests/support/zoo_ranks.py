@@ -11,7 +11,7 @@ from zoo import ZOO
 import clsd_fast
 from support.util import rand
 
-NAMES = ("EDSR", "RCAN", "CARN")
+NAMES = ("EDSR", "RCAN", "CARN", "RFDN")
 
 
 def gradients(model, x):

@@ -32,18 +32,19 @@ OPERATORS = {
     "KAIREDSR": ["conv3x3", "residual_blocks", "conv3x3", "upsample_tail"],
     "RCAN": ["conv3x3", *["conv3x3"] * 11, "upsample_tail"],
     "CARN": ["conv3x3"] * 12,
+    "DRLN": [*["conv3x3"] * 5, "upsample_tail"],
     "RDN": [*["conv3x3"] * 9, "upsample_tail"],
     "RRDBNet": ["conv3x3"] * 20,
+    "RFDN": ["conv3x3"] * 10,
     "VDSR": ["conv3x3"] * 5,
     "Compact": ["conv3x3"] * 4,
     "ArtCNN": [*["conv3x3"] * 5],
     "NinaSR": ["conv3x3"] * 6,
 }
 EVERY = sorted(ZOO)
-FEW = [
-    pytest.param(name, marks=[] if name in ("EDSR", "VDSR") else pytest.mark.thorough)
-    for name in EVERY
-]
+#: Of sequences, of nested calls, of a loop.
+QUICK = ("EDSR", "RFDN", "Compact")
+FEW = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.thorough) for name in EVERY]
 
 
 @pytest.fixture(autouse=True)
@@ -106,8 +107,7 @@ def test_operators(native, name):
     assert [type(m) for m in restored.modules()] == [type(m) for m in plain.modules()]
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", FEW)
 def test_compiled(native, name):
     plain, ours = made(name)
     if name == "BasicSREDSR":
@@ -119,8 +119,7 @@ def test_compiled(native, name):
     assert measure.error_over_bound(found, reference, theirs) <= measure.LIMIT
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("name", [name for name in EVERY if name != "BasicSREDSR"])
+@pytest.mark.parametrize("name", [p for p in FEW if p.values != ("BasicSREDSR",)])
 def test_exported(native, name):
     """But for a network that assigns to itself in its forward, which no program may."""
     plain, ours = made(name)
