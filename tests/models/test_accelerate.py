@@ -120,9 +120,16 @@ def test_activations_before_and_after_the_sum(calls, make):
     assert [row.layer for row in accelerate.report(ours).rows] == [make.__name__]
 
 
-def test_slopes_that_do_not_fit_are_refused_by_pytorch(native):
-    model = accelerate(nn.Sequential(conv(), nn.PReLU(16)))
-    model[1].weight = nn.Parameter(torch.ones(8))
+@pytest.mark.parametrize(
+    "make, name",
+    [
+        (lambda: nn.Sequential(conv(), nn.PReLU(16)), "1"),
+        (lambda: with_activation(nn.PReLU(16)), "relu"),
+    ],
+)
+def test_slopes_that_do_not_fit_are_refused_by_pytorch(native, make, name):
+    model = accelerate(make())
+    model.get_submodule(name).weight = nn.Parameter(torch.ones(8))
     with pytest.raises(RuntimeError, match="Mismatch of parameter numbers"):
         model(images().float())
 

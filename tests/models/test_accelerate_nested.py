@@ -288,15 +288,18 @@ class Statements(Layers):
         y = self.relu(y + y)
         y = w = self.second(y)
         y = self.relu(y)
-        z, x = y, w
+        z, x = y * 1, w
         y = self.first(z)
         y += y
         y = self.first(x)
+        z += x
         y[:] = self.relu(y)
         return self.relu(input=y)
 
 
 class Guarded(Layers):
+    """By what comes when the second line fails."""
+
     def forward(self, x):
         y = x
         try:
@@ -304,7 +307,27 @@ class Guarded(Layers):
             y = self.inner(y)
         except RuntimeError:
             y = self.second(y)
-        return y + (lambda: y)()
+        return y
+
+
+class Captured(Layers):
+    def forward(self, x):
+        y = self.first(x)
+
+        def scaled(y):
+            y = self.relu(y)
+            return y * 2
+
+        y = scaled(y)
+        return y
+
+
+class Within(Layers):
+    """An expression, a variable is assigned that it adds up."""
+
+    def forward(self, x):
+        y = x * 0
+        return self.first(y := x) + y
 
 
 class Failing(nn.Identity):
@@ -312,7 +335,7 @@ class Failing(nn.Identity):
         raise RuntimeError
 
 
-@pytest.mark.parametrize("make", [Statements, Guarded])
+@pytest.mark.parametrize("make", [Statements, Guarded, Captured, Within])
 def test_statements_that_are_something_else(native, make):
     model = make()
     model.inner, model.relu = Failing(), nn.ReLU()
@@ -363,26 +386,29 @@ class Loops(Layers):
     def __init__(self):
         super().__init__()
         self.layers = nn.ModuleList([conv(), nn.ReLU()])
+        self.others = nn.ModuleList([conv(), nn.ReLU()])
 
     def forward(self, x):
         for kept in self.layers:
             x = kept(x)
         x = x + kept(x)
-        for layer in self.layers:
-            x = layer(x)
+        for first in self.layers:
+            x = first(x)
             x = x + 1
-        for layer in self.layers:
-            y = layer(x)
-        for layer in self.layers:
-            x = layer(x)
+        for second in self.layers:
+            y = second(x)
+        for third in self.layers:
+            x = third(x)
         else:
             x = x * 2
-        for layer in self.layers[:1]:
-            x = layer(x)
+        for fourth in self.layers[:1]:
+            x = fourth(x)
         for i in range(1, len(self.layers)):
             x = self.layers[i](x)
-        for i in range(len(self.layers)):
-            x = self.layers[i - 1](x)
+        for j in range(len(self.layers)):
+            x = self.layers[j - 1](x)
+        for k in range(len(self.layers)):
+            x = self.others[k](x)
         return x, y
 
 
