@@ -26,7 +26,7 @@ def worker(rank, ranks, store):
     for name in NAMES:
         torch.manual_seed(0)
         plain = ZOO[name]().double()
-        images = rand(ranks, 2, 3, 7, 6)
+        images = rand(ranks, 2, 3, 9, 8)
         model = DistributedDataParallel(clsd_fast.accelerate(copy.deepcopy(plain)))
         found = gradients(model, images[rank])
         summed = gradients(plain, images.flatten(0, 1))
