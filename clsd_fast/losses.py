@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .ops import distance_ratio_loss, info_nce
+from ._fx import leaf
+from .ops.distance_ratio_loss import distance_ratio_loss
+from .ops.info_nce import info_nce
 
 __all__ = ["feature_ratio", "gather_positions", "patch_nce", "pos_only", "sample_positions"]
 
@@ -197,6 +199,7 @@ class InfoNCELoss(_Loss):
         if learn_temperature:
             self.temperature = nn.Parameter(torch.tensor(float(temperature)))
 
+    @leaf
     def forward(
         self,
         query: Tensor,
@@ -246,6 +249,7 @@ class DistanceRatioLoss(_Loss):
         super().__init__(reduction, loss_weight)
         self.eps = eps
 
+    @leaf
     def forward(self, anchor: Tensor, positive: Tensor, negatives: Tensor | None = None) -> Tensor:
         """``loss_weight * distance_ratio_loss(...)`` of rows [N, D] or [heads, N, D].
 
@@ -282,6 +286,7 @@ class PatchNCELoss(_Loss):
         self.num_patches = num_patches
         self.temperature = temperature
 
+    @leaf
     def forward(self, features: Tensor, target: Tensor, positions: Tensor | None = None) -> Tensor:
         """``loss_weight * patch_nce(...)`` of maps [..., B, C, H, W].
 
@@ -318,6 +323,7 @@ class FeatureRatioLoss(_Loss):
         super().__init__(reduction, loss_weight)
         self.eps = eps
 
+    @leaf
     def forward(self, features: Tensor, target: Tensor) -> Tensor:
         """``loss_weight * feature_ratio(...)`` of maps [..., B, C, H, W] with B >= 2.
 

@@ -2,7 +2,8 @@
 
 Those with children are one operator while a call of each child would run nothing but the layer that
 it was made as. Where one has a hook, as of pruning or an observer, or was replaced or parametrised,
-the children run themselves. Global hooks of all modules do not count.
+the children run themselves. Global hooks of all modules do not count. In programs that are recorded
+for others (``backend.is_recorded``) all children run, and convolutions are those of ``torch.nn``.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ._children import are_untouched, is_untouched
+from ._fx import leaf
 from ._tail_axes import FACTORS, STAGES
-from .backend import has_kernel
+from .backend import has_kernel, is_recorded
 from .losses import DistanceRatioLoss, FeatureRatioLoss, InfoNCELoss, PatchNCELoss
 from .ops import (
     conv3x3,
@@ -69,6 +71,7 @@ class Conv3x3(nn.Conv2d):
     def is_as_made(self) -> bool:
         return _convolves_as(self, self._AS_MADE)
 
+    @leaf
     def forward(
         self,
         x: Tensor,
@@ -79,12 +82,17 @@ class Conv3x3(nn.Conv2d):
     ) -> Tensor:
         """[N, C, H, W] to [N, K, H, W]; ``residual`` is added if given, then the activation is
         applied, as :func:`clsd_fast.conv3x3` has them."""
-        if self.is_as_made():
+        if self.is_as_made() and not self._is_recorded(x):
             options: Any = {"activation": activation, "negative_slope": negative_slope}
             return conv3x3(x, self.weight, self.bias, residual=residual, **options)
         last = checked_activation("conv3x3", x, self.weight, False, activation, negative_slope)
         y = super().forward(x)
         return activate(y if residual is None else residual + y, *last)
+
+    def _is_recorded(self, x: object) -> bool:
+        """As an ``nn.Conv2d``, which rounds no float32 parameters to the dtype of 16-bit images."""
+        rounds = isinstance(x, Tensor) and x.dtype != self.weight.dtype
+        return is_recorded(x) and not rounds
 
 
 def _convolves_as(conv: nn.Conv2d, options: tuple) -> bool:
@@ -117,8 +125,9 @@ class ResidualBlock(nn.Module):
         self.body = nn.Sequential(next(convs), nn.ReLU(), next(convs))
         self.res_scale = res_scale
 
+    @leaf
     def forward(self, x: Tensor) -> Tensor:
-        if not self._is_fused():
+        if is_recorded(x) or not self._is_fused():
             return x + self.res_scale * self.body(x)
         first, second = self._convs()
         return residual_block(
@@ -177,7 +186,8 @@ class ResidualBlocks(nn.Sequential):
                 raise ValueError(f"ResidualBlocks: expected taps in 1..{len(modules)}, got {tap}")
         maps: dict[int, Tensor] = {}
         number = 0
-        for chain in _chains(modules):
+        chains = ([module] for module in modules) if is_recorded(x) else _chains(modules)
+        for chain in chains:
             ends = [tap - number for tap in taps if number < tap <= number + len(chain)]
             if len(chain) > 1:
                 x, found = _run_chain(cast("list[ResidualBlock]", chain), x, ends)
@@ -250,8 +260,9 @@ class PixelShuffleUpsampler(nn.Sequential):
             layers += [Conv3x3(channels, channels * stage**2), nn.PixelShuffle(stage)]
         super().__init__(*layers)
 
+    @leaf
     def forward(self, x: Tensor) -> Tensor:
-        if not self._is_fused():
+        if is_recorded(x) or not self._is_fused():
             return super().forward(x)
         for conv, factor in zip(_convs(self), self._stages(), strict=True):
             x = pixel_shuffle_upsample(x, conv.weight, conv.bias, factor)
@@ -303,6 +314,7 @@ class UpsampleTail(nn.Sequential):
         self.upscale_factor = upscale_factor
         self.collapse = collapse
 
+    @leaf
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] to [N, out_channels, upscale_factor * H, upscale_factor * W]."""
         if not self._is_composed(x):
@@ -310,6 +322,8 @@ class UpsampleTail(nn.Sequential):
         return upsample_tail(x, *self._parameters_of_all(), self.upscale_factor)
 
     def _is_composed(self, x: Tensor) -> bool:
+        if is_recorded(x):
+            return False
         collapse = has_kernel("upsample_tail", x) if self.collapse is None else self.collapse
         if not collapse or not are_untouched(self, PixelShuffleUpsampler, Conv3x3):
             return False
@@ -439,6 +453,7 @@ class MeanShift(nn.Conv2d):
             self.bias.copy_(sign * value_range * torch.tensor(rgb_mean))
         self.requires_grad_(False)
 
+    @leaf
     def forward(self, x: Tensor) -> Tensor:
         with without_autocast(x):
             return super().forward(x.to(self.weight.dtype))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 from .._library import NAMESPACE, SCHEMAS, references
 from .._torch import is_transformed
@@ -36,7 +37,8 @@ class use_backend:  # noqa: N801 - used like torch.no_grad
     Whatever the choice, plain PyTorch serves what no kernel could differentiate: calls below the
     transforms of ``torch.func`` (``grad``, ``jvp``, ``vmap``, ...), calls inside
     ``torch.autograd.forward_ad.dual_level``, and calls with a tensor where kernels take a number
-    (``res_scale``, ``eps``).
+    (``res_scale``, ``eps``). It also is what ``torch.jit.trace`` and ``torch.onnx.export`` record;
+    programs of ``torch.export`` have the operators, but for ``"reference"``.
 
     The initial value is that of the environment variable ``CLSD_FAST_BACKEND``, else ``auto``.
     The choice is one for the process, as with ``torch.backends``: it is not thread-local.
@@ -64,6 +66,15 @@ def current_backend() -> str:
     return _current
 
 
+def is_recorded(x: object) -> bool:
+    """Whether a call with x becomes part of a program that is to need nothing but PyTorch."""
+    if torch.jit.is_tracing() or isinstance(x, Proxy):
+        return True
+    # The exporter of ONNX goes by way of ``torch.export``, which by itself keeps operators.
+    is_exported = torch.compiler.is_exporting()
+    return is_exported and (_current == "reference" or torch.onnx.is_in_onnx_export())
+
+
 def uses_kernel(
     op: str, tensor: Tensor, *weights: Tensor, upscale_factor: int = 1, number: object = None
 ) -> bool:
@@ -80,10 +91,15 @@ def uses_kernel(
     return implementation(op, tensor, *weights, upscale_factor=upscale_factor) != "reference"
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a call is plain PyTorch whatever the backend is."""
+    return is_transformed() or is_recorded(tensor)
+
+
 def has_kernel(op: str, tensor: Tensor) -> bool:
     """Whether the chosen backend has a kernel for ``op`` on ``tensor``'s device: for callers that
     have another way if not, so that nothing raises."""
-    if is_transformed():
+    if _is_plain(tensor):
         return False
     names = _WHY_NOT if _current == "auto" else {_current} & _WHY_NOT.keys()
     return any(_WHY_NOT[name](op, tensor, (), 1) is None for name in names)
@@ -91,7 +107,7 @@ def has_kernel(op: str, tensor: Tensor) -> bool:
 
 def has_native_kernel(op: str, tensor: Tensor, *weights: Tensor) -> bool:
     """Whether a native kernel serves the call with these weights, likewise."""
-    if is_transformed() or _current not in ("auto", "native"):
+    if _is_plain(tensor) or _current not in ("auto", "native"):
         return False
     return _WHY_NOT["native"](op, tensor, weights, 1) is None
 
@@ -105,7 +121,7 @@ def implementation(op: str, tensor: Tensor, *weights: Tensor, upscale_factor: in
     Raises:
         RuntimeError: if the chosen backend cannot.
     """
-    if is_transformed():
+    if _is_plain(tensor):
         return "reference"
     call = (op, tensor, weights, upscale_factor)
     if _current == "auto":

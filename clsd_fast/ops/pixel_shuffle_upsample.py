@@ -1,12 +1,14 @@
 """Sub-pixel convolution: one stage of EDSR's upsampler."""
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference
 from .._library import register
-from ..backend import uses_kernel
+from ..backend import is_recorded, uses_kernel
 from . import _checks
 from ._images import empty_images, fake_conv_grads
+from .conv3x3 import conv3x3
 
 
 def pixel_shuffle_upsample(
@@ -47,6 +49,8 @@ def pixel_shuffle_upsample(
     if weight.shape[0] % square:
         expected = f"weight of shape [{square} K, {x.shape[1]}, 3, 3]"
         _checks.fail(op, expected, list(weight.shape))
+    if is_recorded(x):  # as what others call DepthToSpace
+        return F.pixel_shuffle(conv3x3(x, weight, bias), upscale_factor)
     if uses_kernel(op, x, weight, upscale_factor=upscale_factor):
         return _pixel_shuffle_upsample(x, weight, bias, upscale_factor)
     with _checks.without_autocast(x):

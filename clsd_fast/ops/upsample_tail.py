@@ -6,9 +6,12 @@ from torch import Tensor
 
 from .. import reference
 from .._library import register
-from ..backend import uses_kernel
+from .._tail_axes import STAGES
+from ..backend import is_recorded, uses_kernel
 from . import _checks
 from ._tail import checked, fake, fake_backward
+from .conv3x3 import conv3x3
+from .pixel_shuffle_upsample import pixel_shuffle_upsample
 
 
 def upsample_tail(
@@ -61,6 +64,10 @@ def upsample_tail(
     op = "upsample_tail"
     (x,) = _checks.cast(x)
     arguments = checked(op, x, up_weights, up_biases, out_weight, out_bias, upscale_factor)
+    if is_recorded(x):  # composed, it would be that of images as large as these
+        for weight, bias, stage in zip(up_weights, up_biases, STAGES[upscale_factor], strict=True):
+            x = pixel_shuffle_upsample(x, weight, bias, stage)
+        return conv3x3(x, out_weight, out_bias)
     if uses_kernel(op, x):
         return _upsample_tail(*arguments)[0]
     with _checks.without_autocast(x):
