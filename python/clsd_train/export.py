@@ -1,6 +1,5 @@
 """A student for other programs: weights under the names of others, torch.export and ONNX."""
 
-import copy
 import io
 import json
 import warnings
@@ -11,10 +10,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
-from clsd_fast import EDSR
-from clsd_fast.nn import Conv3x3
+from clsd_fast import EDSR, use_backend
 
 from .architecture import Reading
 from .arguments import NAMINGS
@@ -108,7 +106,8 @@ def _pack(student: EDSR, path: Path, naming: str) -> bytes:
 
 
 def _write_program(student: EDSR, path: Path) -> None:
-    program = torch.export.export(_plain(student), _example(student), dynamic_shapes=DYNAMIC)
+    with use_backend("reference"):  # whose programs are of PyTorch's own operators
+        program = torch.export.export(student, _example(student), dynamic_shapes=DYNAMIC)
     torch.export.save(program, path)
     _compare(torch.export.load(path).module(), student, path)
 
@@ -119,7 +118,7 @@ def _write_onnx(student: EDSR, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's of itself
         program = torch.onnx.export(
-            _plain(student),
+            student,
             _example(student),
             input_names=["lr"],
             output_names=["sr"],
@@ -133,18 +132,6 @@ def _write_onnx(student: EDSR, path: Path) -> None:
     program.save(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     _compare(lambda lr: torch.from_numpy(session.run(None, {"lr": lr.numpy()})[0]), student, path)
-
-
-def _plain(student: EDSR) -> EDSR:
-    """The student in PyTorch's own operators.
-
-    Modules whose convolutions are none of ours run their children, one by one.
-    """
-    plain = copy.deepcopy(student)
-    for module in plain.modules():
-        if type(module) is Conv3x3:
-            module.__class__ = nn.Conv2d  # type: ignore[assignment]
-    return plain
 
 
 def _example(student: EDSR) -> tuple[Tensor]:
