@@ -1,14 +1,19 @@
-"""The source distribution, what building leaves behind, and sources that hide an installation."""
+"""The source distribution, wheels, what building leaves behind, and sources that hide an
+installation."""
 
 import os
+import shlex
 import shutil
 import site
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
+import native_build
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,9 +33,11 @@ PYTHON |= files(ROOT / "python", "*.py", "*.pyi", "*.yaml")
 SOURCES = {*FILES, *PYTHON, *files(ROOT / "csrc", "*"), *files(ROOT / "cmake", "*")}
 
 
-def run(*command: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+def run(
+    *command: object, cwd: Path, python: object = sys.executable, **environment: str
+) -> subprocess.CompletedProcess:
     result = subprocess.run(
-        [sys.executable, *map(str, command)],
+        [python, *map(str, command)],
         cwd=cwd,
         env={
             **{name: value for name, value in os.environ.items() if name != "CLSD_FAST_BUILD"},
@@ -83,6 +90,48 @@ def test_a_wheel_has_the_packages_and_leaves_nothing_behind(unpacked, tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     built = {name for name in zipfile.ZipFile(wheel).namelist() if "dist-info" not in name}
     assert built == {name.removeprefix("python/") for name in PYTHON}
+
+
+USE = """
+from clsd_fast.backend import native
+from clsd_train import _host
+print(native.LIBRARY, _host.__file__, sep="\\n")
+"""
+
+
+@pytest.mark.thorough
+def test_a_native_wheel_runs_in_a_fresh_environment(tmp_path):
+    """One that has this one's torch: its own would be hundreds of megabytes to fetch."""
+    packages = [name for name in ("setuptools", "pybind11") if find_spec(name) is None]
+    tomllib = pytest.importorskip("tomllib")  # new in Python 3.11
+    if missing := native_build.missing() or ", ".join(packages):
+        pytest.skip(f"needs {missing}")
+    options = ("--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", tmp_path)
+    kept = ROOT / os.environ.get("CLSD_FAST_BUILD", tmp_path / "build")  # then all is compiled
+    switches = {"NATIVE": "on", "CUDA": "off", "BUILD": str(kept)}
+    environment = {f"CLSD_FAST_{name}": value for name, value in switches.items()}
+    run("-m", "pip", "-q", "wheel", *options, ".", cwd=ROOT, **environment)
+    (wheel,) = tmp_path.glob("*.whl")
+    # _host is of one version of Python, though _C is of all.
+    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    assert f"-{python}-{python}-{sysconfig.get_platform().replace('-', '_')}.whl" in wheel.name
+    packed = zipfile.ZipFile(wheel).namelist()
+    libraries = {name for name in packed if name.endswith(".so")}
+    host = f"clsd_train/_host{sysconfig.get_config_var('EXT_SUFFIX')}"
+    assert libraries == {"clsd_fast/_C.so", host}
+
+    venv.create(tmp_path / "fresh", with_pip=False)
+    python = tmp_path / "fresh" / "bin" / "python"
+    (packages,) = (tmp_path / "fresh").glob("lib/python*/site-packages")
+    run("-m", "pip", "-q", f"--python={python}", "install", "--no-deps", wheel, cwd=tmp_path)
+    (packages / "others.pth").write_text("\n".join(site.getsitepackages()))
+    result = run("-c", USE, cwd=tmp_path, python=python)
+    assert result.stdout.splitlines() == [str(packages / name) for name in sorted(libraries)]
+    run(python.with_name("clsd"), "--version", cwd=tmp_path, python=python)
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["cibuildwheel"]
+    interpreter, *command = shlex.split(settings["test-command"])
+    assert interpreter == "python"
+    run(*command, cwd=tmp_path, python=python)
 
 
 @pytest.mark.thorough
