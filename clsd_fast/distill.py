@@ -1,13 +1,13 @@
 """CLSD: contrastive-learning-based self-distillation of a student without a teacher."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from ._children import are_untouched, is_untouched
-from ._torch import is_transformed
+from ._children import is_untouched
+from ._projections import make_projection, means_of_pixels, project
 from .edsr import EDSR
 from .losses import feature_ratio, gather_positions, pos_only, sample_positions
 from .nn import Conv3x3, ResidualBlock, ResidualBlocks, add_convolved, run_chains, run_convs
@@ -156,10 +156,10 @@ class CLSD(nn.Module):
         heads: dict[str, nn.Module] = {}
         for tap in self.taps:
             tail = student.make_tail() if ds_weight and not share_tail else shared
-            projection = _projection(channels, projection_dim) if projects else None
+            projection = make_projection(channels, projection_dim) if projects else None
             heads[str(tap)] = Head(channels, head_blocks, tail, projection)
         if projects:
-            heads["target_projection"] = _projection(channels, projection_dim)
+            heads["target_projection"] = make_projection(channels, projection_dim)
         self.heads = nn.ModuleDict(heads)
 
     def forward(self, lr: Tensor, hr: Tensor | None = None) -> CLSDOutput | Tensor:
@@ -230,7 +230,7 @@ class CLSD(nn.Module):
         if self.contrast == "pos_only":
             return pos_only(torch.stack(head_features), target) / self.student.value_range
         if self.contrast == "info_nce":
-            vectors = _apply(_MeansOfPixels, *head_features, target)
+            vectors = means_of_pixels([*head_features, target])
         else:
             height, width = target.shape[-2:]
             positions = sample_positions(height, width, self.num_patches, target.device)
@@ -238,7 +238,7 @@ class CLSD(nn.Module):
                 [gather_positions(x, positions) for x in (*head_features, target)]
             )
         with without_autocast(target):
-            projected = _project(self._projections(), vectors)
+            projected = project(self._projections(), vectors)
             query, key = projected.split([len(self.taps), 1])
             # The positions of a patch are contrasted with each other alone.
             group = self.group if self.contrast == "info_nce" else None
@@ -254,98 +254,6 @@ def _add_weighted(total: Tensor, loss: Tensor, weight: float | Tensor) -> Tensor
     if isinstance(weight, Tensor):  # which as alpha would lose its gradient
         return total + weight * loss
     return total.add(loss, alpha=weight)
-
-
-def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """The function; below function transforms its forward as PyTorch differentiates it."""
-    return function.forward(*args) if is_transformed() else function.apply(*args)
-
-
-class _MeansOfPixels(torch.autograd.Function):
-    """``torch.stack([x.mean((-2, -1)) for x in maps])``, in float32 for 16-bit maps. The gradients
-    are expanded views: PyTorch's own would be divided and cast as whole maps, one by one."""
-
-    @staticmethod
-    def forward(*maps: Tensor) -> Tensor:
-        dtype = torch.float32 if maps[0].element_size() == 2 else maps[0].dtype
-        if is_transformed():  # which differentiates what runs here
-            return torch.stack([x.mean((-2, -1), dtype=dtype) for x in maps])
-        means = maps[0].new_empty(len(maps), *maps[0].shape[:2], dtype=dtype)
-        for mean, x in zip(means, maps, strict=True):
-            torch.mean(x, (-2, -1), dtype=dtype, out=mean)
-        return means
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.shape, ctx.dtype = inputs[0].shape, inputs[0].dtype
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        pixels = ctx.shape[-2:].numel()
-        if torch.is_grad_enabled():  # which is for a second derivative
-            shares = (grad / pixels).to(ctx.dtype)
-        else:
-            shares = torch.div(grad, pixels, out=grad.new_empty(grad.shape, dtype=ctx.dtype))
-        grads = shares[..., None, None].expand(-1, *ctx.shape)
-        pairs = zip(grads, ctx.needs_input_grad, strict=True)
-        return tuple(of_map if needed else None for of_map, needed in pairs)
-
-
-def _project(projections: list[nn.Sequential], vectors: Tensor) -> Tensor:
-    """``projection(x)`` of each pair, [P, ..., D] of [P, ..., C], in the parameters' dtype.
-
-    All together they are two batched products: one by one, each is a launch too small for a GPU.
-    Where one is not what it was made as, they are called.
-    """
-    if not all(map(_is_as_made, projections)):
-        pairs = zip(projections, vectors, strict=True)
-        return torch.stack([p(x.to(next(p.parameters()).dtype)) for p, x in pairs])
-    layers = [[cast(nn.Linear, p[index]) for p in projections] for index in (0, 2)]
-    names = ("weight", "bias")
-    tensors = [getattr(layer, name) for alike in layers for name in names for layer in alike]
-    weights1, biases1, weights2, biases2 = _apply(_Stacks, len(projections), *tensors)
-    x = vectors.to(weights1.dtype)
-    hidden = _linear(weights1, biases1, x.flatten(1, -2).mT).relu()
-    return _linear(weights2, biases2, hidden).mT.unflatten(1, x.shape[1:-1])
-
-
-class _Stacks(torch.autograd.Function):
-    """``[torch.stack(tensors[i : i + count]) for i in range(0, len(tensors), count)]``, by one
-    launch; the gradients are views."""
-
-    @staticmethod
-    def forward(count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        firsts = tensors[::count]
-        parts = torch.cat([t.flatten() for t in tensors]).split([count * t.numel() for t in firsts])
-        pairs = zip(parts, firsts, strict=True)
-        return tuple(part.view(count, *first.shape) for part, first in pairs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *(grad for of_layer in grads for grad in of_layer)
-
-
-def _is_as_made(projection: nn.Module) -> bool:
-    layers = nn.Linear, nn.ReLU, nn.Linear
-    return is_untouched(projection, nn.Sequential) and are_untouched(
-        cast(nn.Sequential, projection), *layers
-    )
-
-
-def _linear(weights: Tensor, biases: Tensor, x: Tensor) -> Tensor:
-    """Of each layer and each [C, n] of x, which is [P, C, n], as the gradients of the weights are
-    then products that lie as the weights do."""
-    return torch.baddbmm(biases[..., None], weights, x)
-
-
-def _projection(channels: int, projection_dim: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, projection_dim)
-    )
 
 
 def _check_student(student: nn.Module, taps: Sequence[int]) -> None:
