@@ -16,7 +16,9 @@ from .vgg import PerceptualCLSD, load_vgg
 RIVALS = ("fakd", "lfd")
 
 
-def build_model(config: Config, group: "dist.ProcessGroup | None" = None) -> CLSD | Distillation:
+def build_model(
+    config: Config, group: "dist.ProcessGroup | None" = None
+) -> CLSD[EDSR] | Distillation:
     """The student under its method's losses; the same seed gives the same student.
 
     Plain training is CLSD without heads. Whatever the method, the model has a ``student`` and, in
@@ -58,7 +60,7 @@ def _distil(config: Config, student: EDSR, teacher: EDSR) -> Distillation:
     return LFD(student, teacher, options.depths, options.feature_weight)
 
 
-def _contrast(config: Config, student: EDSR, group: "dist.ProcessGroup | None") -> CLSD:
+def _contrast(config: Config, student: EDSR, group: "dist.ProcessGroup | None") -> CLSD[EDSR]:
     heads = config.heads
     ds_weight, contrast_weight = config.loss_weights
     # Without heads the taps mean nothing; the default ones would refuse a short student.

@@ -66,7 +66,7 @@ class VGG19(nn.Module):
         return maps
 
 
-class PerceptualCLSD(CLSD):
+class PerceptualCLSD(CLSD[EDSR]):
     """:class:`clsd_fast.CLSD` whose contrastive loss looks at the heads' images through VGG19.
 
     With phi_l the features relu1_1, ..., relu5_1 and w_l = 1/32, 1/16, 1/8, 1/4, 1, D the mean
@@ -125,7 +125,7 @@ class PerceptualCLSD(CLSD):
         return output._replace(losses=losses)
 
     def _ratio(self, head_sr: tuple[Tensor, ...], lr: Tensor, hr: Tensor) -> Tensor:
-        (vgg,), white = self._outside, self.student.value_range
+        (vgg,), white = self._outside, self.value_range
 
         def look(images: Tensor) -> list[Tensor]:
             # Differences of features that are nearly equal have no digits left in 16 bits.
@@ -133,7 +133,7 @@ class PerceptualCLSD(CLSD):
 
         with torch.no_grad():
             positives = look(hr)
-            negatives = look(bicubic(lr, self.student.scale))
+            negatives = look(bicubic(lr, self.scale))
         of_heads = [
             features_ratio(look(image), positives, negatives, self.eps) for image in head_sr
         ]

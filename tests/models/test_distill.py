@@ -506,7 +506,7 @@ def test_a_batch_of_one(backend):
         (
             lambda: CLSD(torch.nn.Linear(1, 1)),
             TypeError,
-            "CLSD: expected student to be an EDSR, got Linear",
+            "CLSD: expected student to be an EDSR for taps by number, got Linear",
         ),
     ],
 )

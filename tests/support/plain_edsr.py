@@ -66,45 +66,59 @@ def plain_info_nce(query, key, temperature):
     return F.cross_entropy(logits.flatten(0, -2), target.flatten())
 
 
+def convolved(module, x):
+    return F.conv2d(x, module.weight, module.bias, padding=1)
+
+
+def upsampled(tail, x):
+    upsampler, last = tail
+    for layer in upsampler:
+        x = convolved(layer, x) if isinstance(layer, nn.Conv2d) else layer(x)
+    return convolved(last, x)
+
+
+def residual(block, x):
+    first, _, second = block.body
+    return x + convolved(second, F.relu(convolved(first, x)))
+
+
 def plain_clsd_losses(model, lr, hr):
-    """Losses of a CLSD model written out, from plain operations on its parameters."""
-
-    def block(module, x):
-        first, _, second = module.body
-        hidden = F.relu(F.conv2d(x, first.weight, first.bias, padding=1))
-        return x + F.conv2d(hidden, second.weight, second.bias, padding=1)
-
-    def conv(module, x):
-        return F.conv2d(x, module.weight, module.bias, padding=1)
+    """Losses of a CLSD model of an EDSR written out, from plain operations on its parameters."""
 
     def image(tail, x):
-        upsampler, last = tail
-        for layer in upsampler:
-            x = conv(layer, x) if isinstance(layer, nn.Conv2d) else layer(x)
-        return student.add_mean(conv(last, x))
+        return student.add_mean(upsampled(tail, x))
 
-    student, value_range = model.student, model.student.value_range
-    shallow = conv(student.head[0], student.sub_mean(lr))
+    student = model.student
+    shallow = convolved(student.head[0], student.sub_mean(lr))
     x, tapped = shallow, {}
     *blocks, end = student.body
     for number, module in enumerate(blocks, start=1):
-        x = tapped[number] = block(module, x)
-    deep = conv(end, x) + shallow
-    features = []
-    for tap in model.taps:
-        head, z = model.heads[str(tap)], tapped[tap]
+        x = tapped[number] = residual(module, x)
+    deep = convolved(end, x) + shallow
+    skips = dict.fromkeys(model.taps, shallow)
+    sr = image(student.tail, deep)
+    return plain_losses_of_features(model, hr, sr, deep, tapped, skips, image)
+
+
+def plain_losses_of_features(model, hr, sr, deep, tapped, skips, image):
+    """The same of any student's images, features G, features after each tap and what is added to
+    those of its head; ``image`` makes a head's image by its tail."""
+    value_range, features, images = model.value_range, [], []
+    heads = {tap: model.heads[str(tap).replace(".", "/")] for tap in model.taps}
+    for tap, head in heads.items():
+        z = tapped[tap]
         for module in head.blocks:
-            z = block(module, z)
-        features.append(conv(head.conv, z) + shallow)
-    losses = {"rec": (image(student.tail, deep) - hr).abs().mean() / value_range}
-    images = [image(model.heads[str(t)].tail, g) for t, g in zip(model.taps, features, strict=True)]
+            z = residual(module, z)
+        features.append(convolved(head.conv, z) + skips[tap])
+        images.append(image(head.tail, features[-1]))
+    losses = {"rec": (sr - hr).abs().mean() / value_range}
     losses["ds"] = sum((y - hr).abs().mean() for y in images) / len(images) / value_range
     target = deep.detach()
     if model.contrast == "info_nce":
         key = model.heads["target_projection"](target.mean((2, 3)))
         terms = [
-            plain_info_nce(model.heads[str(t)].projection(g.mean((2, 3))), key, model.temperature)
-            for t, g in zip(model.taps, features, strict=True)
+            plain_info_nce(head.projection(g.mean((2, 3))), key, model.temperature)
+            for head, g in zip(heads.values(), features, strict=True)
         ]
     elif model.contrast == "pos_only":
         terms = [(g - target).abs().mean() / value_range for g in features]

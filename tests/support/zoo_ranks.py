@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from zoo import ZOO
 
 import clsd_fast
+from support import students
 from support.util import rand
 
 NAMES = ("EDSR", "RCAN", "CARN", "RFDN")
@@ -17,6 +18,20 @@ NAMES = ("EDSR", "RCAN", "CARN", "RFDN")
 def gradients(model, x):
     model(x).square().sum().backward()
     return [p.grad for p in model.parameters() if p.requires_grad]
+
+
+def step_gradients(model, batch):
+    model(*batch).losses["total"].backward()
+    return [p.grad for p in model.parameters() if p.requires_grad]
+
+
+def check_a_student(rank, ranks):
+    """Each rank's gradients of a CLSD step are the mean of all ranks'."""
+    batches = [[x + i / 10 for x in students.batch()] for i in range(ranks)]
+    model = DistributedDataParallel(students.make("RCAN").double())
+    found = step_gradients(model, batches[rank])
+    each = [step_gradients(students.make("RCAN").double(), batch) for batch in batches]
+    torch.testing.assert_close(found, [sum(grads) / ranks for grads in zip(*each, strict=True)])
 
 
 def worker(rank, ranks, store):
@@ -31,6 +46,7 @@ def worker(rank, ranks, store):
         found = gradients(model, images[rank])
         summed = gradients(plain, images.flatten(0, 1))
         torch.testing.assert_close(found, [grad / ranks for grad in summed])
+    check_a_student(rank, ranks)
     dist.destroy_process_group()
     # PyTorch's threads abort some one in twenty of the processes when the interpreter ends.
     os._exit(0)
