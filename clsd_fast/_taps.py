@@ -131,7 +131,7 @@ class Taps:
             try:
                 return student(images)
             except Exception as error:  # of somebody else's forward
-                got = f"{type(error).__name__}: {error}"
+                got = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 raise ValueError(
                     "CLSD: expected a student that runs on an image of shape "
                     f"{list(images.shape)}, or channels=, got {got}"
@@ -157,6 +157,8 @@ class Taps:
                 (which a compiled program cannot tell), computed several times, not at all or
                 without a gradient, and for images of another shape.
         """
+        if lr.dim() != 4:
+            raise ValueError(f"CLSD: expected images [B, 3, h, w], got {list(lr.shape)}")
         for probe in self._probes():
             probe.seen = []
         try:

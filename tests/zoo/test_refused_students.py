@@ -168,6 +168,10 @@ STEPS = [
         lambda: step(make("RCAN"), torch.rand(3, 3, 7, 6)),
         "hr of shape [3, 3, 14, 12], got [3, 3, 7, 6]",
     ),
+    (
+        lambda: make("RCAN")(torch.rand(3, 7, 6), torch.rand(3, 14, 12)),
+        "images [B, 3, h, w], got [3, 7, 6]",
+    ),
 ]
 
 
