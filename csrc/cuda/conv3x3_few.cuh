@@ -76,8 +76,12 @@ __device__ __forceinline__ void gather_patch(int target, Global<const T> image, 
   }
 }
 
+// Blocks that a multiprocessor has registers for: with a residual and slopes, not a fourth.
+template <Finish kFinish>
+constexpr int kFromFewBlocks = kFinish == Finish::kResidualLeaky ? 3 : 4;
+
 template <class T, Finish kFinish>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, kFromFewBlocks<kFinish>)
     conv3x3_from_few_kernel(const __grid_constant__ Convolutions<T> convolutions,
                             const __grid_constant__ Grid grid) {
   const Convolution<T> conv = convolutions[blockIdx.y];
