@@ -91,15 +91,15 @@ def leaky(function, slope):
 
     def call(x, weight, bias, residual, *slopes):
         name = "prelu" if slopes else "leaky_relu"
-        (given,) = slopes or (slope,)
-        return function(
-            x, weight, bias, residual=residual, activation=name, negative_slope=given, res_scale=0.5
-        )
+        options = {"activation": name, "negative_slope": (*slopes, slope)[0]}
+        if residual is not None:
+            options["res_scale"] = 0.5
+        return function(x, weight, bias, residual=residual, **options)
 
     return call
 
 
-def plain_leaky(x, weight, bias, residual, activation, negative_slope, res_scale):
+def plain_leaky(x, weight, bias, residual, activation, negative_slope, res_scale=1.0):
     y = plain(x, weight, bias, residual, res_scale=res_scale)
     return {"leaky_relu": F.leaky_relu, "prelu": F.prelu}[activation](y, negative_slope)
 
@@ -111,14 +111,15 @@ SLOPES = [0.2, 0.05, 0.0, -0.3, "one", "each"]
 def leaky_inputs(channels, slope, residual):
     sizes = {"one": 1, "each": channels[1]}
     slopes = [rand(sizes[slope], seed=3)] if slope in sizes else []
-    return [*inputs(2, *channels, 6, 5, residual=residual), *slopes]
+    # Of rows of 8 pixels, a narrow convolution with nothing but a bias makes its products in place.
+    return [*inputs(2, *channels, 3, 8, residual=residual), *slopes]
 
 
 @cover(
     slope=SLOPES,
     dtype=DTYPES,
     layout=LAYOUTS,
-    channels=[(8, 12), (16, 24), (3, 12), (12, 3)],
+    channels=[(8, 12), (16, 24), (3, 16), (12, 3)],
     residual=[True, False],
 )
 def test_leaky_activations(backend, slope, dtype, layout, channels, residual):
@@ -126,12 +127,31 @@ def test_leaky_activations(backend, slope, dtype, layout, channels, residual):
     compare(leaky(conv3x3, slope), leaky(plain_leaky, slope), tensors, dtype, layout)
 
 
-@cover(slope=SLOPES, dtype=DTYPES, layout=LAYOUTS, channels=[(8, 12), (16, 24), (3, 12), (12, 3)])
-def test_leaky_activations_in_inference(backend, slope, dtype, layout, channels):
-    """Where all of them are the kernel's."""
-    tensors = [layout(t.to(dtype)) for t in leaky_inputs(channels, slope, True)]
+@cover(
+    slope=SLOPES,
+    dtype=DTYPES,
+    layout=LAYOUTS,
+    channels=[(8, 12), (16, 24), (3, 16), (12, 3)],
+    residual=[True, False],
+)
+def test_leaky_activations_in_inference(backend, slope, dtype, layout, channels, residual):
+    check_inference(slope, dtype, layout, channels, residual)
+
+
+@pytest.mark.parametrize("layout", [contiguous, channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels", [(5, 40), (40, 200), (3, 48)], ids=str)
+def test_every_channel_has_its_own_slope(native, channels, dtype, layout):
+    """Of several panels and slices."""
+    check_inference("each", dtype, layout, channels, residual=False)
+
+
+def check_inference(slope, dtype, layout, channels, residual):
+    """Where all activations are the kernel's."""
+    given = leaky_inputs(channels, slope, residual)
+    tensors = [t if t is None else layout(t.to(dtype)) for t in given]
     ours, theirs = (leaky(function, slope)(*tensors) for function in (conv3x3, plain_leaky))
-    exact = leaky(plain_leaky, slope)(*(t.double() for t in tensors))
+    exact = leaky(plain_leaky, slope)(*(t if t is None else t.double() for t in tensors))
     assert_close(ours, exact, theirs, "output", tolerance_factor(tensors, dtype))
     assert memory_format(ours) == memory_format(conv3x3(*tensors[:2]))
 

@@ -40,8 +40,8 @@ def check_conv3x3(
     check(emulation, "conv3x3_backward", image, x, weight, 1.0, *INPUT)
 
 
-#: Slopes of a leaky ReLU: a number, or dtype and layout of a tensor beside images of 16 bits.
-SLOPES = [0.2, -0.3, (torch.float32, contiguous), (torch.float32, sliced), (None, contiguous)]
+#: Slopes of a leaky ReLU: a number, or which tensor beside images of 16 bits.
+SLOPES = [0.2, -0.3, "float32", "float32, sliced", "16 bits"]
 
 
 def check_leaky(
@@ -50,14 +50,14 @@ def check_leaky(
     weight: Tensor,
     bias: Tensor,
     image: Tensor | None,
-    slope: float | tuple,
+    slope: float | str,
 ) -> None:
     """The output with a residual, if there is one, and a leaky activation."""
     number, slopes = 0.0, None
-    if isinstance(slope, tuple):
-        dtype, layout = slope
-        slopes = layout(rand(len(weight), seed=3).to(dtype or x.dtype))
-        weight, bias = weight.to(slopes.dtype), bias.to(slopes.dtype)
+    if isinstance(slope, str):
+        dtype = x.dtype if slope == "16 bits" else torch.float32
+        weight, bias = weight.to(dtype), bias.to(dtype)
+        slopes = (sliced if "sliced" in slope else contiguous)(rand(len(weight), seed=3).to(dtype))
     else:
         number = slope
     check(emulation, "conv3x3", x, weight, bias, image, 0.5, True, number, slopes)
