@@ -118,7 +118,10 @@ def assumed_reading(state: dict[str, Tensor]) -> Reading:
 def _range_of_mean(state: dict[str, Tensor]) -> float:
     # The mean shift is -0.4488 at value range 1 and -114.4 at 255.
     bias = state.get("sub_mean.bias")
-    return 1.0 if bias is not None and bias.numel() and bias.float().abs().max() <= 1 else 255.0
+    # A bias of another type is refused later; to cast a complex one is a warning of PyTorch's.
+    if bias is None or not bias.is_floating_point() or not bias.numel():
+        return 255.0
+    return 1.0 if bias.float().abs().max() <= 1 else 255.0
 
 
 def make_student(sizes: Sizes, reading: Reading, state: dict[str, Tensor], path: Path) -> EDSR:

@@ -8,7 +8,7 @@ import string
 import pytest
 import torch
 import yaml
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from safetensors.torch import save
 from support.trainer_util import write_images
@@ -183,6 +183,7 @@ def test_checkpoint_of_objects(here, content):
 
 
 @given(changes=st.dictionaries(st.sampled_from(NAMES), tensors, min_size=1, max_size=3))
+@example(changes={"sub_mean.bias": torch.ones(2, 1, dtype=torch.complex64)})
 def test_checkpoint_with_other_tensors(here, changes):
     state = EDSR(2, 1, 4).state_dict()
     fits = {name: value for name, value in changes.items()
