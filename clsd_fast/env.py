@@ -19,40 +19,55 @@ def report() -> dict[str, str]:
         "torch": torch.__version__,
         "processor": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
-        "native CPU kernels": _native_state(native.LIBRARY, native.missing, "CPU calls run"),
+        "native CPU kernels": _native_state(
+            native.LIBRARY, native.missing, "; CPU calls run on the reference backend"
+        ),
         "CPU convolutions": native.convolutions,
         "native CUDA kernels": _cuda_state(),
         "Triton kernels": _triton_state(),
+        "GPU convolutions": _gpu_convolutions(),
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "backend": current_backend(),
     }
 
 
-def _native_state(library: Path, missing: str | None, calls: str) -> str:
+def _native_state(library: Path, missing: str | None, consequence: str = "") -> str:
     if missing is None:
         return f"loaded from {library}"
-    return f"missing: {missing}; {calls} on the reference backend"
+    return f"missing: {missing}{consequence}"
 
 
 def _cuda_state() -> str:
-    state = _native_state(native.CUDA_LIBRARY, native.cuda_missing, "convolutions on GPUs run")
+    state = _native_state(native.CUDA_LIBRARY, native.cuda_missing)
     if native.cuda_missing is not None:
         return state
     return f"{state}, for {', '.join(sorted(native.cuda_operators))}"
 
 
 def _triton_state() -> str:
-    if triton.missing is not None:
-        return f"missing: {triton.missing}; GPU calls run on the reference backend"
-    try:
-        version = _triton_version()
-    except ImportError as error:
-        return f"do not import: {error}"
-    return f"Triton {version}, on GPUs, for {', '.join(triton.OPERATORS)}"
+    missing = _triton_missing()
+    if missing is not None:
+        return f"missing: {missing}; GPU calls run on the reference backend"
+    return f"Triton {_triton_version()}, on GPUs, for {', '.join(triton.OPERATORS)}"
+
+
+def _triton_missing() -> str | None:
+    # Without a GPU nothing would run, and importing it takes a while.
+    return triton.why_not() if torch.cuda.is_available() else triton.missing
+
+
+def _gpu_convolutions() -> str:
+    """What the backend ``auto`` takes, in its order."""
+    kernels = ["PyTorch"]
+    if _triton_missing() is None:
+        kernels.insert(0, "Triton kernels (16-bit images, and float32 ones if TF32 is allowed)")
+    if native.cuda_missing is None:
+        kernels.insert(0, "native CUDA kernels (16-bit images, channels that they serve)")
+    return ", else ".join(kernels)
 
 
 def _triton_version() -> str:
-    if not torch.cuda.is_available():  # nothing would run, and importing it takes a while
+    if not torch.cuda.is_available():
         with suppress(metadata.PackageNotFoundError):  # it has other names in other builds
             return metadata.version("triton")
     return str(import_module("triton").__version__)

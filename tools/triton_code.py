@@ -19,6 +19,9 @@ from triton.compiler import ASTSource
 #: Modules whose operators launch kernels.
 MODULES = (
     "_rows",
+    "conv.convolve",
+    "conv.gradients",
+    "conv.packing",
     "distance_ratio_loss",
     "info_nce",
     "pairwise_similarity",

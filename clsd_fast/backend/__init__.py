@@ -30,9 +30,10 @@ class use_backend:  # noqa: N801 - used like torch.no_grad
 
     Args:
         name: ``"auto"`` takes native kernels where this installation has them for the tensors'
-            device, else Triton kernels, else plain PyTorch; ``"native"`` and ``"triton"`` raise
-            where there are none of that kind; ``"reference"`` is plain PyTorch, differentiable
-            to any order.
+            device, else Triton kernels (but not for convolutions of float64 images, nor of float32
+            ones unless ``torch.set_float32_matmul_precision`` allows TF32), else plain PyTorch;
+            ``"native"`` and ``"triton"`` raise where there are none of that kind;
+            ``"reference"`` is plain PyTorch, differentiable to any order.
 
     Whatever the choice, plain PyTorch serves what no kernel could differentiate: calls below the
     transforms of ``torch.func`` (``grad``, ``jvp``, ``vmap``, ...), calls inside
@@ -96,27 +97,20 @@ def _is_plain(tensor: Tensor) -> bool:
     return is_transformed() or is_recorded(tensor)
 
 
-def has_kernel(op: str, tensor: Tensor) -> bool:
-    """Whether the chosen backend has a kernel for ``op`` on ``tensor``'s device: for callers that
-    have another way if not, so that nothing raises."""
+def has_kernel(op: str, tensor: Tensor, *weights: Tensor) -> bool:
+    """Whether the chosen backend has a kernel for ``op`` on ``tensor``'s device, and for these
+    weights: for callers that have another way if not, so that nothing raises."""
     if _is_plain(tensor):
         return False
     names = _WHY_NOT if _current == "auto" else {_current} & _WHY_NOT.keys()
-    return any(_WHY_NOT[name](op, tensor, (), 1) is None for name in names)
-
-
-def has_native_kernel(op: str, tensor: Tensor, *weights: Tensor) -> bool:
-    """Whether a native kernel serves the call with these weights, likewise."""
-    if _is_plain(tensor) or _current not in ("auto", "native"):
-        return False
-    return _WHY_NOT["native"](op, tensor, weights, 1) is None
+    return any(_WHY_NOT[name](op, tensor, weights, 1) is None for name in names)
 
 
 def implementation(op: str, tensor: Tensor, *weights: Tensor, upscale_factor: int = 1) -> str:
     """Which backend serves ``op`` on ``tensor``: native, triton or reference.
 
     With the weights of a convolution, or a tail's last one, the answer is for their shapes and
-    ``tensor``'s dtype; CUDA kernels do not serve all.
+    ``tensor``'s dtype; kernels do not serve all.
 
     Raises:
         RuntimeError: if the chosen backend cannot.
@@ -146,15 +140,17 @@ def _why_not_native(
     return f"a native kernel for {device} tensors, got none in this installation{reason}"
 
 
-def _why_not_triton(op: str, tensor: Tensor, *_: object) -> str | None:
+def _why_not_triton(
+    op: str, tensor: Tensor, weights: tuple[Tensor, ...], upscale_factor: int
+) -> str | None:
     device = tensor.device.type
     if op not in triton.OPERATORS:
         return f"an operator with a Triton kernel ({', '.join(triton.OPERATORS)}), got {op}"
-    if triton.missing is not None:
-        return f"a Triton kernel for {device} tensors, got none ({triton.missing})"
-    if device not in triton.devices:
+    if triton.missing is None and device not in triton.devices:
         return f"{' or '.join(triton.devices)} tensors for its Triton kernel, got {device}"
-    return None
+    if missing := triton.why_not():
+        return f"a Triton kernel for {device} tensors, got none ({missing})"
+    return triton.why_not_by_default(op, tensor, weights) if _current == "auto" else None
 
 
 #: In the order of preference: why a backend does not serve a call, or None.

@@ -40,10 +40,15 @@ def why_not(op: str, x: Tensor, weights: tuple[Tensor, ...], upscale_factor: int
     reason = _why_not_channels(op, x, weights, upscale_factor)
     if reason is not None:
         return reason
+    return why_not_capable(x) or native.why_not_on(x.device.index)
+
+
+def why_not_capable(x: Tensor) -> str | None:
+    """The same of the GPU that x is on."""
     capability = torch.cuda.get_device_capability(x.device)
     if capability < CAPABILITY:
         return f"a GPU of compute capability 8.0, got {'.'.join(map(str, capability))}"
-    return native.why_not_on(x.device.index)
+    return None
 
 
 def _why_not_channels(

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .. import reference
 from .._library import register
-from ..backend import has_native_kernel
+from ..backend import has_kernel
 from . import _checks
 from ._images import empty_images, fake_conv_grads
 
@@ -16,10 +16,10 @@ Parameters = tuple[Tensor, Tensor | None]
 
 def kind_of_convolution(x: Tensor, parameters: Parameters) -> tuple | None:
     """What convolutions have in common that :func:`conv3x3s` takes together; None for one that it
-    does not take, as there is no native kernel for it."""
+    does not take, as there is no kernel for it."""
     (x,) = _checks.cast(x)
     weight, bias = parameters
-    if not has_native_kernel("conv3x3s", x, weight):
+    if not has_kernel("conv3x3s", x, weight):
         return None
     return x.shape, x.dtype, x.device, weight.shape, weight.dtype, bias is None
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import reference
 from .._layout import memory_format
 from .._library import register
-from ..backend import uses_kernel
+from ..backend import has_kernel
 
 
 def l1_losses(
@@ -30,7 +30,7 @@ def l1_losses(
     """
     op, arguments = "l1_losses", (target, list(images), value_range)
     kinds = {(image.dtype, image.device) for image in (target, *images)}
-    if kinds == {(torch.float32, target.device)} and uses_kernel(op, target):
+    if kinds == {(torch.float32, target.device)} and has_kernel(op, target):
         return _l1_losses(*arguments)
     return reference.l1_losses(*arguments)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import reference
 from .._library import register
-from ..backend import has_native_kernel, uses_kernel
+from ..backend import has_kernel, uses_kernel
 from . import _checks
 from ._images import empty_hidden, empty_images, fake_conv_grads
 
@@ -88,10 +88,10 @@ def residual_blocks(
 
 def kind_of_chain(x: Tensor, chain: Parameters) -> tuple | None:
     """What chains have in common that :func:`residual_chains` takes together; None for one that it
-    does not take, as there is no native kernel for it."""
+    does not take, as there is no kernel for it."""
     op, (x,) = "residual_blocks", _checks.cast(x)
     weights1, biases1, weights2, biases2 = chain
-    if not has_native_kernel(op, x, *weights1, *weights2):
+    if not has_kernel(op, x, *weights1, *weights2):
         return None
     shapes = tuple(weight.shape for weight in weights1)
     return x.shape, x.dtype, x.device, shapes, weights1[0].dtype, len(biases1), len(biases2)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .. import reference
 from .._library import register
-from ..backend import has_native_kernel
+from ..backend import has_kernel
 from ..reference.tail import of_tails
 from . import _checks
 from ._tail import checked, fake, fake_backward
@@ -20,7 +20,7 @@ def kind_of_tail(x: Tensor, tail: Parameters, upscale_factor: int) -> tuple | No
     does not take, as there is no native kernel for it."""
     (x,) = _checks.cast(x)
     _, up_biases, out_weight, out_bias = tail
-    if not has_native_kernel("upsample_tails", x, out_weight):
+    if not has_kernel("upsample_tails", x, out_weight):
         return None
     biases = tuple(bias is None for bias in (*up_biases, out_bias))
     return x.shape, x.dtype, x.device, out_weight.shape[0], biases, upscale_factor

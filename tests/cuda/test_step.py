@@ -14,7 +14,7 @@ import json, sys
 import emulation, native_build, torch
 from unittest.mock import patch
 import clsd_fast
-from clsd_fast.backend import has_native_kernel, triton
+from clsd_fast.backend import has_kernel, triton
 from support.steps import assert_step_close, exact_step, step
 from support.util import channels_last, rand
 
@@ -41,7 +41,7 @@ with (
     ours = step(model, lr, hr, dtype)
     weight = torch.empty(channels, channels, 3, 3)
     images = [torch.empty(1, channels, 4, 4, dtype=of) for of in (dtype, torch.float32)]
-    served = [has_native_kernel("conv3x3s", x, weight.to(x.dtype)) for x in images]
+    served = [has_kernel("conv3x3s", x, weight.to(x.dtype)) for x in images]
 with clsd_fast.use_backend("reference"):
     theirs = step(model, lr, hr, dtype)
     assert_step_close(ours, exact_step(model, lr, hr), theirs, dtype)

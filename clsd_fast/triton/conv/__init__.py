@@ -1,0 +1,1 @@
+"""The Triton kernels of 3x3 convolutions."""

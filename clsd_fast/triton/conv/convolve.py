@@ -1,0 +1,231 @@
+"""3x3 convolutions with their epilogue: one product of matrices for each tap and slice of channels.
+
+A program has a tile of pixels and a block of outputs. The gradient of a convolution's input is
+computed by the same kernel (``packing``).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .._launch import acc_type, launch
+from .configurations import convolution_options
+from .images import (
+    MOST_BRANCHES,
+    channel_offsets,
+    of_branch,
+    pixel_offsets,
+    place_offsets,
+    product,
+    tile_program,
+)
+from .packing import Packed
+
+MOST_PROGRAMS = 2**31 - 1
+
+
+class Convolution(NamedTuple):
+    """The images of one, all dense, and its parameters.
+
+    ``residual`` and ``added`` are images that are added to the output before the activation;
+    ``positive`` is one that it is kept where it is > 0.
+    """
+
+    input: Tensor
+    output: Tensor
+    packed: Packed
+    residual: Tensor | None = None
+    added: Tensor | None = None
+    positive: Tensor | None = None
+
+
+class Epilogue(NamedTuple):
+    """What follows the sums of all convolutions of a launch: a factor, and with ``relu`` the
+    factor of negative results, unless each channel has its own (``Packed.slopes``)."""
+
+    scale: float = 1.0
+    relu: bool = False
+    negative_slope: float = 0.0
+
+
+NOTHING = Epilogue()
+
+
+@triton.jit
+def load_image(images, branch, offsets, exist, like):
+    """What is at offsets of a branch's image, as ``like`` is typed."""
+    value = tl.load(of_branch(images, branch) + offsets, mask=exist, other=0)
+    return value.to(like.dtype)
+
+
+@triton.jit
+def activated(total, slopes, negative_slope, leaky: tl.constexpr):
+    """By slopes of each column, or else by one if it is ``leaky``."""
+    # Not the maximum: that of a NaN would be 0. Not a product with 0: that of infinity is NaN.
+    if slopes is not None:
+        return tl.where(total > 0, total, total * slopes[None, :])
+    if leaky:
+        return tl.where(total > 0, total, total * negative_slope)
+    return tl.where(total <= 0, 0, total)
+
+
+@triton.jit
+def existing_taps(y, x, height, width):
+    """Of each pixel, a bit for each of the nine around it that exists, all 0 beyond the image."""
+    is_inside = (y < height) & (x < width)
+    rows = tl.where(y > 0, 0b111, 0) | 0b111_000 | tl.where(y < height - 1, 0b111_000_000, 0)
+    columns = tl.where(x > 0, 0b001_001_001, 0) | tl.where(x < width - 1, 0b100_100_100, 0)
+    return tl.where(is_inside, rows & (columns | 0b010_010_010), 0)
+
+
+@triton.jit
+def conv3x3_kernel(
+    inputs,  # of each branch
+    outputs,
+    weights,
+    biases,  # or None, as all that follow
+    slopes,
+    residuals,
+    addeds,
+    positives,
+    scale: tl.float64,
+    negative_slope: tl.float64,
+    batch,
+    height,
+    width,
+    channels_c,
+    channels_k,
+    slices,
+    upscale_c: tl.constexpr,
+    upscale_k: tl.constexpr,
+    relu: tl.constexpr,
+    leaky: tl.constexpr,
+    whole_c: tl.constexpr,
+    acc_type: tl.constexpr,
+    tf32: tl.constexpr,
+    block_y: tl.constexpr,
+    block_x: tl.constexpr,
+    block_c: tl.constexpr,
+    block_k: tl.constexpr,
+):
+    block_m: tl.constexpr = block_y * block_x
+    k_blocks = tl.cdiv(channels_k, block_k)
+    tiles = batch * tl.cdiv(height, block_y) * tl.cdiv(width, block_x)
+    tile = tl.program_id(0) // k_blocks
+    branch = tile // tiles
+    k = tl.program_id(0) % k_blocks * block_k + tl.arange(0, block_k)
+    b, top, left = tile_program(tile % tiles, height, width, block_y, block_x)
+    m = tl.arange(0, block_m)
+    y, x = top + m // block_x, left + m % block_x
+    width_c, width_k = slices * block_c, k_blocks * block_k
+
+    pixels = of_branch(inputs, branch) + pixel_offsets(
+        b, y, x, height, width, channels_c, upscale_c
+    )
+    line = tl.arange(0, block_c)
+    pixels = pixels[:, None] + line[None, :]
+    exist = existing_taps(y, x, height, width)
+    taps = of_branch(weights, branch) + (line[:, None] * width_k + k[None, :])
+    total = tl.zeros([block_m, block_k], acc_type)
+    for step in range(9 * slices):
+        tap, first = step // slices, step % slices * block_c
+        down, right = tap // 3 - 1, tap % 3 - 1
+        shift = place_offsets(tl.cast(down, tl.int64), right, width, channels_c, upscale_c)
+        if upscale_c == 1:
+            near = pixels + (shift + first)
+        else:
+            c = channel_offsets(first + line, width, channels_c, upscale_c) - line
+            near = pixels + (shift + c)[None, :]
+        inside = ((exist >> tap) & 1)[:, None] != 0
+        if not whole_c:
+            inside = inside & (first + line < channels_c)[None, :]
+        image = tl.load(near, mask=inside, other=0)
+        weight = tl.load(taps + (tap * width_c + first).to(tl.int64) * width_k)
+        total = product(image, weight, total, tf32)
+
+    if biases is not None:
+        total += tl.load(of_branch(biases, branch) + k)[None, :]
+    total *= tl.full([], scale, acc_type)
+    exist = ((y < height) & (x < width))[:, None] & (k < channels_k)[None, :]
+    offsets = (
+        pixel_offsets(b, y, x, height, width, channels_k, upscale_k)[:, None]
+        + channel_offsets(k, width, channels_k, upscale_k)[None, :]
+    )
+    if residuals is not None:
+        total += load_image(residuals, branch, offsets, exist, total)
+    if addeds is not None:
+        total += load_image(addeds, branch, offsets, exist, total)
+    if relu:
+        of_channel = None
+        if slopes is not None:
+            of_channel = tl.load(of_branch(slopes, branch) + k)
+        total = activated(total, of_channel, tl.full([], negative_slope, acc_type), leaky)
+    if positives is not None:
+        sign = load_image(positives, branch, offsets, exist, total)
+        total = tl.where(sign <= 0, 0, total)
+    tl.store(of_branch(outputs, branch) + offsets, total, mask=exist)
+
+
+def convolve(
+    convolutions: Sequence[Convolution],
+    epilogue: Epilogue = NOTHING,
+    *,
+    input_upscale: int = 1,
+    output_upscale: int = 1,
+) -> None:
+    """Run convolutions that are alike but for their tensors.
+
+    Args:
+        convolutions: of images of one shape, all with the same parts.
+        epilogue: of all.
+        input_upscale: of a pixel shuffle that the input is read through.
+        output_upscale: of a pixel shuffle that the output is written through.
+    """
+    for first in range(0, len(convolutions), MOST_BRANCHES):
+        part = convolutions[first : first + MOST_BRANCHES]
+        _convolve(part, epilogue, input_upscale, output_upscale)
+
+
+def _convolve(
+    convolutions: Sequence[Convolution],
+    epilogue: Epilogue,
+    input_upscale: int,
+    output_upscale: int,
+) -> None:
+    first = convolutions[0]
+    batch, channels, height, width = first.input.shape
+    channels *= input_upscale**2
+    height, width = height // input_upscale, width // input_upscale
+    outputs = first.output.shape[1] * output_upscale**2
+    options = convolution_options(first.input, channels, outputs)
+    tiles = batch * triton.cdiv(height, options["block_y"]) * triton.cdiv(width, options["block_x"])
+    launch(
+        conv3x3_kernel,
+        len(convolutions) * tiles * triton.cdiv(outputs, options["block_k"]),
+        *(of_all([c.input for c in convolutions]), of_all([c.output for c in convolutions])),
+        *map(of_all, zip(*(c.packed for c in convolutions), strict=True)),
+        *map(of_all, zip(*(c[3:] for c in convolutions), strict=True)),
+        float(epilogue.scale),
+        float(epilogue.negative_slope),
+        batch,
+        height,
+        width,
+        channels,
+        outputs,
+        triton.cdiv(channels, options["block_c"]),
+        upscale_c=input_upscale,
+        upscale_k=output_upscale,
+        relu=epilogue.relu,
+        leaky=epilogue.negative_slope != 0,
+        whole_c=channels % options["block_c"] == 0,
+        acc_type=acc_type(first.input),
+        **options,
+    )
+
+
+def of_all(tensors: Sequence[Tensor | None]) -> tuple | None:
+    """Tensors of branches as an argument of a kernel, which all branches have or none."""
+    return None if tensors[0] is None else tuple(tensors)
