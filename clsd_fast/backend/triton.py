@@ -80,7 +80,7 @@ def why_not_by_default(op: str, x: Tensor, weights: tuple[Tensor, ...]) -> str |
     """
     if op not in CONVOLUTIONS or not weights:
         return None
-    if x.element_size() != 2 and not _may_be_tf32(x):
+    if x.dtype not in cuda.DTYPES and not _may_be_tf32(x):
         # Exact products have no tensor cores; cuDNN's of float32 are TF32 unless one says no.
         got = str(x.dtype).removeprefix("torch.")
         return f"x of 16 bits, or of float32 whose products may be TF32, got {got}"

@@ -128,6 +128,7 @@ def cuda_library(monkeypatch):
     monkeypatch.setattr(native_backend, "cuda_missing", None)
     monkeypatch.setattr(native_backend, "cuda_operators", frozenset({"conv3x3"}))
     monkeypatch.setattr(native_backend, "_reasons", {None: None})
+    monkeypatch.setattr(triton_backend, "missing", "left out")
     set_capability(monkeypatch, 8, 0)
 
 
@@ -215,8 +216,7 @@ def test_operators_without_a_cuda_kernel(cuda_library):
     [("auto", True, True), ("native", True, True), ("triton", False, False)]
     + [("reference", False, False)],
 )
-def test_asking_for_a_kernel_raises_nothing(cuda_library, monkeypatch, name, on_gpu, on_cpu):
-    monkeypatch.setattr(triton_backend, "devices", frozenset())
+def test_asking_for_a_kernel_raises_nothing(cuda_library, name, on_gpu, on_cpu):
     with clsd_fast.use_backend(name):
         assert backend.has_kernel("conv3x3", OnGpu()) is on_gpu
         assert backend.has_kernel("residual_block", OnGpu()) is False
@@ -226,10 +226,17 @@ def test_asking_for_a_kernel_raises_nothing(cuda_library, monkeypatch, name, on_
 def test_env_reports_the_cuda_library(cuda_library, monkeypatch):
     assert env.report()["native CUDA kernels"].endswith("_C_cuda.so, for conv3x3")
     monkeypatch.setattr(native_backend, "cuda_missing", "this PyTorch is built without CUDA")
-    assert env.report()["native CUDA kernels"] == (
-        "missing: this PyTorch is built without CUDA; convolutions on GPUs run on the reference "
-        "backend"
-    )
+    assert env.report()["native CUDA kernels"] == "missing: this PyTorch is built without CUDA"
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("triton", [True, False])
+def test_env_says_what_convolves_on_gpus(cuda_library, monkeypatch, native, triton):
+    monkeypatch.setattr(native_backend, "cuda_missing", None if native else "left out")
+    monkeypatch.setattr(triton_backend, "missing", None if triton else "left out")
+    named = env.report()["GPU convolutions"].split(", else ")
+    expected = ["native"] * native + ["Triton"] * triton + ["PyTorch"]
+    assert [name.split(" ")[0] for name in named] == expected
 
 
 def similarity(device="cpu"):
@@ -248,27 +255,85 @@ def test_triton_raises_without_triton(monkeypatch, spec):
     assert env.report()["Triton kernels"].startswith("missing: Triton is not installed")
 
 
-def test_triton_raises_for_cpu_tensors(monkeypatch):
+@pytest.fixture
+def triton(monkeypatch):
+    """As if Triton had been found and started."""
     monkeypatch.setattr(triton_backend, "devices", frozenset({"cuda"}))
     monkeypatch.setattr(triton_backend, "missing", None)
+    monkeypatch.setattr(triton_backend, "_has_started", True)
+    set_capability(monkeypatch, 8, 0)
+
+
+def test_triton_raises_for_cpu_tensors(triton):
     message = "pairwise_similarity: expected cuda tensors for its Triton kernel, got cpu"
     with clsd_fast.use_backend("triton"), pytest.raises(RuntimeError, match=message):
         similarity()
 
 
 def test_triton_raises_for_an_operator_without_a_kernel():
-    message = r"conv3x3: expected an operator with a Triton kernel \(.*info_nce.*\), got conv3x3"
+    message = r"l1_losses: expected an operator with a Triton kernel \(.*info_nce.*\), got l1_"
+    with clsd_fast.use_backend("triton"):
+        with pytest.raises(RuntimeError, match=message):
+            backend.implementation("l1_losses", OnGpu())
+        assert not backend.has_kernel("l1_losses", OnGpu())
+
+
+@pytest.mark.parametrize("spoiled", ["import_module", "driver"])
+def test_triton_that_does_not_run(triton, monkeypatch, spoiled):
+    """Said once, then GPUs are served without it."""
+
+    def fail(*_):
+        raise ImportError("libcuda.so.1: cannot open\nshared object file")
+
+    if spoiled == "import_module":
+        monkeypatch.setattr(triton_backend, "import_module", fail)
+    else:
+        driver = SimpleNamespace(active=SimpleNamespace(get_current_target=fail))
+        found = SimpleNamespace(runtime=SimpleNamespace(driver=driver))
+        monkeypatch.setattr(triton_backend, "import_module", lambda name: found)
+    monkeypatch.setattr(triton_backend, "_has_started", False)
+    reason = "ImportError: libcuda.so.1: cannot open"
+    call = ("conv3x3", OnGpu(), torch.empty(16, 16, 3, 3))
+    with clsd_fast.use_backend("auto"):
+        with pytest.warns(UserWarning, match=f"expected Triton to run, got {reason}; GPUs are"):
+            assert backend.implementation(*call) == "reference"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert backend.implementation(*call) == "reference"
+    message = f"conv3x3: expected a Triton kernel for cuda tensors, got none .{reason}"
     with clsd_fast.use_backend("triton"), pytest.raises(RuntimeError, match=message):
-        convolve()
+        backend.implementation(*call)
+    assert env.report()["Triton kernels"].startswith(f"missing: {reason}; GPU calls run on")
 
 
-def test_auto_takes_what_the_device_has(monkeypatch):
-    monkeypatch.setattr(triton_backend, "devices", frozenset({"cuda"}))
-    monkeypatch.setattr(triton_backend, "missing", None)
+@pytest.mark.parametrize("precision", ["highest", "high"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_auto_convolves_by_triton_where_tensor_cores_do(triton, monkeypatch, dtype, precision):
+    """On AMD's GPUs whatever their version; on NVIDIA's from 8.0 on."""
+    call = ("conv3x3", OnGpu(dtype), torch.empty(20, 3, 3, 3))
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        served = dtype.itemsize == 2 or (dtype == torch.float32 and precision == "high")
+        with clsd_fast.use_backend("auto"):
+            expected = "triton" if served else "reference"
+            assert backend.implementation(*call) == expected
+            assert backend.has_kernel(*call) is served
+            set_capability(monkeypatch, 7, 5)
+            assert backend.implementation(*call) == "reference"
+            monkeypatch.setattr(torch.version, "hip", "6.4")
+            assert backend.implementation(*call) == expected
+        with clsd_fast.use_backend("triton"):
+            assert backend.implementation(*call) == "triton"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_auto_takes_what_the_device_has(triton, monkeypatch):
     with clsd_fast.use_backend("auto"):
         assert backend.implementation("info_nce", OnGpu()) == "triton"
         assert backend.has_kernel("upsample_tail", OnGpu())
-        assert backend.implementation("conv3x3", OnGpu()) == "reference"
+        assert backend.implementation("conv3x3", OnGpu()) == "triton"
         monkeypatch.setattr(triton_backend, "missing", "Triton is not installed")
         assert backend.implementation("info_nce", OnGpu()) == "reference"
 
