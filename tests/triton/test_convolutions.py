@@ -42,6 +42,7 @@ def long_sums(monkeypatch, interpreted_triton):
     monkeypatch.setattr(packing, "BLOCK", 2**14)
     monkeypatch.setattr(gradients, "BLOCK_E", 2**13)
     monkeypatch.setattr(gradients, "PROGRAMS", 6)
+    monkeypatch.setattr(gradients, "BIAS_PROGRAMS", 2)
 
 
 def set_blocks(monkeypatch, sizes):
@@ -276,8 +277,8 @@ def test_formats_are_those_of_the_fakes(launches, op, layout):
 
 
 def test_launches(launches):
-    """However many blocks and chains: one that packs, two a block, and three kinds of sums for
-    the first and for the second convolutions."""
+    """However many blocks and chains: one that packs, two a block, and four for the gradients of
+    the first and of the second convolutions' parameters."""
     chains = [[torch.ones(2, 4, 5, 6) for _ in range(2)]]
     for channels, outputs in ((4, 4), (4, 4)):
         chains += [[torch.ones(outputs, channels, 3, 3) for _ in range(6)]]
@@ -289,7 +290,7 @@ def test_launches(launches):
     xs, weights1, _, weights2, _ = chains
     saved = (xs, maps[:-2], hiddens, weights1, weights2, 1.0)
     ops.residual_blocks_backward(maps[-2:], [3], *saved, True, True)
-    sums = [f"conv3x3_{name}_kernel" for name in ("weight_grad", "bias_grad", "sum")]
+    sums = [f"conv3x3_{name}_kernel" for name in ("weight_grad", "sum", "bias_grad", "sum")]
     assert launches == 2 * ["conv3x3_pack_kernel"] + 6 * ["conv3x3_kernel"] + 2 * sums
     launches.clear()
     ops.residual_blocks_backward(maps[-2:], [3], *saved, False, True)

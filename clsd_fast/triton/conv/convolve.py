@@ -20,7 +20,7 @@ from .images import (
     pixel_offsets,
     place_offsets,
     product,
-    tile_program,
+    tile_of,
 )
 from .packing import Packed
 
@@ -82,6 +82,32 @@ def existing_taps(y, x, height, width):
 
 
 @triton.jit
+def load_tap(
+    first_tile,
+    near,
+    exist,
+    tap,
+    first,
+    line,
+    width,
+    channels,
+    upscale: tl.constexpr,
+    whole: tl.constexpr,
+):
+    """Channels from ``first`` on of the pixels at a tap."""
+    shift = place_offsets(tap // 3 - 1, tap % 3 - 1, width, channels, upscale)
+    if upscale == 1:
+        near = (first_tile + (shift + first)) + near
+    else:
+        c = channel_offsets(first + line, width, channels, upscale) - line
+        near = (first_tile + shift) + (near + c[None, :])
+    inside = ((exist >> tap) & 1)[:, None] != 0
+    if not whole:
+        inside = inside & (first + line < channels)[None, :]
+    return tl.load(near, mask=inside, other=0)
+
+
+@triton.jit
 def conv3x3_kernel(
     inputs,  # of each branch
     outputs,
@@ -93,12 +119,15 @@ def conv3x3_kernel(
     positives,
     scale: tl.float64,
     negative_slope: tl.float64,
-    batch,
+    tiles,
+    rows,
+    columns,
     height,
     width,
     channels_c,
     channels_k,
     slices,
+    k_blocks,
     upscale_c: tl.constexpr,
     upscale_k: tl.constexpr,
     relu: tl.constexpr,
@@ -112,39 +141,45 @@ def conv3x3_kernel(
     block_k: tl.constexpr,
 ):
     block_m: tl.constexpr = block_y * block_x
-    k_blocks = tl.cdiv(channels_k, block_k)
-    tiles = batch * tl.cdiv(height, block_y) * tl.cdiv(width, block_x)
-    tile = tl.program_id(0) // k_blocks
-    branch = tile // tiles
-    k = tl.program_id(0) % k_blocks * block_k + tl.arange(0, block_k)
-    b, top, left = tile_program(tile % tiles, height, width, block_y, block_x)
+    # Divisions take long: by what is 1, there are none.
+    program, k = tl.program_id(0), tl.arange(0, block_k)
+    program, k = program // k_blocks, program % k_blocks * block_k + k
+    branch = 0
+    if len(inputs) > 1:
+        branch, program = program // tiles, program % tiles
+    b, top, left = tile_of(program, rows, columns, block_y, block_x)
     m = tl.arange(0, block_m)
     y, x = top + m // block_x, left + m % block_x
     width_c, width_k = slices * block_c, k_blocks * block_k
 
-    pixels = of_branch(inputs, branch) + pixel_offsets(
-        b, y, x, height, width, channels_c, upscale_c
+    first_tile = of_branch(inputs, branch) + pixel_offsets(
+        b, top, left, height, width, channels_c, upscale_c
     )
     line = tl.arange(0, block_c)
-    pixels = pixels[:, None] + line[None, :]
+    # From the tile's first pixel on, offsets fit 32 bits.
+    near = place_offsets(m // block_x, m % block_x, width, channels_c, upscale_c)
+    near = near.to(tl.int32)[:, None] + line[None, :]
     exist = existing_taps(y, x, height, width)
-    taps = of_branch(weights, branch) + (line[:, None] * width_k + k[None, :])
+    taps = of_branch(weights, branch)
+    of_tap = line[:, None] * width_k + k[None, :]
     total = tl.zeros([block_m, block_k], acc_type)
-    for step in range(9 * slices):
-        tap, first = step // slices, step % slices * block_c
-        down, right = tap // 3 - 1, tap % 3 - 1
-        shift = place_offsets(tl.cast(down, tl.int64), right, width, channels_c, upscale_c)
-        if upscale_c == 1:
-            near = pixels + (shift + first)
-        else:
-            c = channel_offsets(first + line, width, channels_c, upscale_c) - line
-            near = pixels + (shift + c)[None, :]
-        inside = ((exist >> tap) & 1)[:, None] != 0
-        if not whole_c:
-            inside = inside & (first + line < channels_c)[None, :]
-        image = tl.load(near, mask=inside, other=0)
-        weight = tl.load(taps + (tap * width_c + first).to(tl.int64) * width_k)
+    tap, first = 0, 0
+    image = load_tap(
+        first_tile, near, exist, tap, first, line, width, channels_c, upscale_c, whole_c
+    )
+    weight = tl.load(taps + of_tap)
+    for _ in range(9 * slices):
+        # Not divided by the number of slices: that takes as long as many products.
+        first += block_c
+        is_last = first == width_c
+        tap, first = tap + is_last.to(tl.int32), tl.where(is_last, 0, first)
+        taps += tl.where(tap < 9, block_c * width_k, 0)
+        next_image = load_tap(
+            first_tile, near, exist, tap, first, line, width, channels_c, upscale_c, whole_c
+        )
+        next_weight = tl.load(taps + of_tap)
         total = product(image, weight, total, tf32)
+        image, weight = next_image, next_weight
 
     if biases is not None:
         total += tl.load(of_branch(biases, branch) + k)[None, :]
@@ -201,21 +236,22 @@ def _convolve(
     height, width = height // input_upscale, width // input_upscale
     outputs = first.output.shape[1] * output_upscale**2
     options = convolution_options(first.input, channels, outputs)
-    tiles = batch * triton.cdiv(height, options["block_y"]) * triton.cdiv(width, options["block_x"])
+    rows, columns = (
+        triton.cdiv(height, options["block_y"]),
+        triton.cdiv(width, options["block_x"]),
+    )
+    tiles, k_blocks = batch * rows * columns, triton.cdiv(outputs, options["block_k"])
     launch(
         conv3x3_kernel,
-        len(convolutions) * tiles * triton.cdiv(outputs, options["block_k"]),
+        len(convolutions) * tiles * k_blocks,
         *(of_all([c.input for c in convolutions]), of_all([c.output for c in convolutions])),
         *map(of_all, zip(*(c.packed for c in convolutions), strict=True)),
         *map(of_all, zip(*(c[3:] for c in convolutions), strict=True)),
         float(epilogue.scale),
         float(epilogue.negative_slope),
-        batch,
-        height,
-        width,
-        channels,
-        outputs,
+        *(tiles, rows, columns, height, width, channels, outputs),
         triton.cdiv(channels, options["block_c"]),
+        k_blocks,
         upscale_c=input_upscale,
         upscale_k=output_upscale,
         relu=epilogue.relu,

@@ -20,17 +20,21 @@ from .images import (
     of_branch,
     parts_of_a_kind,
     pixel_offsets,
+    place_offsets,
     product,
     round_up,
-    tile_program,
+    tile_of,
 )
 from .packing import original_channel
 
-#: Programs that fill a large GPU twice. The pixels are cut into groups for that, by their number
-#: and the channels alone.
-PROGRAMS = 264
-#: Elements, and groups at a time, of a program that adds partials.
+#: Programs that fill a GPU twice, an A100 exactly. The pixels are cut into groups for that, by
+#: their number and the channels alone.
+PROGRAMS = 216
+#: The same for biases, whose programs have less to keep.
+BIAS_PROGRAMS = 1024
+#: Elements, and groups at a time, of a program that adds partials; and of one that adds biases'.
 BLOCK_E, BLOCK_G = 128, 8
+BIAS_BLOCK_E, BIAS_BLOCK_G = 16, 64
 
 
 class WeightGradient(NamedTuple):
@@ -43,19 +47,28 @@ class WeightGradient(NamedTuple):
 
 
 @triton.jit
-def load_grad(image, b, top, left, m, k, height, width, channels, upscale, block_x: tl.constexpr):
-    """The gradient of a tile of outputs, [pixel, k]; rows and columns of its pixels."""
-    y, x = top + m // block_x, left + m % block_x
-    offsets = pixel_offsets(b, y, x, height, width, channels, upscale)
-    to_k = channel_offsets(k, width, channels, upscale)
-    exist = ((y < height) & (x < width))[:, None] & (k < channels)[None, :]
-    return tl.load(image + (offsets[:, None] + to_k[None, :]), mask=exist, other=0), y, x
+def next_tile(b, top, left, height, width, block_y: tl.constexpr, block_x: tl.constexpr):
+    """The tile after one. Counted, since divisions take long."""
+    left += block_x
+    is_end = left >= width
+    left = tl.where(is_end, 0, left)
+    top = tl.where(is_end, top + block_y, top)
+    is_end = top >= height
+    return b + is_end.to(tl.int32), tl.where(is_end, 0, top), left
 
 
 @triton.jit
-def add_tap(total, grad, pixels, exist, c, channels, tf32: tl.constexpr):
+def from_first(c, m, width, channels, upscale: tl.constexpr, block_x: tl.constexpr):
+    """Where channels of a tile's pixels lie, from its first pixel: 32 bits are enough."""
+    pixels = place_offsets(m // block_x, m % block_x, width, channels, upscale)
+    to_c = channel_offsets(c, width, channels, upscale)
+    return pixels.to(tl.int32)[:, None] + to_c.to(tl.int32)[None, :]
+
+
+@triton.jit
+def add_tap(total, grad, pixels, exist, has_c, tf32: tl.constexpr):
     """total and the products of pixels with the gradient, [c, k]."""
-    image = tl.load(pixels, mask=exist[:, None] & (c < channels)[None, :], other=0)
+    image = tl.load(pixels, mask=exist[:, None] & has_c[None, :], other=0)
     return product(tl.trans(image), grad, total, tf32)
 
 
@@ -63,8 +76,10 @@ def add_tap(total, grad, pixels, exist, c, channels, tf32: tl.constexpr):
 def conv3x3_weight_grad_kernel(
     grads,  # of each branch
     inputs,
-    partials,  # [branch, group, 9 width_c + 1, width_k], the last line of which is the bias's
-    batch,
+    partials,  # [branch, group, 9, width_c, width_k]
+    tiles,
+    rows,
+    columns,
     height,
     width,
     channels_c,
@@ -89,28 +104,31 @@ def conv3x3_weight_grad_kernel(
     place = program // (k_blocks * c_blocks)
     branch, group = place // groups, place % groups
     grad_image, image = of_branch(grads, branch), of_branch(inputs, branch)
-    m = tl.arange(0, block_y * block_x)
-    down = tap_row - 1
+    down, m = tap_row - 1, tl.arange(0, block_y * block_x)
+    has_c, has_k = c < channels_c, k < channels_k
+    to_c = from_first(c, m, width, channels_c, 1, block_x)
+    to_k = from_first(k, m, width, channels_k, upscale, block_x)
     total0 = tl.zeros([block_c, block_k], acc_type)
     total1, total2 = total0, total0
-    tiles = batch * tl.cdiv(height, block_y) * tl.cdiv(width, block_x)
     first = group * group_tiles
-    for tile in range(first, tl.minimum(first + group_tiles, tiles)):
-        b, top, left = tile_program(tile, height, width, block_y, block_x)
-        grad, y, x = load_grad(
-            grad_image, b, top, left, m, k, height, width, channels_k, upscale, block_x
-        )
+    b, top, left = tile_of(first, rows, columns, block_y, block_x)
+    for _ in range(first, tl.minimum(first + group_tiles, tiles)):
+        y, x = top + m // block_x, left + m % block_x
         # Nothing is read beside gradients that do not exist: 0 times infinity is NaN.
-        exist = (y < height) & (x < width) & (y >= -down) & (y < height - down)
-        shifted = pixel_offsets(b, y + down, x, height, width, channels_c, 1)
-        pixels = image + (shifted[:, None] + c[None, :])
-        before, after = exist & (x > 0), exist & (x < width - 1)
-        total0 = add_tap(total0, grad, pixels - channels_c, before, c, channels_c, tf32)
-        total1 = add_tap(total1, grad, pixels, exist, c, channels_c, tf32)
-        total2 = add_tap(total2, grad, pixels + channels_c, after, c, channels_c, tf32)
+        exist = (y < height) & (x < width)
+        start = pixel_offsets(b, top, left, height, width, channels_k, upscale)
+        mask = exist[:, None] & has_k[None, :]
+        grad = tl.load((grad_image + start) + to_k, mask=mask, other=0)
+        exist = exist & (y >= -down) & (y < height - down)
+        start = pixel_offsets(b, top + down, left, height, width, channels_c, 1)
+        pixels = (image + start) + to_c
+        total0 = add_tap(total0, grad, pixels - channels_c, exist & (x > 0), has_c, tf32)
+        total1 = add_tap(total1, grad, pixels, exist, has_c, tf32)
+        total2 = add_tap(total2, grad, pixels + channels_c, exist & (x < width - 1), has_c, tf32)
+        b, top, left = next_tile(b, top, left, height, width, block_y, block_x)
     line = tap_row * 3 * width_c + c
-    lines = partials + place.to(tl.int64) * (9 * width_c + 1) * width_k
-    taps = lines + line[:, None] * width_k + k[None, :]
+    taps = partials + place.to(tl.int64) * (9 * width_c * width_k)
+    taps += line[:, None] * width_k + k[None, :]
     tl.store(taps, total0)
     tl.store(taps + width_c * width_k, total1)
     tl.store(taps + 2 * width_c * width_k, total2)
@@ -119,13 +137,14 @@ def conv3x3_weight_grad_kernel(
 @triton.jit
 def conv3x3_bias_grad_kernel(
     grads,
-    partials,  # conv3x3_weight_grad_kernel's
-    batch,
+    partials,  # [branch, group, width_k]
+    tiles,
+    rows,
+    columns,
     height,
     width,
     channels,
     width_k,
-    lines,
     groups,
     group_tiles,
     upscale: tl.constexpr,
@@ -139,35 +158,36 @@ def conv3x3_bias_grad_kernel(
     place = tl.program_id(0) // k_blocks
     image, group = of_branch(grads, place // groups), place % groups
     m = tl.arange(0, block_y * block_x)
+    to_k = from_first(k, m, width, channels, upscale, block_x)
     total = tl.zeros([block_y * block_x, block_k], acc_type)
-    tiles = batch * tl.cdiv(height, block_y) * tl.cdiv(width, block_x)
     first = group * group_tiles
-    for tile in range(first, tl.minimum(first + group_tiles, tiles)):
-        b, top, left = tile_program(tile, height, width, block_y, block_x)
-        grad, _, _ = load_grad(image, b, top, left, m, k, height, width, channels, upscale, block_x)
-        total += grad.to(acc_type)
-    line = place.to(tl.int64) * lines + lines - 1
-    tl.store(partials + line * width_k + k, tl.sum(total, 0))
+    b, top, left = tile_of(first, rows, columns, block_y, block_x)
+    for _ in range(first, tl.minimum(first + group_tiles, tiles)):
+        exist = (top + m // block_x < height) & (left + m % block_x < width)
+        start = pixel_offsets(b, top, left, height, width, channels, upscale)
+        mask = exist[:, None] & (k < channels)[None, :]
+        total += tl.load((image + start) + to_k, mask=mask, other=0).to(acc_type)
+        b, top, left = next_tile(b, top, left, height, width, block_y, block_x)
+    tl.store(partials + place * width_k + k, tl.sum(total, 0))
 
 
 @triton.jit
 def conv3x3_sum_kernel(
-    partials,  # (pointer to conv3x3_weight_grad_kernel's,)
-    grad_weights,  # of each branch, [K, C, 3, 3], or None
-    grad_biases,  # [K], or None
-    weight_strides,
+    partials,  # (pointer to [branch, group, lines, width_k],), of 9 width_c lines or of one
+    targets,  # of each branch: gradients [K, C, 3, 3], or [K]
+    strides,  # of weights; None of biases
     scale: tl.float64,
     channels_c,
     channels_k,
     width_c,
     width_k,
+    lines,
     groups,
     upscale: tl.constexpr,
     acc_type: tl.constexpr,
     block_e: tl.constexpr,
     block_g: tl.constexpr,
 ):
-    lines = 9 * width_c + 1
     blocks = tl.cdiv(lines * width_k, block_e)
     branch = tl.program_id(0) // blocks
     e = tl.program_id(0) % blocks * block_e + tl.arange(0, block_e)
@@ -177,19 +197,15 @@ def conv3x3_sum_kernel(
         at = (branch * groups + group).to(tl.int64)[:, None] * (lines * width_k) + e[None, :]
         exist = (group < groups)[:, None] & (e < lines * width_k)[None, :]
         total += tl.load(partials[0] + at, mask=exist, other=0)
+    line, k = e // width_k, original_channel(e % width_k, channels_k, upscale)
+    target, exist = k.to(tl.int64), (line < lines) & (k < channels_k)
+    if strides is not None:
+        tap, c = line // width_c, line % width_c
+        target = target * strides[0] + c.to(tl.int64) * strides[1]
+        target += tap // 3 * strides[2] + tap % 3 * strides[3]
+        exist = exist & (c < channels_c)
     value = tl.sum(total, 0) * tl.full([], scale, acc_type)
-    line = e // width_k
-    tap, c = line // width_c, line % width_c
-    k = original_channel(e % width_k, channels_k, upscale)
-    if grad_weights is not None:
-        stride_k, stride_c, stride_y, stride_x = weight_strides
-        target = k.to(tl.int64) * stride_k + c.to(tl.int64) * stride_c
-        target += tap // 3 * stride_y + tap % 3 * stride_x
-        exist = (tap < 9) & (c < channels_c) & (k < channels_k)
-        tl.store(of_branch(grad_weights, branch) + target, value, mask=exist)
-    if grad_biases is not None:
-        exist = (line == lines - 1) & (k < channels_k)
-        tl.store(of_branch(grad_biases, branch) + k, value, mask=exist)
+    tl.store(of_branch(targets, branch) + target, value, mask=exist)
 
 
 def weight_gradients(
@@ -212,55 +228,87 @@ def weight_gradients(
         _weight_gradients([gradients[i] for i in indices], scale, upscale)
 
 
+class _Sizes(NamedTuple):
+    """Of a launch: tiles in all, and of an image; the image; channels, and as they are padded."""
+
+    tiles: int
+    rows: int
+    columns: int
+    height: int
+    width: int
+    channels_c: int
+    channels_k: int
+    width_c: int
+    width_k: int
+
+
 def _weight_gradients(gradients: Sequence[WeightGradient], scale: float, upscale: int) -> None:
     first = gradients[0]
     batch, channels, height, width = first.input.shape
     outputs = first.grad_output.shape[1] * upscale**2
     options = weight_gradient_options(first.input, channels, outputs)
     options |= {"upscale": upscale, "acc_type": acc_type(first.input)}
-    block_c, block_k = options["block_c"], options["block_k"]
-    width_c, width_k = round_up(channels, block_c), round_up(outputs, block_k)
-    lines, blocks = 9 * width_c + 1, width_c // block_c * (width_k // block_k)
-    tiles = batch * triton.cdiv(height, options["block_y"]) * triton.cdiv(width, options["block_x"])
-    groups, group_tiles = _groups(tiles, 3 * blocks * len(gradients))
-    branches = len(gradients)
-    partials = empty_statistic(first.input, branches, groups, lines, width_k)
-    grads, inputs, grad_weights, grad_biases = map(of_all, zip(*gradients, strict=True))
-    sizes, cut = (batch, height, width), (groups, group_tiles)
+    rows, columns = triton.cdiv(height, options["block_y"]), triton.cdiv(width, options["block_x"])
+    widths = round_up(channels, options["block_c"]), round_up(outputs, options["block_k"])
+    sizes = _Sizes(batch * rows * columns, rows, columns, height, width, channels, outputs, *widths)
+    grads, inputs = tuple(g.grad_output for g in gradients), tuple(g.input for g in gradients)
+    grad_weights = of_all([gradient.grad_weight for gradient in gradients])
+    grad_biases = of_all([gradient.grad_bias for gradient in gradients])
     if grad_weights is not None:
-        launch(
-            conv3x3_weight_grad_kernel,
-            3 * branches * groups * blocks,
-            *(grads, inputs, partials, *sizes),
-            *(channels, outputs, width_c, width_k, *cut),
-            **options,
-        )
+        partials = _weight_partials(grads, inputs, sizes, options)
+        _add_up(partials, grad_weights, grad_weights[0].stride(), sizes, scale, options)
     if grad_biases is not None:
-        unused = ("block_c", "tf32")
-        launch(
-            conv3x3_bias_grad_kernel,
-            branches * groups * (width_k // block_k),
-            *(grads, partials, *sizes, outputs, width_k, lines, *cut),
-            **{name: options[name] for name in options if name not in unused},
-        )
+        partials = _bias_partials(grads, sizes, options)
+        _add_up(partials, grad_biases, None, sizes, scale, options)
+
+
+def _weight_partials(grads: tuple, inputs: tuple, sizes: _Sizes, options: dict) -> Tensor:
+    blocks = sizes.width_c // options["block_c"] * (sizes.width_k // options["block_k"])
+    groups, each = _groups(sizes.tiles, PROGRAMS // (3 * blocks * len(grads)))
+    partials = empty_statistic(inputs[0], len(grads), groups, 9 * sizes.width_c, sizes.width_k)
+    programs = 3 * len(grads) * groups * blocks
+    arguments = (grads, inputs, partials, *sizes, groups, each)
+    launch(conv3x3_weight_grad_kernel, programs, *arguments, **options)
+    return partials
+
+
+def _bias_partials(grads: tuple, sizes: _Sizes, options: dict) -> Tensor:
+    blocks = sizes.width_k // options["block_k"]
+    groups, each = _groups(sizes.tiles, BIAS_PROGRAMS // (blocks * len(grads)))
+    partials = empty_statistic(grads[0], len(grads), groups, 1, sizes.width_k)
+    channels = sizes.channels_k, sizes.width_k
+    launch(
+        conv3x3_bias_grad_kernel,
+        len(grads) * groups * blocks,
+        *(grads, partials, *sizes[:5], *channels, groups, each),
+        **{name: options[name] for name in options if name not in ("block_c", "tf32")},
+    )
+    return partials
+
+
+def _add_up(
+    partials: Tensor,
+    targets: tuple,
+    strides: tuple[int, ...] | None,
+    sizes: _Sizes,
+    scale: float,
+    options: dict,
+) -> None:
+    branches, groups, lines, width_k = partials.shape
+    block_e, block_g = (BLOCK_E, BLOCK_G) if lines > 1 else (BIAS_BLOCK_E, BIAS_BLOCK_G)
     launch(
         conv3x3_sum_kernel,
-        branches * triton.cdiv(lines * width_k, BLOCK_E),
-        (partials,),
-        grad_weights,
-        grad_biases,
-        None if grad_weights is None else grad_weights[0].stride(),
-        float(scale),
-        *(channels, outputs, width_c, width_k, groups),
-        upscale=upscale,
+        branches * triton.cdiv(lines * width_k, block_e),
+        *((partials,), targets, strides, float(scale)),
+        *(*sizes[5:], lines, groups),
+        upscale=options["upscale"],
         acc_type=options["acc_type"],
-        block_e=BLOCK_E,
-        block_g=BLOCK_G,
+        block_e=block_e,
+        block_g=block_g,
     )
 
 
-def _groups(tiles: int, programs: int) -> tuple[int, int]:
+def _groups(tiles: int, most: int) -> tuple[int, int]:
     """Into how many groups the tiles are cut, and the tiles of each."""
-    groups = max(1, min(PROGRAMS // programs, tiles))
-    each = max(1, triton.cdiv(tiles, groups))
+    each = max(1, triton.cdiv(tiles, max(1, most)))
     return max(1, triton.cdiv(tiles, each)), each

@@ -69,21 +69,16 @@ def of_branch(tensors, branch):
 
 
 @triton.jit
-def tile_program(tile, height, width, block_y: tl.constexpr, block_x: tl.constexpr):
-    """Image, first row and first column of a tile; tiles follow each other in rows of an image."""
-    columns = tl.cdiv(width, block_x)
-    rows = tl.cdiv(height, block_y)
-    return (
-        tile // (rows * columns),
-        tile // columns % rows * block_y,
-        tile % columns * block_x,
-    )
+def tile_of(tile, rows, columns, block_y: tl.constexpr, block_x: tl.constexpr):
+    """Image, first row and first column of a tile; images have so many rows and columns of them."""
+    line = tile // columns
+    return line // rows, line % rows * block_y, tile % columns * block_x
 
 
 @triton.jit
 def place_offsets(row, x, width, channels, upscale: tl.constexpr):
-    """Where the pixels of int64 rows, counted through all images, begin; and the way there."""
-    return (row * upscale * width + x) * (channels // upscale)
+    """Where pixels of rows begin, counted through all images; or the way to others."""
+    return (row * upscale * width + x).to(tl.int64) * (channels // upscale)
 
 
 @triton.jit

@@ -10,7 +10,7 @@ Sizes = tuple[int, int, int, int, int, int]
 OTHERS = "others"
 CONVOLVE: dict[str, dict[str, Sizes]] = {
     "others": {
-        "16-bit": (8, 16, 64, 64, 4, 3),
+        "16-bit": (8, 16, 32, 64, 4, 1),
         "tf32": (8, 8, 32, 64, 4, 3),
         "float32": (8, 8, 16, 64, 4, 2),
         "float64": (8, 8, 16, 16, 4, 1),
@@ -18,7 +18,7 @@ CONVOLVE: dict[str, dict[str, Sizes]] = {
 }
 WEIGHT_GRADIENT: dict[str, dict[str, Sizes]] = {
     "others": {
-        "16-bit": (4, 16, 64, 64, 4, 3),
+        "16-bit": (4, 16, 64, 64, 4, 1),
         "tf32": (4, 8, 32, 64, 4, 3),
         "float32": (4, 4, 32, 32, 4, 2),
         "float64": (4, 4, 16, 16, 4, 1),
