@@ -6,6 +6,7 @@ Everything is in bfloat16 (the contrastive operators alone in float32) and chann
 baselines, with cuDNN's own search for its fastest algorithms (``cudnn.benchmark``):
 
     cudnn            the operator in plain PyTorch, on 16-bit tensors, that is cuDNN
+    triton           our Triton kernels of a convolution, which serve where native ones do not
     eager            the training step in plain PyTorch under autocast
     compile          torch.compile of that
     max_autotune     torch.compile(mode="max-autotune") of that
@@ -48,8 +49,12 @@ import measure
 import torch
 from cases import step
 
+import clsd_fast
+
 HEAD_BLOCKS = (1, 5)
 COMPILED = ("compile", "compile_graph")
+TRITON = "triton"
+CONVOLUTIONS = ("conv3x3", "residual_block", "pixel_shuffle_upsample")
 #: torch.compile's modes under our own CUDA graph.
 MODES = {"compile": "default", "max_autotune": "max-autotune-no-cudagraphs"}
 #: The paper's training step.
@@ -89,6 +94,7 @@ def items() -> list[Item]:
     return [
         Item("ceilings", ()),
         *(Item(op, ("cudnn", "cudnn_graph")) for op in operators),
+        *(Item(op, (TRITON, TRITON + gpu_measure.GRAPH)) for op in CONVOLUTIONS),
         *(Item(what, ("eager", "eager_graph")) for what in steps),
         *(Item(what, names) for what in steps for names in (COMPILED, ("max_autotune",))),
         *(Item(op, (f"{name}_graph",)) for name in MODES for op in operators),
@@ -96,8 +102,10 @@ def items() -> list[Item]:
 
 
 def runnable(names: Sequence[str], device: torch.device) -> list[str]:
-    """Those that the device has: CUDA graphs are a GPU's."""
-    return [n for n in names if device.type == "cuda" or not n.endswith(gpu_measure.GRAPH)]
+    """Those that the device has: CUDA graphs and Triton are a GPU's."""
+    if device.type == "cuda":
+        return list(names)
+    return [n for n in names if n != TRITON and not n.endswith(gpu_measure.GRAPH)]
 
 
 def measure_item(item: Item, options: argparse.Namespace, write: Write) -> None:
@@ -135,10 +143,14 @@ def op_rows(
     seconds: float,
 ) -> list[dict[str, Any]]:
     """One row an implementation; none where torch.compile has nothing to compile."""
-    if mode in ("dgrad", "wgrad") and not any(name.startswith("cudnn") for name in baselines):
+    compiles = any(name.removesuffix(gpu_measure.GRAPH) in MODES for name in baselines)
+    if mode in ("dgrad", "wgrad") and compiles:
         return []
     operands = problem.operands(1, device)
     figure = op_correctness(problem, mode, operands)
+    if TRITON in runnable(baselines, device):
+        with clsd_fast.use_backend(TRITON):
+            figure = max(figure, op_correctness(problem, mode, operands))
     measure.gate(f"{problem.title} {mode}", figure, problem.limit)
     num_bytes = bytes_of(problem.read(mode, operands))
     num_bytes += bytes_of(problem.call("ours", mode, operands)(0))
@@ -165,9 +177,19 @@ def op_call(name: str, problem: Any, mode: str, operands: gpu_ops.Operands, coun
     wrap = partial(torch.compile, mode=MODES[kind], dynamic=False) if compiled else lambda f: f
     if compiled:
         torch.compiler.reset()  # else the versions pile up and the last are not compiled
-    call = problem.call("ours" if kind == "ours" else "plain", mode, operands, wrap)
+    call = problem.call("ours" if kind in ("ours", TRITON) else "plain", mode, operands, wrap)
+    if kind == TRITON:
+        call = by_triton(call)
     graph = name.endswith(gpu_measure.GRAPH)
     return (gpu_measure.captured if graph else gpu_measure.repeated)(call, count)
+
+
+def by_triton(call: Callable) -> Callable:
+    def function(index: int) -> list[torch.Tensor]:
+        with clsd_fast.use_backend(TRITON):
+            return call(index)
+
+    return function
 
 
 def op_correctness(problem: Any, mode: str, operands: gpu_ops.Operands) -> float:

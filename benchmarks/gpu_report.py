@@ -7,7 +7,7 @@ from typing import Any
 import gpu_measure
 
 #: Columns of the table, where they were measured.
-IMPLEMENTATIONS = ("ours", "cudnn", "eager", "compile", "max_autotune")
+IMPLEMENTATIONS = ("ours", "triton", "cudnn", "eager", "compile", "max_autotune")
 
 LEGEND = (
     "Medians in microseconds; in brackets, over ours: the faster one of its eager calls and its "

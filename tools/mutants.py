@@ -50,6 +50,9 @@ TAIL_GRADIENTS = "csrc/cuda/tail_gradients.cuh"
 WGRAD_SM90 = "csrc/cuda/wgrad_sm90.cuh"
 TRITON_NCE = "tests/triton/test_info_nce.py"
 TRITON_TAIL = "tests/triton/test_upsample_tail.py"
+TRITON_CONV = "tests/triton/test_convolutions.py"
+CONVOLVE = "clsd_fast/triton/conv/convolve.py"
+CONV_GRADIENTS = "clsd_fast/triton/conv/gradients.py"
 
 MUTANTS = [
     # Winograd
@@ -454,6 +457,41 @@ MUTANTS = [
         "kind = kind_of(top + down, height) * 3 + kind_of(left + right, width)",
         "kind = kind_of(top, height) * 3 + kind_of(left, width)",
         TRITON_TAIL,
+    ),
+    Mutant(
+        "triton: the last column has a right neighbour",
+        CONVOLVE,
+        "tl.where(x < width - 1, 0b100_100_100, 0)",
+        "0b100_100_100",
+        f"{TRITON_CONV} -k blocks_and",
+    ),
+    Mutant(
+        "triton: the mask of a NaN",
+        CONVOLVE,
+        "total = tl.where(sign <= 0, 0, total)",
+        "total = tl.where(sign > 0, total, 0)",
+        f"{TRITON_CONV} -k finite",
+    ),
+    Mutant(
+        "triton: a gradient reads the row that it belongs to",
+        CONV_GRADIENTS,
+        "start = pixel_offsets(b, top + down, left, height, width, channels_c, 1)",
+        "start = pixel_offsets(b, top, left, height, width, channels_c, 1)",
+        f"{TRITON_CONV} -k blocks_and",
+    ),
+    Mutant(
+        "triton: a branch's partials are the first one's",
+        CONV_GRADIENTS,
+        "at = (branch * groups + group).to(tl.int64)",
+        "at = group.to(tl.int64)",
+        f"{TRITON_CONV} -k branches",
+    ),
+    Mutant(
+        "triton: the turned taps are not",
+        "clsd_fast/triton/conv/packing.py",
+        "        tap = 8 - tap\n",
+        "        tap = tap\n",
+        f"{TRITON_CONV} -k blocks_and",
     ),
     Mutant(
         "python: a path's sign",

@@ -9,6 +9,7 @@ import gpu_report
 import gpu_step
 import measure
 import pytest
+import torch
 from cases import contrast, step
 
 import clsd_fast
@@ -207,3 +208,24 @@ def test_flops_of_a_tail(factor, taps):
         call = problem.call("counted", mode, problem.operands(1, "meta"))
         expected = times * 2 * 2 * 6 * 7 * 5 * 3 * taps**2
         assert gpu_measure.flops_of(call) == expected
+
+
+def test_triton_is_timed_beside_native_kernels(gpu, monkeypatch):
+    """And held to the same rule first. Only a GPU has it: here, by the CPU's kernels."""
+    backends = []
+
+    class Recorded(clsd_fast.use_backend):
+        def __init__(self, name):
+            backends.append(name)
+            super().__init__("auto")
+
+    monkeypatch.setattr(clsd_fast, "use_backend", Recorded)
+    monkeypatch.setattr(gpu, "runnable", lambda names, device: [n for n in names if "_" not in n])
+    named = [item for item in gpu.items() if "triton" in item.baselines]
+    assert [item.what for item in named] == list(gpu.CONVOLUTIONS)
+    (problem,) = ops.table()["conv3x3"]
+    for mode in problem.modes:
+        backends.clear()
+        rows = gpu.op_rows(problem, mode, named[0].baselines, torch.device("cpu"), 0.0)
+        assert [row["implementation"] for row in rows] == ["ours", "triton"]
+        assert len(backends) > 1 and set(backends) == {"triton"}

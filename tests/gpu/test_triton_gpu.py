@@ -12,6 +12,7 @@ from support.util import channels_last, compare, contiguous, rand, sliced
 from torch.library import opcheck
 
 import clsd_fast
+from clsd_fast import reference
 
 pytestmark = [
     pytest.mark.gpu,
@@ -20,8 +21,56 @@ pytestmark = [
 ]
 
 LEARNED = torch.tensor(0.1)
+
+
+def convolution(channels, outputs, height, width, batch=3):
+    """x, weight, bias and a residual."""
+    return [
+        rand(batch, channels, height, width),
+        rand(outputs, channels, 3, 3) / (3 * channels**0.5),
+        rand(outputs),
+        rand(batch, outputs, height, width, seed=1),
+    ]
+
+
+def block(channels, hidden, height, width):
+    x, weight1, bias1, _ = convolution(channels, hidden, height, width)
+    _, weight2, bias2, _ = convolution(hidden, channels, height, width)
+    return [x, weight1, bias1, weight2, bias2]
+
+
+CONVOLUTIONS = {
+    **{
+        f"conv3x3 {channels} to {outputs}": (
+            lambda x, w, b, r: clsd_fast.conv3x3(x, w, b, relu=True, residual=r, res_scale=0.1),
+            lambda x, w, b, r: reference.conv3x3(x, w, b, r, 0.1, True),
+            lambda sizes=(channels, outputs, *size): convolution(*sizes),
+        )
+        for channels, outputs, size in (
+            (64, 64, (48, 50)),
+            (3, 64, (37, 51)),
+            (64, 3, (51, 37)),
+            (20, 100, (33, 7)),
+            (256, 16, (9, 96)),
+        )
+    },
+    "residual_block": (
+        lambda *t: clsd_fast.residual_block(*t, res_scale=0.1),
+        lambda *t: reference.residual_block(*t, 0.1, False)[0],
+        lambda: block(64, 48, 31, 33),
+    ),
+    **{
+        f"pixel_shuffle_upsample {factor}": (
+            lambda *t, factor=factor: clsd_fast.pixel_shuffle_upsample(*t, factor),
+            lambda *t, factor=factor: reference.pixel_shuffle_upsample(*t, factor),
+            lambda factor=factor: convolution(32, 40 * factor**2, 18, 20)[:3],
+        )
+        for factor in (2, 3)
+    },
+}
 # (function of tensors on the GPU, the same in plain PyTorch, tensors)
 CASES = {
+    **CONVOLUTIONS,
     **{
         f"pairwise_similarity {metric}": (
             lambda *t, metric=metric: clsd_fast.pairwise_similarity(*t, metric),

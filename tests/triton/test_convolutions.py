@@ -305,3 +305,18 @@ def test_empty_batches(large_blocks, dtype, needs):
     assert grads[0].shape == x.shape
     assert not any(t.count_nonzero() for t in grads[1:])
     assert grads[1].shape == (weight.shape if needs else (0,))
+
+
+@pytest.mark.parametrize("channels, outputs", [(2, 1), (1, 2)])
+def test_rows_that_are_too_long(launches, channels, outputs):
+    x = torch.empty(1).expand(1, channels, 1, 2**26 + 1)
+    weight, grad = (
+        torch.ones(outputs, channels, 3, 3),
+        torch.empty(1).expand(1, outputs, 1, 2**26 + 1),
+    )
+    message = "conv3x3: expected at most 134217728 numbers in a row of pixels .*, got 134217730"
+    ops = torch.ops.clsd_fast
+    with pytest.raises(RuntimeError, match=message):
+        ops.conv3x3(x, weight, None, None, 1.0, False)
+    with pytest.raises(RuntimeError, match=message):
+        ops.conv3x3_backward(grad, x, weight, 1.0, False, True, False)

@@ -31,10 +31,15 @@ def architecture(device: torch.device) -> str:
 
 
 def arithmetic(x: Tensor) -> str:
-    """16-bit, tf32 (of float32 where ``torch.set_float32_matmul_precision`` allows it), ..."""
+    """16-bit, tf32, float32 or float64.
+
+    TF32 is for float32 where ``torch.set_float32_matmul_precision`` allows it, on NVIDIA's GPUs:
+    AMD's multiply float32 as it is.
+    """
     if x.element_size() == 2:
         return "16-bit"
-    if x.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+    may_be_tf32 = torch.get_float32_matmul_precision() != "highest"
+    if x.dtype == torch.float32 and may_be_tf32 and not architecture(x.device).startswith("gfx"):
         return "tf32"
     return str(x.dtype).removeprefix("torch.")
 

@@ -16,6 +16,7 @@ from .configurations import convolution_options
 from .images import (
     MOST_BRANCHES,
     channel_offsets,
+    check_rows,
     of_branch,
     pixel_offsets,
     place_offsets,
@@ -83,7 +84,7 @@ def existing_taps(y, x, height, width):
 
 @triton.jit
 def load_tap(
-    first_tile,
+    corner,
     near,
     exist,
     tap,
@@ -94,13 +95,13 @@ def load_tap(
     upscale: tl.constexpr,
     whole: tl.constexpr,
 ):
-    """Channels from ``first`` on of the pixels at a tap."""
+    """Channels from ``first`` on of the pixels at a tap; ``whole`` if they all are of one phase."""
     shift = place_offsets(tap // 3 - 1, tap % 3 - 1, width, channels, upscale)
-    if upscale == 1:
-        near = (first_tile + (shift + first)) + near
+    if whole or upscale == 1:
+        near = (corner + (shift + channel_offsets(first, width, channels, upscale))) + near
     else:
         c = channel_offsets(first + line, width, channels, upscale) - line
-        near = (first_tile + shift) + (near + c[None, :])
+        near = (corner + shift) + (near + c[None, :])
     inside = ((exist >> tap) & 1)[:, None] != 0
     if not whole:
         inside = inside & (first + line < channels)[None, :]
@@ -133,6 +134,7 @@ def conv3x3_kernel(
     relu: tl.constexpr,
     leaky: tl.constexpr,
     whole_c: tl.constexpr,
+    ahead: tl.constexpr,
     acc_type: tl.constexpr,
     tf32: tl.constexpr,
     block_y: tl.constexpr,
@@ -152,7 +154,7 @@ def conv3x3_kernel(
     y, x = top + m // block_x, left + m % block_x
     width_c, width_k = slices * block_c, k_blocks * block_k
 
-    first_tile = of_branch(inputs, branch) + pixel_offsets(
+    corner = of_branch(inputs, branch) + pixel_offsets(
         b, top, left, height, width, channels_c, upscale_c
     )
     line = tl.arange(0, block_c)
@@ -164,9 +166,7 @@ def conv3x3_kernel(
     of_tap = line[:, None] * width_k + k[None, :]
     total = tl.zeros([block_m, block_k], acc_type)
     tap, first = 0, 0
-    image = load_tap(
-        first_tile, near, exist, tap, first, line, width, channels_c, upscale_c, whole_c
-    )
+    image = load_tap(corner, near, exist, tap, first, line, width, channels_c, upscale_c, whole_c)
     weight = tl.load(taps + of_tap)
     for _ in range(9 * slices):
         # Not divided by the number of slices: that takes as long as many products.
@@ -174,11 +174,14 @@ def conv3x3_kernel(
         is_last = first == width_c
         tap, first = tap + is_last.to(tl.int32), tl.where(is_last, 0, first)
         taps += tl.where(tap < 9, block_c * width_k, 0)
+        if not ahead:
+            total = product(image, weight, total, tf32)
         next_image = load_tap(
-            first_tile, near, exist, tap, first, line, width, channels_c, upscale_c, whole_c
+            corner, near, exist, tap, first, line, width, channels_c, upscale_c, whole_c
         )
         next_weight = tl.load(taps + of_tap)
-        total = product(image, weight, total, tf32)
+        if ahead:  # they arrive while what was there before is multiplied
+            total = product(image, weight, total, tf32)
         image, weight = next_image, next_weight
 
     if biases is not None:
@@ -235,6 +238,7 @@ def _convolve(
     channels *= input_upscale**2
     height, width = height // input_upscale, width // input_upscale
     outputs = first.output.shape[1] * output_upscale**2
+    check_rows(width, max(channels, outputs))
     options = convolution_options(first.input, channels, outputs)
     rows, columns = (
         triton.cdiv(height, options["block_y"]),
@@ -256,7 +260,9 @@ def _convolve(
         upscale_k=output_upscale,
         relu=epilogue.relu,
         leaky=epilogue.negative_slope != 0,
-        whole_c=channels % options["block_c"] == 0,
+        whole_c=first.input.shape[1] % options["block_c"] == 0,
+        ahead=options.pop("num_stages") > 1,
+        num_stages=1,
         acc_type=acc_type(first.input),
         **options,
     )

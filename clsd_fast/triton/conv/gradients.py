@@ -17,6 +17,7 @@ from .convolve import of_all
 from .images import (
     MOST_BRANCHES,
     channel_offsets,
+    check_rows,
     of_branch,
     parts_of_a_kind,
     pixel_offsets,
@@ -58,11 +59,25 @@ def next_tile(b, top, left, height, width, block_y: tl.constexpr, block_x: tl.co
 
 
 @triton.jit
-def from_first(c, m, width, channels, upscale: tl.constexpr, block_x: tl.constexpr):
-    """Where channels of a tile's pixels lie, from its first pixel: 32 bits are enough."""
-    pixels = place_offsets(m // block_x, m % block_x, width, channels, upscale)
-    to_c = channel_offsets(c, width, channels, upscale)
-    return pixels.to(tl.int32)[:, None] + to_c.to(tl.int32)[None, :]
+def from_first(
+    first,
+    line,
+    m,
+    width,
+    channels,
+    upscale: tl.constexpr,
+    whole: tl.constexpr,
+    block_x: tl.constexpr,
+):
+    """Where channels first + line of a tile's pixels lie, from its first pixel: 32 bits are enough.
+
+    ``whole`` if they all are of one phase.
+    """
+    pixels = place_offsets(m // block_x, m % block_x, width, channels, upscale).to(tl.int32)
+    if whole:
+        pixels += channel_offsets(first, width, channels, upscale)
+        return pixels[:, None] + line[None, :]
+    return pixels[:, None] + channel_offsets(first + line, width, channels, upscale)[None, :]
 
 
 @triton.jit
@@ -89,6 +104,7 @@ def conv3x3_weight_grad_kernel(
     groups,
     group_tiles,
     upscale: tl.constexpr,
+    whole_k: tl.constexpr,
     acc_type: tl.constexpr,
     tf32: tl.constexpr,
     block_y: tl.constexpr,
@@ -99,15 +115,17 @@ def conv3x3_weight_grad_kernel(
     # The rows of taps vary fastest: their programs read the same pixels.
     tap_row, program = tl.program_id(0) % 3, tl.program_id(0) // 3
     k_blocks, c_blocks = width_k // block_k, width_c // block_c
-    k = program % k_blocks * block_k + tl.arange(0, block_k)
-    c = program // k_blocks % c_blocks * block_c + tl.arange(0, block_c)
+    line_k, line_c = tl.arange(0, block_k), tl.arange(0, block_c)
+    first_k = program % k_blocks * block_k
+    first_c = program // k_blocks % c_blocks * block_c
+    k, c = first_k + line_k, first_c + line_c
     place = program // (k_blocks * c_blocks)
     branch, group = place // groups, place % groups
     grad_image, image = of_branch(grads, branch), of_branch(inputs, branch)
     down, m = tap_row - 1, tl.arange(0, block_y * block_x)
     has_c, has_k = c < channels_c, k < channels_k
-    to_c = from_first(c, m, width, channels_c, 1, block_x)
-    to_k = from_first(k, m, width, channels_k, upscale, block_x)
+    to_c = from_first(first_c, line_c, m, width, channels_c, 1, True, block_x)
+    to_k = from_first(first_k, line_k, m, width, channels_k, upscale, whole_k, block_x)
     total0 = tl.zeros([block_c, block_k], acc_type)
     total1, total2 = total0, total0
     first = group * group_tiles
@@ -121,10 +139,11 @@ def conv3x3_weight_grad_kernel(
         grad = tl.load((grad_image + start) + to_k, mask=mask, other=0)
         exist = exist & (y >= -down) & (y < height - down)
         start = pixel_offsets(b, top + down, left, height, width, channels_c, 1)
-        pixels = (image + start) + to_c
-        total0 = add_tap(total0, grad, pixels - channels_c, exist & (x > 0), has_c, tf32)
-        total1 = add_tap(total1, grad, pixels, exist, has_c, tf32)
-        total2 = add_tap(total2, grad, pixels + channels_c, exist & (x < width - 1), has_c, tf32)
+        pixels = image + start
+        total0 = add_tap(total0, grad, (pixels - channels_c) + to_c, exist & (x > 0), has_c, tf32)
+        total1 = add_tap(total1, grad, pixels + to_c, exist, has_c, tf32)
+        exist = exist & (x < width - 1)
+        total2 = add_tap(total2, grad, (pixels + channels_c) + to_c, exist, has_c, tf32)
         b, top, left = next_tile(b, top, left, height, width, block_y, block_x)
     line = tap_row * 3 * width_c + c
     taps = partials + place.to(tl.int64) * (9 * width_c * width_k)
@@ -148,17 +167,19 @@ def conv3x3_bias_grad_kernel(
     groups,
     group_tiles,
     upscale: tl.constexpr,
+    whole_k: tl.constexpr,
     acc_type: tl.constexpr,
     block_y: tl.constexpr,
     block_x: tl.constexpr,
     block_k: tl.constexpr,
 ):
     k_blocks = width_k // block_k
-    k = tl.program_id(0) % k_blocks * block_k + tl.arange(0, block_k)
+    first_k, line_k = tl.program_id(0) % k_blocks * block_k, tl.arange(0, block_k)
+    k = first_k + line_k
     place = tl.program_id(0) // k_blocks
     image, group = of_branch(grads, place // groups), place % groups
     m = tl.arange(0, block_y * block_x)
-    to_k = from_first(k, m, width, channels, upscale, block_x)
+    to_k = from_first(first_k, line_k, m, width, channels, upscale, whole_k, block_x)
     total = tl.zeros([block_y * block_x, block_k], acc_type)
     first = group * group_tiles
     b, top, left = tile_of(first, rows, columns, block_y, block_x)
@@ -246,8 +267,10 @@ def _weight_gradients(gradients: Sequence[WeightGradient], scale: float, upscale
     first = gradients[0]
     batch, channels, height, width = first.input.shape
     outputs = first.grad_output.shape[1] * upscale**2
+    check_rows(width, max(channels, outputs))
     options = weight_gradient_options(first.input, channels, outputs)
     options |= {"upscale": upscale, "acc_type": acc_type(first.input)}
+    options["whole_k"] = first.grad_output.shape[1] % options["block_k"] == 0
     rows, columns = triton.cdiv(height, options["block_y"]), triton.cdiv(width, options["block_x"])
     widths = round_up(channels, options["block_c"]), round_up(outputs, options["block_k"])
     sizes = _Sizes(batch * rows * columns, rows, columns, height, width, channels, outputs, *widths)

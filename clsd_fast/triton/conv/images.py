@@ -20,6 +20,8 @@ from .._rows import dot as exact_dot
 
 #: Branches of a launch.
 MOST_BRANCHES = 8
+#: Numbers of a row of pixels: those of a tile's rows are counted in 32 bits.
+MOST_NUMBERS = 2**27
 
 
 def dense(images: Tensor) -> Tensor:
@@ -29,6 +31,15 @@ def dense(images: Tensor) -> Tensor:
 
 def round_up(size: int, multiple: int) -> int:
     return triton.cdiv(size, multiple) * multiple
+
+
+def check_rows(width: int, channels: int) -> None:
+    """Raise for images that the kernels cannot count through."""
+    if width * channels > MOST_NUMBERS:
+        raise RuntimeError(
+            f"conv3x3: expected at most {MOST_NUMBERS} numbers in a row of pixels for its Triton "
+            f"kernel, got {width * channels}"
+        )
 
 
 def writable(output: Tensor) -> Tensor:
@@ -91,11 +102,9 @@ def channel_offsets(c, width, channels, upscale: tl.constexpr):
     """Where channels of a pixel lie, from its beginning."""
     if upscale == 1:
         return c
-    else:  # what follows a return is compiled, too
-        each = channels // (upscale * upscale)
-        phase = c // each
-        line = (phase // upscale).to(tl.int64) * upscale * width + phase % upscale
-        return line * each + c % each
+    each = channels // (upscale * upscale)
+    phase = c // each
+    return (phase // upscale * upscale * width + phase % upscale) * each + c % each
 
 
 @triton.jit
