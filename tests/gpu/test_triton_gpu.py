@@ -57,7 +57,7 @@ CONVOLUTIONS = {
     "residual_block": (
         lambda *t: clsd_fast.residual_block(*t, res_scale=0.1),
         lambda *t: reference.residual_block(*t, 0.1, False)[0],
-        lambda: block(64, 48, 31, 33),
+        lambda: block(16, 24, 19, 21),
     ),
     **{
         f"pixel_shuffle_upsample {factor}": (
