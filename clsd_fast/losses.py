@@ -173,6 +173,20 @@ class _Loss(nn.Module):
                 )
 
 
+class _RatioLoss(_Loss):
+    _OPTIONS = ("eps",)
+
+    def __init__(
+        self,
+        eps: float | Tensor = 1e-7,
+        reduction: str = "mean",
+        *,
+        loss_weight: float | Tensor = 1.0,
+    ) -> None:
+        super().__init__(reduction, loss_weight)
+        self.eps = eps
+
+
 class InfoNCELoss(_Loss):
     """:func:`clsd_fast.info_nce` with fixed options.
 
@@ -228,7 +242,7 @@ class InfoNCELoss(_Loss):
         )
 
 
-class DistanceRatioLoss(_Loss):
+class DistanceRatioLoss(_RatioLoss):
     """:func:`clsd_fast.distance_ratio_loss` with fixed options.
 
     Args:
@@ -236,18 +250,6 @@ class DistanceRatioLoss(_Loss):
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         loss_weight: factor of the result.
     """
-
-    _OPTIONS = ("eps",)
-
-    def __init__(
-        self,
-        eps: float | Tensor = 1e-7,
-        reduction: str = "mean",
-        *,
-        loss_weight: float | Tensor = 1.0,
-    ) -> None:
-        super().__init__(reduction, loss_weight)
-        self.eps = eps
 
     @leaf
     def forward(self, anchor: Tensor, positive: Tensor, negatives: Tensor | None = None) -> Tensor:
@@ -302,7 +304,7 @@ class PatchNCELoss(_Loss):
         )
 
 
-class FeatureRatioLoss(_Loss):
+class FeatureRatioLoss(_RatioLoss):
     """:func:`clsd_fast.losses.feature_ratio` with fixed options: a ratio of distances of maps.
 
     Args:
@@ -310,18 +312,6 @@ class FeatureRatioLoss(_Loss):
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         loss_weight: factor of the result.
     """
-
-    _OPTIONS = ("eps",)
-
-    def __init__(
-        self,
-        eps: float | Tensor = 1e-7,
-        reduction: str = "mean",
-        *,
-        loss_weight: float | Tensor = 1.0,
-    ) -> None:
-        super().__init__(reduction, loss_weight)
-        self.eps = eps
 
     @leaf
     def forward(self, features: Tensor, target: Tensor) -> Tensor:
