@@ -180,9 +180,14 @@ class Taps:
         return [*self._inputs.values(), *self._outputs]
 
 
+def upscaled_shape(lr: Tensor, scale: int) -> list[int]:
+    """[B, 3, scale h, scale w] of images lr [B, 3, h, w]."""
+    return [*lr.shape[:-2], scale * lr.shape[-2], scale * lr.shape[-1]]
+
+
 def check_images(name: str, images: object, lr: Tensor, scale: int) -> None:
-    """That they are [B, 3, scale h, scale w] of images lr [B, 3, h, w]."""
-    shape = [*lr.shape[:-2], scale * lr.shape[-2], scale * lr.shape[-1]]
+    """That they have the `upscaled_shape`."""
+    shape = upscaled_shape(lr, scale)
     got = str(list(images.shape)) if isinstance(images, Tensor) else type(images).__name__
     if got != str(shape):
         raise ValueError(f"CLSD: expected {name} of shape {shape} at scale {scale}, got {got}")

@@ -11,7 +11,7 @@ from ._children import is_untouched
 from ._layout import in_format_of
 from ._projections import make_projection, means_of_pixels, project
 from ._students import Described, MakeHead, are_paths, by_number, by_path, check_points
-from ._taps import Taps, check_images
+from ._taps import Taps, check_images, upscaled_shape
 from .edsr import EDSR
 from .losses import feature_ratio, gather_positions, pos_only, sample_positions
 from .nn import (
@@ -333,7 +333,7 @@ class CLSD(nn.Module, Generic[Student]):
     def _checked_target(self, lr: Tensor, hr: Tensor | None) -> Tensor:
         if hr is None:
             raise ValueError("CLSD: expected a target hr in train(), got None")
-        shape = [*lr.shape[:-2], self.scale * lr.shape[-2], self.scale * lr.shape[-1]]
+        shape = upscaled_shape(lr, self.scale)
         if list(hr.shape) != shape:
             raise ValueError(f"CLSD: expected hr of shape {shape}, got {list(hr.shape)}")
         return hr
