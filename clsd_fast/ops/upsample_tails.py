@@ -17,7 +17,7 @@ Parameters = tuple[Sequence[Tensor], Sequence[Tensor | None], Tensor, Tensor | N
 
 def kind_of_tail(x: Tensor, tail: Parameters, upscale_factor: int) -> tuple | None:
     """What tails have in common that :func:`upsample_tails` takes together; None for one that it
-    does not take, as there is no native kernel for it."""
+    does not take, as there is no kernel for it."""
     (x,) = _checks.cast(x)
     _, up_biases, out_weight, out_bias = tail
     if not has_kernel("upsample_tails", x, out_weight):
