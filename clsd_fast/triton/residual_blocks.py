@@ -66,7 +66,6 @@ def residual_blocks_backward(
     needs_params: bool,
 ) -> tuple[Tensors, ...]:
     """Gradients of every x, and of every block's parameters in the forward's order."""
-    chains = len(xs)
     inputs, hiddens = list(map(dense, [*xs, *maps])), list(map(dense, hiddens))
     grads = _images_backward(
         grad_maps, at, xs, hiddens, weights1, weights2, res_scale, needs_x, needs_params
@@ -74,7 +73,7 @@ def residual_blocks_backward(
     grad_outputs, grad_hiddens, grad_xs = grads
     first = _parameters_backward(grad_hiddens, inputs, weights1, 1.0, needs_params)
     second = _parameters_backward(grad_outputs, hiddens, weights2, res_scale, needs_params)
-    return grad_xs or [x.new_empty(0) for x in xs[:chains]], *first, *second
+    return grad_xs or [x.new_empty(0) for x in xs], *first, *second
 
 
 def _images_backward(
