@@ -115,25 +115,23 @@ def leaky_inputs(channels, slope, residual):
     return [*inputs(2, *channels, 3, 8, residual=residual), *slopes]
 
 
-@cover(
+#: The cases of an activation with a slope.
+LEAKY = cover(
     slope=SLOPES,
     dtype=DTYPES,
     layout=LAYOUTS,
     channels=[(8, 12), (16, 24), (3, 16), (12, 3)],
     residual=[True, False],
 )
+
+
+@LEAKY
 def test_leaky_activations(backend, slope, dtype, layout, channels, residual):
     tensors = leaky_inputs(channels, slope, residual)
     compare(leaky(conv3x3, slope), leaky(plain_leaky, slope), tensors, dtype, layout)
 
 
-@cover(
-    slope=SLOPES,
-    dtype=DTYPES,
-    layout=LAYOUTS,
-    channels=[(8, 12), (16, 24), (3, 16), (12, 3)],
-    residual=[True, False],
-)
+@LEAKY
 def test_leaky_activations_in_inference(backend, slope, dtype, layout, channels, residual):
     check_inference(slope, dtype, layout, channels, residual)
 
