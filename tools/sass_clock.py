@@ -12,7 +12,7 @@ review" is that of these kernels' first version, which replayed them likewise, w
 lanes and the caches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -104,12 +104,14 @@ class Timing(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What an instruction takes: of a unit, so many cycles; and until its result, so many."""
+    """What an instruction takes: of a unit, so many cycles; and until its result, so many. Products
+    of warpgroups queue up; all else waits for its unit."""
 
     unit: str
     taken: float
     latency: float
     l2_bytes: int
+    is_queued: bool = False
 
 
 @cache
@@ -122,7 +124,7 @@ def cost(issue: Issue, card: Card) -> Cost:
         return Cost("tensor", card.hmma, latency, 0)
     if kind == "HGMMA":
         columns = int(instruction.modifiers[0].split("x")[1])
-        return Cost("tensor", HGMMA_CYCLES_PER_COLUMN * columns, HGMMA_LATENCY, 0)
+        return Cost("tensor", HGMMA_CYCLES_PER_COLUMN * columns, HGMMA_LATENCY, 0, True)
     if issue.wavefronts:
         if kind in GLOBAL and not issue.sectors:
             latency = L1_LATENCY
@@ -139,13 +141,22 @@ def cost(issue: Issue, card: Card) -> Cost:
 
 
 class Track:
-    """A warp that is replayed."""
+    """A warp that is replayed.
 
-    def __init__(self, block: int, issues: Sequence[Issue], start: float) -> None:
+    Args:
+        block: that it is of.
+        issues, costs: what it issues, and what each of those takes.
+        start: when its first instruction may issue.
+    """
+
+    def __init__(
+        self, block: int, issues: Sequence[Issue], costs: Sequence[Cost], start: float
+    ) -> None:
         self.block = block
         self.issues = issues
+        self.costs = costs
         self.at = 0
-        self.ready = start
+        self.ready = self.earliest = start
         self.scoreboards = [0.0] * 6
         self.copies = 0.0  # when those that are in no group yet have arrived
         self.groups: list[float] = []  # when each group of copies has arrived
@@ -157,13 +168,12 @@ class Track:
     def is_done(self) -> bool:
         return self.at == len(self.issues)
 
-    @property
-    def next(self) -> Issue:
-        return self.issues[self.at]
-
-    def earliest(self) -> float:
-        """When its next instruction may issue, but for the units."""
-        instruction = self.next.instruction
+    def find_earliest(self) -> None:
+        """When its next instruction may issue, but for the units: asked for at every issue of its
+        scheduler, it changes with its own alone."""
+        if self.is_done:
+            return
+        instruction = self.issues[self.at].instruction
         control: Control = instruction.control
         time = self.ready
         for scoreboard in control.wait:
@@ -172,7 +182,7 @@ class Track:
             time = max(time, arrived(self.groups, int(instruction.operands[1], 16)))
         elif instruction.kind == "WARPGROUP" and "DEPBAR" in instruction.modifiers:
             time = max(time, arrived(self.product_groups, int(instruction.operands[1], 16)))
-        return time
+        self.earliest = time
 
 
 def arrived(groups: Sequence[float], pending: int) -> float:
@@ -183,23 +193,18 @@ def arrived(groups: Sequence[float], pending: int) -> float:
 class Scheduler:
     """One of a multiprocessor's four, with its units."""
 
-    def __init__(self, card: Card) -> None:
-        self.card = card
+    def __init__(self) -> None:
         self.free = {"": 0.0, "issue": 0.0, "l2": 0.0}
         self.tensor = 0.0
 
     def time_of(self, track: Track) -> float:
-        issue = track.next
-        unit = cost(issue, self.card).unit
-        time = max(track.earliest(), self.free["issue"])
-        # Warpgroup products queue up; all else waits for its unit.
-        is_queued = issue.instruction.kind == "HGMMA"
-        return time if is_queued else max(time, self.free.get(unit, 0.0))
+        takes = track.costs[track.at]
+        time = max(track.earliest, self.free["issue"])
+        return time if takes.is_queued else max(time, self.free.get(takes.unit, 0.0))
 
     def issue(self, track: Track, time: float) -> None:
-        issue = track.next
+        issue, takes = track.issues[track.at], track.costs[track.at]
         instruction, control = issue.instruction, issue.instruction.control
-        takes = cost(issue, self.card)
         self.free["issue"] = time + 1
         start = max(time, self.free.get(takes.unit, 0.0))
         if takes.unit:
@@ -220,6 +225,7 @@ class Scheduler:
             track.scoreboards[control.read] = max(track.scoreboards[control.read], read)
         track.ready = time + max(1, control.stall)
         track.at += 1
+        track.find_earliest()
 
     @staticmethod
     def follow(track: Track, instruction: Instruction, taken: float, end: float) -> None:
@@ -239,11 +245,12 @@ class Scheduler:
 def replay(warps: Sequence[Sequence[Issue]], blocks: int, resident: int, card: Card) -> Timing:
     """Of one scheduler, which has these warps of each block; so many blocks are there at once, and
     the next one starts when one ends."""
-    scheduler, issued, started, end = Scheduler(card), 0, 0, 0.0
+    scheduler, issued, started, end = Scheduler(), 0, 0, 0.0
+    costs = [[cost(issue, card) for issue in issues] for issues in warps]
     live: list[Track] = []
     while live or started < blocks:
         if started < blocks and len({track.block for track in live}) < resident:
-            live += [Track(started, issues, end) for issues in warps]
+            live += [Track(started, *of, end) for of in zip(warps, costs, strict=True)]
             started += 1
             continue
         track = min((t for t in live if not t.is_at_barrier), key=scheduler.time_of)
@@ -263,6 +270,7 @@ def meet(block: Sequence[Track]) -> None:
         latest = max((track.ready for track in block), default=0.0)
         for track in block:
             track.is_at_barrier, track.ready = False, latest + BARRIER_LATENCY
+            track.find_earliest()
 
 
 class Prediction(NamedTuple):
@@ -313,6 +321,26 @@ def predict(kernel: Kernel, launch: Launch, card: Card) -> Prediction:
         tensor_share=tensor / (card.multiprocessors * timing.cycles),
         us=timing.cycles / (1000 * card.clock_ghz),
     )
+
+
+def predictor(card: Card) -> Callable[[Kernel, Launch], Prediction]:
+    """`predict` for a card, each kernel and kind of launch once."""
+    found: dict[tuple, Prediction] = {}
+
+    def once(kernel: Kernel, launch: Launch) -> Prediction:
+        key = (id(kernel), alike(launch))
+        if key not in found:
+            found[key] = predict(kernel, launch, card)
+        return found[key]
+
+    return once
+
+
+def alike(launch: Launch) -> Launch:
+    """The launch without its addresses, which the emulation marks: a word's upper bit is set."""
+    words = [launch.parameters[at : at + 8] for at in range(0, len(launch.parameters), 8)]
+    marked = [b"pointer." if len(word) == 8 and word[7] & 128 else word for word in words]
+    return launch._replace(parameters=b"".join(marked))
 
 
 def loaded16(issue: Issue) -> int:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -53,18 +54,24 @@ class Instruction(NamedTuple):
 
     @property
     def kind(self) -> str:
-        return self.operation.split(".")[0]
+        return parts(self.operation)[0]
 
     @property
     def modifiers(self) -> tuple[str, ...]:
-        return tuple(self.operation.split(".")[1:])
+        return parts(self.operation)[1]
 
     @property
     def width(self) -> int:
         """Bytes that a lane moves; LDSM's and STSM's are those that a lane addresses."""
-        if self.kind in ("LDSM", "STSM"):
-            return 16
-        return next((WIDTHS[m] for m in self.modifiers if m in WIDTHS), WORD_BYTES)
+        return parts(self.operation)[2]
+
+
+@cache  # asked for with every instruction that a warp issues
+def parts(operation: str) -> tuple[str, tuple[str, ...], int]:
+    """Kind, modifiers and width of an Instruction."""
+    kind, *modifiers = operation.split(".")
+    width = next((WIDTHS[m] for m in modifiers if m in WIDTHS), WORD_BYTES)
+    return kind, tuple(modifiers), 16 if kind in ("LDSM", "STSM") else width
 
 
 class Kernel(NamedTuple):
@@ -140,7 +147,7 @@ def constants(sections: str) -> dict[str, bytes]:
     """Constant bank 2 of every symbol that has one, from cuobjdump's list of sections."""
     banks, current = {}, None
     for line in sections.splitlines():
-        if found := re.match(r"\.nv\.constant2\.(\w+)$", line):
+        if line.startswith(".nv.") and (found := re.match(r"\.nv\.constant2\.(\w+)$", line)):
             current = found[1]
             banks[current] = b""
         elif current and re.match(r"0x[0-9a-f]{8}\b", line):

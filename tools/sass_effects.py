@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import sass_operations as ops
@@ -13,6 +13,7 @@ from sass_code import Instruction
 Effect = Callable[[object, ndarray], None]
 
 
+@cache
 def effect(instruction: Instruction) -> Effect | None:
     """Of one instruction; None where nothing comes of it that control flow or addresses need.
 
@@ -34,10 +35,11 @@ def is_predicate(text: str) -> bool:
     return name in ("PT", "UPT") or name.startswith(("P", "UP")) and name[-1].isdigit()
 
 
-def split_results(instruction: Instruction) -> tuple[list[str], str, list[str], list[str]]:
+@cache
+def split_results(operands: tuple[str, ...]) -> tuple[list[str], str, list[str], list[str]]:
     """Predicates that are written before or after the register, the register, its sources and the
     predicates that are read."""
-    operands = list(instruction.operands)
+    operands = list(operands)
     written = []
     while is_predicate(operands[0]):
         written.append(operands.pop(0))
@@ -58,7 +60,7 @@ def move(instruction, warp, mask) -> None:
 
 
 def add(instruction, warp, mask) -> None:
-    written, target, sources, read = split_results(instruction)
+    written, target, sources, read = split_results(instruction.operands)
     if "64" in instruction.modifiers:
         total = sum(map(warp.pair, sources[1:]), warp.pair(sources[0]))
         return warp.write_pair(target, total, mask)
@@ -73,7 +75,7 @@ def add(instruction, warp, mask) -> None:
 
 
 def multiply_add(instruction, warp, mask) -> None:
-    written, target, (a, b, c), read = split_results(instruction)
+    written, target, (a, b, c), read = split_results(instruction.operands)
     modifiers = instruction.modifiers
     is_wide, is_high = "WIDE" in modifiers, "HI" in modifiers
     product = ops.multiply(
@@ -93,7 +95,7 @@ def multiply_add(instruction, warp, mask) -> None:
 
 def scaled_add(instruction, warp, mask) -> None:
     """LEA: (a << shift) + b, or of its upper word, with c above a or its sign."""
-    written, target, sources, read = split_results(instruction)
+    written, target, sources, read = split_results(instruction.operands)
     a, b, shift = warp.value(sources[0]), warp.value(sources[1]), warp.value(sources[-1])
     if "HI" in instruction.modifiers:
         is_signed = "SX32" in instruction.modifiers
@@ -109,7 +111,7 @@ def scaled_add(instruction, warp, mask) -> None:
 
 
 def bitwise(instruction, warp, mask) -> None:
-    written, target, (a, b, c, code), (other,) = split_results(instruction)
+    written, target, (a, b, c, code), (other,) = split_results(instruction.operands)
     result = ops.table(int(code, 16), *map(warp.value, (a, b, c)))
     warp.write(target, result, mask)
     for name in written[:1]:
@@ -145,7 +147,7 @@ def select(instruction, warp, mask) -> None:
 
 def extreme(instruction, warp, mask) -> None:
     """IMNMX and VIMNMX: the lesser one where the predicate holds; VIADDMNMX adds first."""
-    _, target, sources, read = split_results(instruction)
+    _, target, sources, read = split_results(instruction.operands)
     values = [warp.value(s) & ops.LOW for s in sources]
     if instruction.kind == "VIADDMNMX":
         values = [values[0] + values[1] & ops.LOW, values[2]]

@@ -6,14 +6,16 @@ what it loads reads as zeros. That gives what it issues, instruction by instruct
 know is an error.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy import ndarray
 from sass_code import WARP_LANES, Instruction, Kernel, Launch
-from sass_effects import effect
-from sass_warp import Warp
+from sass_effects import Effect, effect
+from sass_warp import Reader, Warp, sum_of
 
 #: A warp that has issued so many instructions is taken to be in an endless loop.
 MOST_ISSUES = 1_000_000
@@ -56,34 +58,67 @@ def run(
         block: index in the grid.
         visit: sees the addresses.
     """
-    memory = Memory(visit)
+    memory, steps = Memory(visit), [step_of(instruction) for instruction in kernel.code]
+    index_of = {instruction.address: i for i, instruction in enumerate(kernel.code)}
     warps = [Warp(kernel, launch, block, number) for number in range(launch.warps)]
-    return [run_warp(kernel.code, warp, memory) for warp in warps]
+    return [run_warp(steps, index_of, warp, memory) for warp in warps]
 
 
-def run_warp(code: Sequence[Instruction], warp: Warp, memory: "Memory") -> list[Issue]:
+class Access(NamedTuple):
+    """An operand by which an instruction addresses memory; is_global: not a block's own."""
+
+    operand: str
+    address: Reader
+    is_global: bool
+
+
+class Step(NamedTuple):
+    """An instruction, and what becomes of it in every warp."""
+
+    instruction: Instruction
+    guard: str
+    flow: "Flow | None"
+    effect: Effect | None
+    accesses: tuple[Access, ...]
+
+
+@cache
+def step_of(instruction: Instruction) -> Step:
+    kind = instruction.kind
+    if kind in FLOW:
+        return Step(instruction, instruction.guard, FLOW[kind], None, ())
+    operands = filter(is_address, instruction.operands) if kind in (*SHARED, *GLOBAL) else ()
+    accesses = (Access(o, sum_of(inner(o)), is_global(instruction, o)) for o in operands)
+    return Step(instruction, instruction.guard, None, effect(instruction), tuple(accesses))
+
+
+def run_warp(
+    steps: Sequence[Step], index_of: dict[int, int], warp: Warp, memory: "Memory"
+) -> list[Issue]:
     """Diverged lanes take turns, the hindmost first."""
-    index_of = {instruction.address: i for i, instruction in enumerate(code)}
-    effects = [None if i.kind in FLOW else effect(i) for i in code]
     groups, issues = [Group(0, np.ones(WARP_LANES, bool))], []
     while groups:
         group = min((g for g in groups if not g.waits_for), key=lambda g: g.at)
         groups = [other for other in groups if other is not group]
-        instruction = code[group.at]
-        taken = group.mask
-        if instruction.guard:
-            taken = taken & warp.predicate(instruction.guard)
-        issues.append(memory.issue(warp, instruction, taken))
-        if len(issues) > MOST_ISSUES:
-            raise RuntimeError(f"sass_run: expected an end within {MOST_ISSUES} instructions")
-        if instruction.kind in FLOW:
-            groups += FLOW[instruction.kind](warp, instruction, group, taken, index_of)
-        else:
-            if effects[group.at] is not None and taken.any():
-                effects[group.at](warp, taken)
-            groups.append(group._replace(at=group.at + 1))
-        if len(groups) > 1 or not groups[0].mask.any() or groups[0].waits_for:
-            groups = released(warp, groups)
+        at, mask = group.at, group.mask
+        while True:
+            step = steps[at]
+            taken = mask & warp.predicate(step.guard) if step.guard else mask
+            lanes = int(np.count_nonzero(taken))
+            issues.append(memory.issue(warp, step, taken, lanes))
+            if len(issues) > MOST_ISSUES:
+                raise RuntimeError(f"sass_run: expected an end within {MOST_ISSUES} instructions")
+            if step.flow is not None:
+                group = Group(at, mask)
+                groups += step.flow(warp, step.instruction, group, taken, index_of)
+                groups = released(warp, groups)
+                break
+            if step.effect is not None and lanes:
+                step.effect(warp, taken)
+            at += 1
+            if groups:  # which may be the hindmost now
+                groups.append(Group(at, mask))
+                break
     return issues
 
 
@@ -141,7 +176,9 @@ def leave_barrier(warp, instruction, group, taken, index_of) -> list[Group]:
     return [group._replace(at=group.at + 1)]
 
 
-FLOW = {
+#: What becomes of a group at an instruction.
+Flow = Callable[[Warp, Instruction, Group, ndarray, dict[int, int]], list[Group]]
+FLOW: dict[str, Flow] = {
     "BRA": branch,
     "CALL": branch,
     "RET": come_back,
@@ -168,20 +205,19 @@ class Memory:
         self.visit = visit
         self.loaded: set[int] = set()  # sectors that the block has loaded
 
-    def issue(self, warp: Warp, instruction: Instruction, taken: ndarray) -> Issue:
-        lanes, wavefronts, sectors = int(np.count_nonzero(taken)), 0, 0
-        if lanes and instruction.kind in (*SHARED, *GLOBAL):
-            for operand in filter(is_address, instruction.operands):
-                addresses = np.broadcast_to(warp.sum_of(inner(operand)), WARP_LANES)[taken]
-                if self.visit is not None:
-                    self.visit(instruction, operand, addresses)
-                if is_global(instruction, operand):
-                    touched = sectors_of(addresses, instruction.width)
-                    lines = -(-len(touched) * SECTOR_BYTES // LINE_BYTES)
-                    wavefronts = max(wavefronts, lines)
-                    sectors = self.fetched(instruction, touched)
-                else:
-                    wavefronts = max(wavefronts, shared_wavefronts(instruction, addresses))
+    def issue(self, warp: Warp, step: Step, taken: ndarray, lanes: int) -> Issue:
+        instruction, wavefronts, sectors = step.instruction, 0, 0
+        for access in step.accesses if lanes else ():
+            addresses = np.broadcast_to(access.address(warp), WARP_LANES)[taken]
+            if self.visit is not None:
+                self.visit(instruction, access.operand, addresses)
+            if access.is_global:
+                touched = sectors_of(addresses, instruction.width)
+                lines = -(-len(touched) * SECTOR_BYTES // LINE_BYTES)
+                wavefronts = max(wavefronts, lines)
+                sectors = self.fetched(instruction, touched)
+            else:
+                wavefronts = max(wavefronts, shared_wavefronts(instruction, addresses))
         return Issue(instruction, lanes, wavefronts, sectors)
 
     def fetched(self, instruction: Instruction, touched: set[int]) -> int:
@@ -195,7 +231,7 @@ class Memory:
 
 def sectors_of(addresses: ndarray, size: int) -> set[int]:
     first, last = addresses // SECTOR_BYTES, (addresses + np.uint64(size - 1)) // SECTOR_BYTES
-    return {int(sector) for sector in np.union1d(first, last)}
+    return {*first.tolist(), *last.tolist()}
 
 
 def is_address(operand: str) -> bool:
@@ -214,15 +250,21 @@ def is_global(instruction: Instruction, operand: str) -> bool:
 
 
 def shared_wavefronts(instruction: Instruction, addresses: ndarray) -> int:
-    """How often the banks are used: lanes that together move 128 bytes go at once, and different
-    words of a bank one after another."""
+    """How often the banks are used."""
     size = instruction.width
-    together, total = BANKS * BANK_BYTES // max(size, BANK_BYTES), 0
     if instruction.kind in ("LDSM", "STSM"):
         last = instruction.modifiers[-1]
         addresses = addresses[: 8 * int(last) if last.isdigit() else 8]
-    for first in range(0, len(addresses), together):
-        words = np.unique(addresses[first : first + together] // np.uint64(BANK_BYTES))
-        words = (words[:, None] + np.arange(max(1, size // BANK_BYTES), dtype=np.uint64)).ravel()
-        total += int(np.bincount(np.unique(words).astype(int) % BANKS).max())
+    starts = tuple((addresses // np.uint64(BANK_BYTES)).tolist())
+    return uses_of_banks(starts, max(1, size // BANK_BYTES))
+
+
+@lru_cache(maxsize=1 << 14)  # the same again in every turn of a loop, and in every block
+def uses_of_banks(starts: tuple[int, ...], words_each: int) -> int:
+    """Of lanes that move so many words each, from these: lanes that together move all banks' words
+    go at once, and different words of a bank one after another."""
+    together, total = BANKS // words_each, 0
+    for first in range(0, len(starts), together):
+        words = {at + k for at in starts[first : first + together] for k in range(words_each)}
+        total += max(Counter(word % BANKS for word in words).values())
     return total

@@ -64,19 +64,13 @@ class Predictor:
         self.card = card
         self.kernels = sass_code.Binary(library, card.architecture)
         self.compiled = triton_code.compiler(card.architecture)
-        self.found: dict[tuple, Prediction] = {}
+        self.once = sass_clock.predictor(card)
 
     def native(self, launch: Launch) -> Prediction:
         return self.once(self.kernels[launch.kernel], launch)
 
     def triton(self, call: triton_code.Call) -> Prediction:
         return self.once(*self.compiled(call))
-
-    def once(self, kernel: sass_code.Kernel, launch: Launch) -> Prediction:
-        key = (id(kernel), alike(launch))
-        if key not in self.found:
-            self.found[key] = sass_clock.predict(kernel, launch, self.card)
-        return self.found[key]
 
     def aten_us(self, call: sass_step.Aten) -> float:
         bytes_per_cycle = sass_clock.L2_BYTES_PER_CYCLE * self.card.multiprocessors
@@ -102,13 +96,6 @@ class Predictor:
             calls += rows[key].calls if key in rows else 0
             rows[key] = Row(name, launch.blocks, calls, prediction)
         return sorted(rows.values(), key=lambda row: (row.kernel, -row.calls))
-
-
-def alike(launch: Launch) -> Launch:
-    """The launch without its addresses, which the emulation marks: a word's upper bit is set."""
-    words = [launch.parameters[at : at + 8] for at in range(0, len(launch.parameters), 8)]
-    marked = [b"pointer." if len(word) == 8 and word[7] & 128 else word for word in words]
-    return launch._replace(parameters=b"".join(marked))
 
 
 def report(keys: Sequence[str], library: Path, emulation: Emulation) -> dict[str, Any]:

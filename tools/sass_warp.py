@@ -1,6 +1,11 @@
-"""The registers of a warp, and the operands of SASS that name them."""
+"""The registers of a warp, and the operands of SASS that name them.
+
+What reads an operand is made once for each text: a kernel's run reads millions of them.
+"""
 
 import re
+from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import sass_operations as ops
@@ -44,70 +49,27 @@ class Warp:
     # Operands. A text like "-R5.reuse" or "c[0x0][R2+0x160]" gives values, "!P3" booleans.
 
     def value(self, text: str) -> Value:
-        if text[0] == "-":
-            return np.uint64(1 << 32) - self.value(text[1:])
-        if text[0] == "~":
-            return self.value(text[1:]) ^ LOW
-        if text[0] in "R0" or text[:2] in ("UR", "c["):
-            return self.plain_value(text.split(".")[0])
-        raise ValueError(f"sass_warp: expected an integer operand, got {text}")
-
-    def plain_value(self, text: str) -> Value:
-        if text[0] == "0":
-            return np.uint64(int(text, 16) & 0xFFFFFFFF)
-        if text[0] == "c":
-            return self.constant(text, 4)
-        file, index = register(text)
-        return file_of(self, file)[index]
+        return value_of(text)(self)
 
     def pair(self, text: str) -> Value:
         """64 bits, from two registers."""
-        if text[0] == "-":
-            return np.uint64(0) - self.pair(text[1:])
-        name = text.split(".")[0]
-        if name[0] == "c":
-            return self.constant(text, 8)
-        if name[0] == "0":
-            return np.uint64(int(name, 16))
-        file, index = register(name)
-        values = file_of(self, file)
-        top = index if index == ZERO or name == "URZ" else index + 1
-        return ops.pair(values[index], values[top])
+        return pair_of(text)(self)
 
     def constant(self, text: str, size: int, mask: ndarray | None = None) -> Value:
-        """From ``c[bank][offset]``; 0 in the lanes that a mask leaves out."""
-        name, inside = re.findall(r"\[([^\]]*)\]", text)
-        offsets = np.atleast_1d(self.sum_of(inside)).astype(int)
-        if mask is not None:
+        """From ``c[bank][offset]``; in the lanes that a mask leaves out, any."""
+        name, offset_in = place_of(text)
+        offsets, bank = offset_in(self), self.banks[name]
+        if np.ndim(offsets) and mask is not None:
             offsets = np.where(mask, offsets, 0)
-        bank = self.banks[name]
-        if offsets.max() + size > len(bank):
+        if np.max(offsets) + size > len(bank):
             raise ValueError(f"sass_warp: expected {text} within {len(bank)} bytes")
-        found = [int.from_bytes(bank[at : at + size], "little") for at in offsets]
-        values = np.array(found, np.uint64)
-        return values if values.size > 1 else values[0]
-
-    def sum_of(self, text: str) -> Value:
-        """Of an address: registers, as ``R2.64``, and a constant."""
-        total = np.uint64(0)
-        for term in filter(None, re.split(r"\+", text)):
-            if term.lstrip("-")[0] == "0":
-                total = total + np.uint64(int(term, 16) & 0xFFFFFFFFFFFFFFFF)
-            else:
-                name, _, suffix = term.partition(".")
-                wide = suffix == "64"
-                scale = np.uint64(int(suffix[1:]) if suffix.startswith("X") else 1)
-                total = total + (self.pair(name) if wide else self.plain_value(name)) * scale
-        return total
+        if np.ndim(offsets) == 0:
+            return np.uint64(int.from_bytes(bank[int(offsets) : int(offsets) + size], "little"))
+        found = [int.from_bytes(bank[at : at + size], "little") for at in map(int, offsets)]
+        return np.array(found, np.uint64)
 
     def predicate(self, text: str) -> ndarray:
-        if text[0] == "!":
-            return ~self.predicate(text[1:])
-        if text in ("PT", "UPT"):
-            return self.predicates[TRUE] if text == "PT" else self.uniform_predicates[TRUE]
-        if text[0] == "U":
-            return self.uniform_predicates[int(text[2:])]
-        return self.predicates[int(text[1:])]
+        return predicate_of(text)(self)
 
     # Results, in the lanes of `mask`.
 
@@ -136,6 +98,7 @@ class Warp:
             np.copyto(self.predicates[int(text[1:])], value, where=mask)
 
 
+@cache
 def register(name: str) -> tuple[str, int]:
     """``R12`` as ("R", 12); RZ is register 255, and URZ the last of its file."""
     if name in ("RZ", "URZ"):
@@ -144,8 +107,94 @@ def register(name: str) -> tuple[str, int]:
     return file, int(name.removeprefix(file))
 
 
-def file_of(warp: Warp, file: str) -> ndarray:
-    return warp.registers if file == "R" else warp.uniform
+#: Reads an operand.
+Reader = Callable[[Warp], Value]
+
+
+@cache
+def value_of(text: str) -> Reader:
+    """Of 32 bits."""
+    if text[0] == "-":
+        positive = value_of(text[1:])
+        return lambda warp: np.uint64(1 << 32) - positive(warp)
+    if text[0] == "~":
+        inverse = value_of(text[1:])
+        return lambda warp: inverse(warp) ^ LOW
+    if text[0] in "R0" or text[:2] in ("UR", "c["):
+        return plain_value_of(text.split(".")[0])
+    raise ValueError(f"sass_warp: expected an integer operand, got {text}")
+
+
+def plain_value_of(text: str) -> Reader:
+    if text[0] == "0":
+        number = np.uint64(int(text, 16) & 0xFFFFFFFF)
+        return lambda warp: number
+    if text[0] == "c":
+        return lambda warp: warp.constant(text, 4)
+    file, index = register(text)
+    return (lambda warp: warp.registers[index]) if file == "R" else lambda warp: warp.uniform[index]
+
+
+@cache
+def pair_of(text: str) -> Reader:
+    """Of 64 bits."""
+    if text[0] == "-":
+        positive = pair_of(text[1:])
+        return lambda warp: np.uint64(0) - positive(warp)
+    name = text.split(".")[0]
+    if name[0] == "c":
+        return lambda warp: warp.constant(text, 8)
+    if name[0] == "0":
+        number = np.uint64(int(name, 16))
+        return lambda warp: number
+    file, index = register(name)
+    top = index if index == ZERO or name == "URZ" else index + 1
+    if file == "R":
+        return lambda warp: ops.pair(warp.registers[index], warp.registers[top])
+    return lambda warp: ops.pair(warp.uniform[index], warp.uniform[top])
+
+
+@cache
+def place_of(text: str) -> tuple[str, Reader]:
+    """The name of the bank in ``c[bank][offset]``, and its offset."""
+    name, offset = re.findall(r"\[([^\]]*)\]", text)
+    return name, sum_of(offset)
+
+
+@cache
+def sum_of(text: str) -> Reader:
+    """Of an address: registers, as ``R2.64``, and a constant."""
+    terms = list(map(term_of, filter(None, text.split("+"))))
+
+    def total(warp: Warp) -> Value:
+        return sum((term(warp) for term in terms), np.uint64(0))
+
+    return total
+
+
+def term_of(text: str) -> Reader:
+    if text.lstrip("-")[0] == "0":
+        number = np.uint64(int(text, 16) & 0xFFFFFFFFFFFFFFFF)
+        return lambda warp: number
+    name, _, suffix = text.partition(".")
+    if suffix == "64":
+        return pair_of(name)
+    if not suffix.startswith("X"):
+        return plain_value_of(name)
+    scaled, scale = plain_value_of(name), np.uint64(int(suffix[1:]))
+    return lambda warp: scaled(warp) * scale
+
+
+@cache
+def predicate_of(text: str) -> Callable[[Warp], ndarray]:
+    if text[0] == "!":
+        opposite = predicate_of(text[1:])
+        return lambda warp: ~opposite(warp)
+    name, is_uniform = text.removeprefix("U"), text[0] == "U"
+    index = TRUE if name == "PT" else int(name[1:])
+    if is_uniform:
+        return lambda warp: warp.uniform_predicates[index]
+    return lambda warp: warp.predicates[index]
 
 
 def special_registers(launch: Launch, block: int, number: int) -> dict[str, Value]:

@@ -10,7 +10,7 @@ from importlib import import_module
 import native_build
 import pytest
 import torch
-from sass_clock import CARDS, Prediction, predict
+from sass_clock import CARDS, Prediction, alike, predictor
 
 #: Issue slots and predicted microseconds of today's kernels, which no change may exceed, by card
 #: and call; the launches of a call in turn.
@@ -92,8 +92,8 @@ def test_budgets(binaries, emulation, card, call):
     emulation.multiprocessors(CARDS[card].multiprocessors)
     with emulation.recorded(runs=False) as launches:
         calls(emulation.ops)[call]()
-    binary = binaries(CARDS[card].architecture)
-    found = [predict(binary[launch.kernel], launch, CARDS[card]) for launch, _ in launches]
+    binary, predict = binaries(CARDS[card].architecture), predictor(CARDS[card])
+    found = [predict(binary[launch.kernel], launch) for launch, _ in launches]
     for prediction, (slots, us) in zip(found, BUDGETS[card, call], strict=True):
         assert prediction.issue_slots <= slots, found
         assert prediction.us <= us, found
@@ -207,14 +207,14 @@ def test_measured_times_stand_beside(sass_time, tmp_path):
     assert lines[-1] == ["launches", "of", "a", "step:", "n5", "763,", "n1", "595"]
 
 
-def test_launches_that_differ_in_addresses_are_alike(sass_time, emulation):
+def test_launches_that_differ_in_addresses_are_alike(emulation):
     """And those that differ in what is given, or in a number, are not."""
     x, weight = images(1, 16, 3, 4), images(16, 16, 3, 3)
 
     def launch(residual, scale):
         with emulation.recorded(runs=False) as launches:
             emulation.ops.conv3x3(x.clone(), weight, None, residual, scale, False)
-        return sass_time.alike(launches[-1][0])
+        return alike(launches[-1][0])
 
     assert launch(None, 1.0) == launch(None, 1.0)
     assert launch(x, 1.0) == launch(x.clone(), 1.0)
