@@ -24,6 +24,7 @@ UPPER_HALF = re.compile(r"^\s*/\* 0x([0-9a-f]{16}) \*/\s*$")
 #: Control bits start there in the upper half.
 CONTROL_SHIFT = 41
 WARP_LANES = 32
+INSTRUCTION_BYTES = 16
 #: Bytes that a lane moves, by modifier; without one, WORD_BYTES.
 WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 WORD_BYTES = 4

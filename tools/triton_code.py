@@ -1,8 +1,9 @@
 """Machine code and arguments of the Triton kernels, as the operators launch them, without a GPU."""
 
+import itertools
 import struct
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -141,6 +142,33 @@ def compiler(architecture: str) -> Callable[[Call], Compiled]:
         return kernel, sass_code.Launch(kernel.name, grid, block, metadata.shared, parameters(call))
 
     return compiled
+
+
+def kinds(cubins: Sequence[bytes], architecture: str) -> list[list[str]]:
+    """Those of each cubin's instructions. The disassembler takes a third of a second to start, so
+    that it starts once and reads all of them in a row."""
+    texts = list(map(instructions, cubins))
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"".join(texts))
+        file.flush()
+        disassembler = Path(sass_code.cuobjdump()).with_name("nvdisasm")
+        kind = architecture.replace("sm_", "SM")
+        listing = sass_code.run(disassembler, "-hex", "-b", kind, file.name)
+    ((_, found),) = sass_code.functions(f"Function : all\n{listing}").items()
+    ends = itertools.accumulate(len(text) // sass_code.INSTRUCTION_BYTES for text in texts)
+    bounds = [0, *ends]
+    assert len(found) == bounds[-1], f"{len(found)} instructions of {bounds[-1]} were read"
+    return [[i.kind for i in found[a:b]] for a, b in itertools.pairwise(bounds)]
+
+
+def instructions(cubin: bytes) -> bytes:
+    """The sections with them, of a file in the format of ELF for 64 bits."""
+    (table,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, count, index = struct.unpack_from("<HHH", cubin, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQ", cubin, table + i * size) for i in range(count)]
+    names = sections[index][4]
+    of_code = (s for s in sections if cubin.startswith(b".text.", names + s[0]))
+    return b"".join(cubin[offset : offset + length] for *_, offset, length in of_code)
 
 
 def code(cubin: bytes, architecture: str, name: str) -> sass_code.Kernel:

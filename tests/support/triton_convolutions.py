@@ -8,6 +8,7 @@ kernel and variant, of that arithmetic and 64 channels, as the table has it for 
 import json
 import re
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from unittest.mock import patch
@@ -97,31 +98,48 @@ def calls(target: str, arithmetic: str) -> list[Call]:
     return list(different.values())
 
 
-def compile_for(target: str, call: Call) -> dict:
-    """What is known of the compiled kernel."""
+def compile_for(target: str, found: Sequence[Call]) -> list[dict]:
+    """What is known of the compiled kernels."""
     gpu = target_of(target)
-    specialized = source(call.kernel, call.args, call.options)
-    compiled = triton.compile(specialized, target=gpu, options=compile_options(call.options))
-    found = {"kernel": call.kernel.fn.__name__, "target": target}
-    found["shared"] = compiled.metadata.shared
+    kernels = [
+        triton.compile(
+            source(call.kernel, call.args, call.options),
+            target=gpu,
+            options=compile_options(call.options),
+        )
+        for call in found
+    ]
     if gpu.backend == "cuda":
         suffix = "a" if gpu.arch >= 90 else ""
-        cubin, name = compiled.asm["cubin"], compiled.metadata.name
-        kinds = [i.kind for i in triton_code.code(cubin, f"sm_{gpu.arch}{suffix}", name).code]
-        found["products"] = sorted({kind for kind in kinds if kind.endswith("MMA")})
-        found["spilled"] = sum(kind in ("LDL", "STL") for kind in kinds)
-        return found
-    text = compiled.asm["amdgcn"]
-    found["products"] = ["MFMA"] if "v_mfma" in text else []
+        kinds = triton_code.kinds([k.asm["cubin"] for k in kernels], f"sm_{gpu.arch}{suffix}")
+        uses = list(map(of_nvidia, kinds))
+    else:
+        uses = [of_amd(kernel.asm["amdgcn"]) for kernel in kernels]
+    return [
+        {"kernel": call.kernel.fn.__name__, "target": target, "shared": k.metadata.shared, **used}
+        for call, k, used in zip(found, kernels, uses, strict=True)
+    ]
+
+
+def of_nvidia(kinds: Sequence[str]) -> dict:
+    return {
+        "products": sorted({kind for kind in kinds if kind.endswith("MMA")}),
+        "spilled": sum(kind in ("LDL", "STL") for kind in kinds),
+    }
+
+
+def of_amd(text: str) -> dict:
     fields = r"\.(?:[sv]gpr_spill_count|private_segment_fixed_size):\s+(\d+)"
-    found["spilled"] = sum(map(int, re.findall(fields, text)))
-    return found
+    return {
+        "products": ["MFMA"] if "v_mfma" in text else [],
+        "spilled": sum(map(int, re.findall(fields, text))),
+    }
 
 
 def main(arithmetic: str, *targets: str) -> None:
     for target in targets:
-        for call in calls(target, arithmetic):
-            print(json.dumps(compile_for(target, call)), flush=True)
+        for kernel in compile_for(target, calls(target, arithmetic)):
+            print(json.dumps(kernel), flush=True)
 
 
 if __name__ == "__main__":

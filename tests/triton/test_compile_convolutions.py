@@ -46,9 +46,15 @@ def check(kernel):
     assert kernel["shared"] <= SHARED_BYTES[kernel["target"].split()[0]], kernel
 
 
-@pytest.mark.parametrize("target", PRODUCTS)
-def test_16_bit(tmp_path, target):
-    kernels = run("triton_convolutions", tmp_path, "16-bit", target)
+@pytest.mark.parametrize("targets", zip(*[iter(PRODUCTS)] * 2, strict=True), ids=" ".join)
+def test_16_bit(tmp_path, targets):
+    """Two targets a process, which takes seconds to start."""
+    kernels = run("triton_convolutions", tmp_path, "16-bit", *targets)
+    for target in targets:
+        check_16_bit(target, [kernel for kernel in kernels if kernel["target"] == target])
+
+
+def check_16_bit(target, kernels):
     assert {kernel["kernel"] for kernel in kernels} == KERNELS
     for kernel in kernels:
         check(kernel)
