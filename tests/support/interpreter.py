@@ -1,7 +1,9 @@
 """Triton's interpreter: it runs the kernels on CPU tensors, milliseconds a program."""
 
 import os
+from collections.abc import Callable
 from importlib import import_module
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -13,6 +15,21 @@ from support.util import contiguous, sliced
 #: It computes garbage in bfloat16.
 DTYPES = (torch.float64, torch.float32, torch.float16)
 LAYOUTS = (contiguous, sliced)
+
+
+def replace_once(replace: Callable[[Callable], object]) -> Callable[[Callable], object]:
+    """The interpreter replaces Triton's functions by its own where a kernel starts, which it undoes
+    at the end, and again at every call of a function in a kernel: most of its time. Do so where
+    they are not replaced."""
+    language = import_module("triton.language")
+
+    def replaced(function: Callable) -> object:
+        modules = [m for m in function.__globals__.values() if m is language or m is language.core]
+        if any(language.core.is_builtin(module.load) for module in modules):
+            return replace(function)
+        return SimpleNamespace(restore=lambda: None)
+
+    return replaced
 
 
 def import_kernels() -> str | None:
@@ -30,6 +47,8 @@ def import_kernels() -> str | None:
         for op in triton_backend.OPERATORS:
             import_module(f"clsd_fast.triton.{op}")
         version = import_module("triton").__version__
+        interpreter = import_module("triton.runtime.interpreter")
+        interpreter._patch_lang = replace_once(interpreter._patch_lang)
     if (
         version.startswith(("3.5.", "3.6."))
         and numpy.lib.NumpyVersion(numpy.__version__) >= "2.4.0"
