@@ -46,7 +46,7 @@ def check(kernel):
     assert kernel["shared"] <= SHARED_BYTES[kernel["target"].split()[0]], kernel
 
 
-@pytest.mark.parametrize("targets", zip(*[iter(PRODUCTS)] * 2, strict=True), ids=" ".join)
+@pytest.mark.parametrize("targets", list(zip(*[iter(PRODUCTS)] * 2, strict=True)), ids=" ".join)
 def test_16_bit(tmp_path, targets):
     """Two targets a process, which takes seconds to start."""
     kernels = run("triton_convolutions", tmp_path, "16-bit", *targets)

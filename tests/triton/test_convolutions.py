@@ -1,6 +1,6 @@
 """The convolutions' Triton kernels in Triton's interpreter.
 
-The interpreter takes 10 ms a program, however large its blocks: most tests enlarge them.
+The interpreter takes milliseconds a program, however large its blocks: most tests enlarge them.
 """
 
 import pytest
