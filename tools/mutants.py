@@ -109,8 +109,8 @@ MUTANTS = [
     Mutant(
         "epilogue: a column too many",
         "csrc/cpu/isa/winograd.h",
-        "if (j >= columns) return;",
-        "if (j > columns) return;",
+        "if (!kWhole && j >= columns) return;",
+        "if (!kWhole && j > columns) return;",
         CONV,
     ),
     Mutant(
@@ -123,10 +123,15 @@ MUTANTS = [
     Mutant(
         "epilogue: the scale does not reach the bias",
         "csrc/cpu/isa/epilogue.h",
-        "  if (epilogue.bias) value += load(epilogue.bias + channel);\n"
-        "  value *= epilogue.scale;\n",
-        "  value *= epilogue.scale;\n"
-        "  if (epilogue.bias) value += load(epilogue.bias + channel);\n",
+        "value = (value + bias_) * epilogue_.scale;",
+        "value = value * epilogue_.scale + bias_;",
+        CONV,
+    ),
+    Mutant(
+        "epilogue: the code for a residual alone serves a ReLU beside it",
+        "csrc/cpu/isa/epilogue.h",
+        "residual + positive + epilogue.relu > 1",
+        "residual + positive > 1",
         CONV,
     ),
     Mutant(
@@ -425,8 +430,8 @@ MUTANTS = [
     Mutant(
         "convolutions: the gradient of a ReLU at a NaN is 0",
         "csrc/cpu/isa/epilogue.h",
-        "load(pixel(epilogue.positive, i, j) + channel) <= 0 ? zero : value",
-        "load(pixel(epilogue.positive, i, j) + channel) > 0 ? value : zero",
+        "load(positive_ + j * epilogue_.positive.column) <= 0 ? zero : value",
+        "load(positive_ + j * epilogue_.positive.column) > 0 ? value : zero",
         NONFINITE,
     ),
     # Triton, interpreted

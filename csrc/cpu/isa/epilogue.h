@@ -7,32 +7,92 @@ namespace clsd::cpu::CLSD_ISA {
 
 namespace {
 
-// Pixels are worked on in pieces of a row, so what comes next lies beyond the present piece, and is
-// requested while that is computed: no prefetcher of a processor sees so many short streams.
-template <class T>
-inline void prefetch_pixel(const PixelGrid<T>& output, const TileEpilogue<T>& epilogue, int64_t i,
-                           int64_t j, int64_t channel) {
-  __builtin_prefetch(pixel(output, i, j) + channel, 1);
-  if (epilogue.residual.data) __builtin_prefetch(pixel(epilogue.residual, i, j) + channel);
-  if (epilogue.positive.data) __builtin_prefetch(pixel(epilogue.positive, i, j) + channel);
+// What an epilogue does beside bias and scale. To ask for each would be most of the instructions of
+// a pixel: there is code for each of these alone, and code that asks for all other cases.
+enum class EpilogueKind { kPlain, kRelu, kResidual, kPositive, kAny };
+
+template <EpilogueKind kKind>
+struct KindConstant {
+  static constexpr EpilogueKind value = kKind;
+};
+
+// Call visit(KindConstant) with the epilogue's.
+template <class T, class Visit>
+CLSD_INLINE void visit_kind(const TileEpilogue<T>& epilogue, const Visit& visit) {
+  const bool residual = epilogue.residual.data, positive = epilogue.positive.data;
+  if (epilogue.slopes || residual + positive + epilogue.relu > 1) {
+    visit(KindConstant<EpilogueKind::kAny>{});
+  } else if (residual) {
+    visit(KindConstant<EpilogueKind::kResidual>{});
+  } else if (positive) {
+    visit(KindConstant<EpilogueKind::kPositive>{});
+  } else if (epilogue.relu) {
+    visit(KindConstant<EpilogueKind::kRelu>{});
+  } else {
+    visit(KindConstant<EpilogueKind::kPlain>{});
+  }
 }
 
-// Store the sums of some channels of pixel (i, j).
-template <class T>
-CLSD_INLINE void finish_vector(const PixelGrid<T>& output, const TileEpilogue<T>& epilogue,
-                               int64_t i, int64_t j, int64_t channel, Vec<T> value) {
-  const Vec<T> zero = {};
-  if (epilogue.bias) value += load(epilogue.bias + channel);
-  value *= epilogue.scale;
-  if (epilogue.residual.data) value += load(pixel(epilogue.residual, i, j) + channel);
-  if (epilogue.relu) value = value < 0 ? zero : value;  // a NaN is kept
-  if (epilogue.slopes) value = value < 0 ? value * load(epilogue.slopes + channel) : value;
-  if (epilogue.positive.data) {
-    // Where that is a NaN, the value is kept.
-    value = load(pixel(epilogue.positive, i, j) + channel) <= 0 ? zero : value;
+// An epilogue at the pixels of a row, from some channels on.
+template <EpilogueKind kKind, class T>
+class RowEpilogue {
+ public:
+  CLSD_INLINE RowEpilogue(const PixelGrid<T>& output, const TileEpilogue<T>& epilogue, int64_t i,
+                          int64_t channel)
+      : epilogue_(epilogue),
+        channel_(channel),
+        // Minus zero: what it is added to stays as it is.
+        bias_(epilogue.bias ? load(epilogue.bias + channel) : -Vec<T>{}),
+        output_(opaque(pixel(output, i, 0) + channel)),
+        output_column_(output.column) {
+    if (reads_residual()) residual_ = opaque(pixel(epilogue.residual, i, 0) + channel);
+    if (reads_positive()) positive_ = opaque(pixel(epilogue.positive, i, 0) + channel);
   }
-  store(pixel(output, i, j) + channel, value);
-}
+
+  // Pixels are worked on in pieces of a row, so what comes next lies beyond the present piece, and
+  // is requested while that is computed: no prefetcher of a processor sees so many short streams.
+  CLSD_INLINE void prefetch(int64_t j) const {
+    __builtin_prefetch(output_ + j * output_column_, 1);
+    if (reads_residual()) __builtin_prefetch(residual_ + j * epilogue_.residual.column);
+    if (reads_positive()) __builtin_prefetch(positive_ + j * epilogue_.positive.column);
+  }
+
+  // Store the sums of pixel j.
+  CLSD_INLINE void store_pixel(int64_t j, Vec<T> value) const {
+    const Vec<T> zero = {};
+    value = (value + bias_) * epilogue_.scale;
+    if (reads_residual()) value += load(residual_ + j * epilogue_.residual.column);
+    if (kKind == EpilogueKind::kRelu || (kAsks && epilogue_.relu)) {
+      value = value < 0 ? zero : value;  // a NaN is kept
+    }
+    if (kAsks && epilogue_.slopes) {
+      value = value < 0 ? value * load(epilogue_.slopes + channel_) : value;
+    }
+    if (reads_positive()) {
+      // Where that is a NaN, the value is kept.
+      value = load(positive_ + j * epilogue_.positive.column) <= 0 ? zero : value;
+    }
+    store(output_ + j * output_column_, value);
+  }
+
+ private:
+  static constexpr bool kAsks = kKind == EpilogueKind::kAny;
+
+  CLSD_INLINE bool reads_residual() const {
+    return kKind == EpilogueKind::kResidual || (kAsks && epilogue_.residual.data);
+  }
+  CLSD_INLINE bool reads_positive() const {
+    return kKind == EpilogueKind::kPositive || (kAsks && epilogue_.positive.data);
+  }
+
+  const TileEpilogue<T>& epilogue_;
+  int64_t channel_;
+  Vec<T> bias_;
+  T* output_;
+  int64_t output_column_;
+  const T* residual_ = nullptr;
+  const T* positive_ = nullptr;
+};
 
 // Here and below, what says where things are is copied: a store could change what lies behind a
 // reference, as far as the compiler knows, and it would load that again each time.
@@ -41,12 +101,15 @@ void finish(const PixelGrid<T>& output, const T* sums, int64_t sums_stride, int6
             int64_t channels, const TileEpilogue<T>& epilogue) {
   const PixelGrid<T> target = output;
   const TileEpilogue<T> last = epilogue;
-  for (int64_t p = 0; p < pixels; ++p) {
-    for (int64_t v = 0; v < channels; v += kLanes<T>) {
-      if (v % kTileCols == 0) prefetch_pixel(target, last, 0, p + pixels, v);
-      finish_vector(target, last, 0, p, v, load(sums + p * sums_stride + v));
+  visit_kind(last, [&](auto kind) CLSD_ALWAYS_INLINE {
+    for (int64_t p = 0; p < pixels; ++p) {
+      for (int64_t v = 0; v < channels; v += kLanes<T>) {
+        const RowEpilogue<kind.value, T> row(target, last, 0, v);
+        if (v % kTileCols == 0) row.prefetch(p + pixels);
+        row.store_pixel(p, load(sums + p * sums_stride + v));
+      }
     }
-  }
+  });
 }
 
 }  // namespace

@@ -40,7 +40,7 @@ struct AddDistance {
 // lets the compiler keep them in registers.
 template <class T, class Step, int kRows, int kPanels>
 inline void accumulate_rows(T* acc, const T* a, const T* b, const TileOperands<T>& operands) {
-  constexpr int kVectors = kPanels * kPanelVectors<T>;
+  constexpr int kVectors = kPanels * kPanelVectors<T>, kPointers = (kRows + 2) / 3;
   const int64_t a_row = operands.a_row, a_step = operands.a_step;
   const int64_t b_panel = operands.b_panel, b_step = operands.b_step;
   bool add = operands.add;
@@ -51,6 +51,9 @@ inline void accumulate_rows(T* acc, const T* a, const T* b, const TileOperands<T
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) sums[r][v] = Vec<T>{};
     }
+    const T* rows[kPointers];  // every third one
+#pragma GCC unroll 4
+    for (int g = 0; g < kPointers; ++g) rows[g] = opaque(a + 3 * g * a_row);
     for (int64_t s = left < operands.chain ? left : operands.chain; s > 0; --s) {
       Vec<T> columns[kVectors];
 #pragma GCC unroll 8
@@ -59,15 +62,17 @@ inline void accumulate_rows(T* acc, const T* a, const T* b, const TileOperands<T
       }
 #pragma GCC unroll 12
       for (int r = 0; r < kRows; ++r) {
-        const Vec<T> broadcast = a[r * a_row] - Vec<T>{};
+        const Vec<T> broadcast = rows[r / 3][r % 3 * a_row] - Vec<T>{};
 #pragma GCC unroll 8
         for (int v = 0; v < kVectors; ++v) {
           sums[r][v] = Step::apply(sums[r][v], broadcast, columns[v]);
         }
       }
-      a += a_step;
+#pragma GCC unroll 4
+      for (int g = 0; g < kPointers; ++g) rows[g] += a_step;
       b += b_step;
     }
+    a = rows[0];
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8

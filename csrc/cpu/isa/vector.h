@@ -57,6 +57,15 @@ T sum_lanes(Vec<T> vector) {
   return sums[0] + sums[1];
 }
 
+// The same pointer, of whose origin the compiler knows nothing: what is reached by small steps from
+// some pointers it would otherwise address by an offset of its own each, for which there are not
+// enough registers.
+template <class T>
+CLSD_INLINE T* opaque(T* pointer) {
+  __asm__("" : "+r"(pointer));
+  return pointer;
+}
+
 // The first channel of pixel (i, j).
 template <class T>
 T* pixel(const PixelGrid<T>& grid, int64_t i, int64_t j) {

@@ -93,10 +93,12 @@ template <class T, template <class> class Transform, class FinishRow>
 CLSD_INLINE void transform_rows(const PixelGrid<const T> source, const FinishRow& finish_row) {
   using Matrix = Transform<T>;
   Vec<T> halfway[Matrix::kOut][Matrix::kIn], in[Matrix::kIn], out[Matrix::kOut];
+  const T* column = source.data;
 #pragma GCC unroll 6
   for (int j = 0; j < Matrix::kIn; ++j) {
 #pragma GCC unroll 6
-    for (int i = 0; i < Matrix::kIn; ++i) in[i] = load(pixel(source, i, j));
+    for (int i = 0; i < Matrix::kIn; ++i) in[i] = load(column + i * source.row);
+    column = opaque(column + source.column);
     Matrix::apply(in, out);
 #pragma GCC unroll 6
     for (int i = 0; i < Matrix::kOut; ++i) halfway[i][j] = out[i];
@@ -111,8 +113,9 @@ CLSD_INLINE void transform_rows(const PixelGrid<const T> source, const FinishRow
 template <class T, template <class> class Transform>
 inline void transform_square(const PixelGrid<const T> source, const PixelGrid<T> target) {
   transform_rows<T, Transform>(source, [target](int i, const Vec<T>* row) {
+    T* const columns = opaque(target.data + i * target.row);
 #pragma GCC unroll 6
-    for (int j = 0; j < Transform<T>::kOut; ++j) store(pixel(target, i, j), row[j]);
+    for (int j = 0; j < Transform<T>::kOut; ++j) store(columns + j * target.column, row[j]);
   });
 }
 
@@ -145,24 +148,41 @@ void winograd_weight(T* target, int64_t target_stride, const T* taps) {
   }
 }
 
-template <class T>
-void winograd_output(const PixelGrid<T>& output, int64_t rows, int64_t columns, const T* products,
-                     int64_t product_stride, int64_t channels, const TileEpilogue<T>& epilogue) {
-  const PixelGrid<T> target = output;
-  const TileEpilogue<T> last = epilogue;
+// Of all 4x4 pixels if kWhole, else of the first rows and columns.
+template <EpilogueKind kKind, bool kWhole, class T>
+CLSD_INLINE void winograd_output_as(const PixelGrid<T>& output, int64_t rows, int64_t columns,
+                                    const T* products, int64_t product_stride, int64_t channels,
+                                    const TileEpilogue<T>& epilogue) {
   for (int64_t c = 0; c < channels; c += kLanes<T>) {
     const auto finish_row = [&](int i, const Vec<T>* row) CLSD_ALWAYS_INLINE {
-      if (i >= rows) return;
+      if (!kWhole && i >= rows) return;
+      const RowEpilogue<kKind, T> pixels(output, epilogue, i, c);
 #pragma GCC unroll 4
       for (int j = 0; j < OutputTransform<T>::kOut; ++j) {
-        if (j >= columns) return;
-        if (c % kTileCols == 0) prefetch_pixel(target, last, i, j + columns, c);
-        finish_vector(target, last, i, j, c, row[j]);
+        if (!kWhole && j >= columns) return;
+        if (c % kTileCols == 0) pixels.prefetch(kWhole ? j + 4 : j + columns);
+        pixels.store_pixel(j, row[j]);
       }
     };
     transform_rows<T, OutputTransform>({products + c, 6 * product_stride, product_stride},
                                        finish_row);
   }
+}
+
+template <class T>
+void winograd_output(const PixelGrid<T>& output, int64_t rows, int64_t columns, const T* products,
+                     int64_t product_stride, int64_t channels, const TileEpilogue<T>& epilogue) {
+  const PixelGrid<T> target = output;
+  const TileEpilogue<T> last = epilogue;
+  if (rows < 4 || columns < 4) {
+    winograd_output_as<EpilogueKind::kAny, false>(target, rows, columns, products, product_stride,
+                                                  channels, last);
+    return;
+  }
+  visit_kind(last, [&](auto kind) CLSD_ALWAYS_INLINE {
+    winograd_output_as<kind.value, true>(target, rows, columns, products, product_stride, channels,
+                                         last);
+  });
 }
 
 template <class T>
