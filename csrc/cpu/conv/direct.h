@@ -44,12 +44,12 @@ void direct_convolve(const Convolution<S>& convolution) {
   const int64_t bands = ceil_div(input.height, kBand);
   Workspace workspace;
   const T* weight = direct_weight(workspace, convolution.weights());
-  parallel_for(0, input.batch * bands, 1, [&](int64_t begin, int64_t end) {
+  parallel_tasks(0, input.batch * bands, [&](const auto& take) {
     Workspace scratch;
     const PackedRows<T> rows(scratch, kBand + 2, 1, round_up(input.width, kTileRows) + 2,
                              input.channels);
     OutputBand<S> band(scratch, convolution, kBand);
-    for (int64_t task = begin; task < end; ++task) {
+    for (int64_t task; take(task);) {
       const int64_t n = task / bands, first = task % bands * kBand;
       const int64_t height = std::min(kBand, input.height - first);
       rows.fill(input, n, first - 1, height + 2);
@@ -119,8 +119,8 @@ class DirectGradient {
     std::fill_n(partials, groups_ * size_, T(0));
     std::fill_n(sums, groups_ * padded_, 0.0);
     const int64_t bands = input_.batch * bands_;
-    parallel_for(0, groups_, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t group = begin; group < end; ++group) {
+    parallel_tasks(0, groups_, [&](const auto& take) {
+      for (int64_t group; take(group);) {
         add_bands(group * bands / groups_, (group + 1) * bands / groups_, partials + group * size_,
                   sums + group * padded_);
       }

@@ -83,12 +83,12 @@ void narrow_input_convolve(const Convolution<S>& convolution) {
   for (int64_t k = 0; bias && k < outputs; k += kTileCols) {
     std::copy_n(bias->data() + k, kTileCols, weight + k / kTileCols * panel + depth * kTileCols);
   }
-  parallel_for(0, input.batch * bands, 1, [&](int64_t begin, int64_t end) {
+  parallel_tasks(0, input.batch * bands, [&](const auto& take) {
     Workspace scratch;
     const ExpandedRow<S> expanded(scratch, input);
     OutputBand<S> band(scratch, convolution, kNarrowBand);
     T* sums = scratch.take<T>(kPixels * outputs);
-    for (int64_t task = begin; task < end; ++task) {
+    for (int64_t task; take(task);) {
       const int64_t n = task / bands, first = task % bands * kNarrowBand;
       const int64_t height = std::min(kNarrowBand, input.height - first);
       band.load(n, first, height);
@@ -215,11 +215,11 @@ void narrow_output_convolve(const Convolution<S>& convolution) {
     }
   }
   const int64_t bands = ceil_div(input.height, kNarrowBand);
-  parallel_for(0, input.batch * bands, 1, [&](int64_t begin, int64_t end) {
+  parallel_tasks(0, input.batch * bands, [&](const auto& take) {
     Workspace scratch;
     const NarrowOutputBand<S> products(scratch, convolution, weight);
     OutputBand<S> band(scratch, convolution, kNarrowBand);
-    for (int64_t task = begin; task < end; ++task) {
+    for (int64_t task; take(task);) {
       const int64_t n = task / bands, first = task % bands * kNarrowBand;
       const int64_t height = std::min(kNarrowBand, input.height - first);
       band.load(n, first, height);
@@ -260,8 +260,8 @@ class NarrowGradient {
     std::fill_n(partials, groups_ * size_, T(0));
     std::fill_n(sums, groups_ * sums_, 0.0);
     const int64_t rows = input_.batch * input_.height;
-    parallel_for(0, groups_, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t group = begin; group < end; ++group) {
+    parallel_tasks(0, groups_, [&](const auto& take) {
+      for (int64_t group; take(group);) {
         add_rows(group * rows / groups_, (group + 1) * rows / groups_, partials + group * size_,
                  sums + group * sums_);
       }

@@ -236,12 +236,12 @@ void winograd_convolve(const Convolution<S>& convolution,
                        const WinogradWeight<Accumulator<S>>& weight, int64_t begin, int64_t end) {
   const Images<const S>& input = convolution.input;
   const WinogradBands bands(input.height, input.width);
-  parallel_for(begin, end, 1, [&](int64_t first_task, int64_t last_task) {
+  parallel_tasks(begin, end, [&](const auto& take) {
     Workspace scratch;
     WinogradPatches<S> patches(scratch, input, bands, kWinogradTile + 2);
     OutputBand<S> band(scratch, convolution, bands.pixel_rows());
     const WinogradBlock<S> block(scratch, convolution, patches.channels);
-    for (int64_t task = first_task; task < last_task; ++task) {
+    for (int64_t task; take(task);) {
       const int64_t n = task / bands.bands, b = task % bands.bands;
       const int64_t tiles = bands.tiles(b);
       patches.load(n, b);

@@ -36,8 +36,8 @@ class WinogradGradient {
     T* taps = workspace.take<T>(groups_ * tap_count_);
     double* sums = workspace.take<double>(groups_ * outputs_);
     const auto slices = static_cast<int64_t>(slices_.size());
-    parallel_for(0, groups_ * slices, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task) {
+    parallel_tasks(0, groups_ * slices, [&](const auto& take) {
+      for (int64_t task; take(task);) {
         const int64_t group = task / slices, k = task % slices * kWinogradSlice;
         add_group(group, slices_[static_cast<size_t>(task % slices)],
                   taps + group * tap_count_ + k * 9 * input_.channels, sums + group * outputs_ + k);

@@ -40,13 +40,13 @@ class TailForward {
     for (int64_t i = 0; i < bias_.size(); ++i) table[i] = out_bias[i % shape_.outputs];
     bias_.write(composed + shape_.channels * shape_.composed_size(), table);
     const int64_t bands = ceil_div(shape_.height, band_), factor = shape_.axis.upscale;
-    parallel_for(0, input_.batch * bands, 1, [&](int64_t begin, int64_t end) {
+    parallel_tasks(0, input_.batch * bands, [&](const auto& take) {
       Workspace scratch;
       TailRow<S> row(scratch, shape_, input_);
       TailCanvas<T> canvas(scratch, output_.width, factor * band_, shape_.outputs);
       T* values = scratch.take<T>(shape_.footprint_size());
       T* rest = scratch.take<T>(round_up(shape_.width, kRowStep) * kTileCols);
-      for (int64_t task = begin; task < end; ++task) {
+      for (int64_t task; take(task);) {
         const int64_t n = task / bands, first = task % bands * band_;
         const int64_t last = std::min(first + band_, shape_.height);
         canvas.first = factor * first, canvas.rows = factor * (last - first);
@@ -195,8 +195,8 @@ class TailGradient {
     T* partials = workspace.take<T>(grad_composed ? groups_ * size_ : 0);
     double* tables = workspace.take<double>(grad_composed ? groups_ * bias_.size() : 0);
     const int64_t bands = input_.batch * bands_;
-    parallel_for(0, groups_, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t group = begin; group < end; ++group) {
+    parallel_tasks(0, groups_, [&](const auto& take) {
+      for (int64_t group; take(group);) {
         Sums sums{nullptr, nullptr};
         if (grad_composed) sums = {partials + group * size_, tables + group * bias_.size()};
         add_bands(group * bands / groups_, (group + 1) * bands / groups_, packed, grad_x, sums);

@@ -143,8 +143,8 @@ class TailComposer {
     const int64_t size = round_up(steps_, kRowStep) * columns_;
     T* partials = workspace.take<T>(kComposeGroups * size);
     std::fill_n(partials, kComposeGroups * size, T(0));
-    parallel_for(0, kComposeGroups, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t group = begin; group < end; ++group) {
+    parallel_tasks(0, kComposeGroups, [&](const auto& take) {
+      for (int64_t group; take(group);) {
         const int64_t first = group * channels() / kComposeGroups;
         const int64_t last = (group + 1) * channels() / kComposeGroups;
         add_gradients(first, last, grad, columns, grad_weight, grad_bias, partials + group * size);
