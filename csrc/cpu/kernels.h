@@ -89,6 +89,23 @@ template <class T>
 using WinogradTransform = void (*)(T* target, int64_t target_stride, const T* source,
                                    int64_t row_stride, int64_t column_stride, int64_t channels);
 
+// What Winograd convolutions of one size of kernel need beside their input's transform, with the
+// matrices of isa/winograd.h. A Winograd tile is 4x4 outputs of a 3x3 kernel, or 2x2 of a 5x5 one:
+// both have inputs of 6x6.
+template <class T>
+struct WinogradKernels {
+  // A d A^T of a tile of the output's gradient
+  WinogradTransform<T> grad_output;
+  // G g G^T of the taps of kTileCols output channels, [taps][kTileCols]
+  void (*weight)(T* target, int64_t target_stride, const T* taps);
+  // output = epilogue(A^T m A) of the 36 products of one Winograd tile, for the first rows and
+  // columns of its pixels, of `channels` channels (whole panels)
+  void (*output)(const PixelGrid<T>& output, int64_t rows, int64_t columns, const T* products,
+                 int64_t product_stride, int64_t channels, const TileEpilogue<T>& epilogue);
+  // G^T u G: [taps][kTileCols] of 36 sums
+  void (*grad_weight)(T* taps, const T* sums, int64_t sum_stride);
+};
+
 template <class T>
 struct TileKernels {
   // acc (+)= a * b
@@ -114,21 +131,17 @@ struct TileKernels {
   void (*finish)(const PixelGrid<T>& output, const T* sums, int64_t sums_stride, int64_t pixels,
                  int64_t channels, const TileEpilogue<T>& epilogue);
 
-  // Winograd F(4x4, 3x3), with the matrices of isa/winograd.h: B^T d B of a 6x6 patch of the input,
-  // A d A^T of a 4x4 patch of the output's gradient.
-  WinogradTransform<T> winograd_input, winograd_grad_output;
-  // G g G^T of the taps of kTileCols output channels, [9][kTileCols]
-  void (*winograd_weight)(T* target, int64_t target_stride, const T* taps);
-  // output = epilogue(A^T m A) of the 36 products of one Winograd tile, for the first rows and
-  // columns of its 4x4 pixels, of `channels` channels (whole panels)
-  void (*winograd_output)(const PixelGrid<T>& output, int64_t rows, int64_t columns,
-                          const T* products, int64_t product_stride, int64_t channels,
-                          const TileEpilogue<T>& epilogue);
+  // B^T d B of a 6x6 patch of a Winograd convolution's input
+  WinogradTransform<T> winograd_input;
+  WinogradKernels<T> winograd_3x3, winograd_5x5;
   // sums[c] += the sum of a 4x4 patch
   void (*add_patch)(double* sums, const T* source, int64_t row_stride, int64_t column_stride,
                     int64_t channels);
-  // G^T u G: [9][kTileCols] taps of 36 sums
-  void (*winograd_grad_weight)(T* taps, const T* sums, int64_t sum_stride);
+
+  // Those of Winograd tiles of `tile` x `tile` pixels.
+  const WinogradKernels<T>& winograd(int64_t tile) const {
+    return tile == 4 ? winograd_3x3 : winograd_5x5;
+  }
 };
 
 // The kernels of the widest instruction set that this processor has, or of the one that the

@@ -39,7 +39,7 @@ std::pair<Tensor, Tensor> parameter_gradients(const Images<const S>& input,
     const Algorithm algorithm = choose<S>(input, grad);
     switch (algorithm) {
       case Algorithm::kWinograd:
-        WinogradGradient<S>(input, grad).write(scale, to_weight, to_bias);
+        WinogradGradient<S>(input, grad, kWinogradTile3x3).write(scale, to_weight, to_bias);
         break;
       case Algorithm::kNarrowInput:
       case Algorithm::kNarrowOutput:

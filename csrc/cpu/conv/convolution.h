@@ -79,17 +79,17 @@ class OutputBand {
   }
 
   // Take the products of the Winograd tile whose first pixel is pixel x of row y.
-  void store_winograd_tile(const T* products, int64_t product_stride, int64_t y, int64_t x,
-                           int64_t rows, int64_t columns, int64_t k, int64_t channels) const {
+  void store_winograd_tile(int64_t tile, const T* products, int64_t product_stride, int64_t y,
+                           int64_t x, int64_t k, int64_t channels) const {
+    const int64_t rows = std::min(tile, rows_ - y);
+    const int64_t columns = std::min(tile, convolution_.output.width - x);
     visit_runs(
         y, x, k, channels,
         [&](int64_t c, int64_t count, const PixelGrid<T>& output, const TileEpilogue<T>& epilogue) {
-      kernels_.winograd_output(output, rows, columns, products + c - k, product_stride, count,
-                               epilogue);
+      kernels_.winograd(tile).output(output, rows, columns, products + c - k, product_stride, count,
+                                     epilogue);
     });
   }
-
-  int64_t rows() const { return rows_; }
 
   // End the rows.
   void flush() const {

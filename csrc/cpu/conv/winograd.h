@@ -1,5 +1,6 @@
 // Winograd convolution F(4x4, 3x3): the direct algorithm's sums with a quarter of the
-// multiplications (Lavin and Gray, arXiv 1509.09308; the matrices are in isa/winograd.h).
+// multiplications (Lavin and Gray, arXiv 1509.09308; the matrices are in isa/winograd.h). So is, for
+// kernels of 5x5, F(2x2, 5x5), with 9 of 25; what follows has the numbers of the first.
 //
 // An output of 4x4 pixels, a Winograd tile, needs an input of 6x6, which becomes 36 numbers per
 // channel (kernels.h: winograd_input). For each of the 36, called frequencies, the Winograd tiles
@@ -21,6 +22,7 @@ constexpr int64_t kWinogradChain = 64;             // steps of one summation cha
 // Between the matrices of two frequencies: 36 addresses at a distance of a power of two would
 // share a few sets of the cache.
 constexpr int64_t kFrequencyPadding = 16;
+constexpr int64_t kMostTaps = 25;  // of a Winograd convolution's kernel
 
 // Patches of `size` x `size` pixels around the Winograd tiles of a band: where the image has them,
 // or, at its edges and if the image is of another type or layout, in a copy with zeros outside of
@@ -35,7 +37,7 @@ class WinogradPatches {
         image_(image),
         bands_(bands),
         size_(size),
-        halo_((size - kWinogradTile) / 2) {
+        halo_((size - bands.tile) / 2) {
     if (in_place<T>(image)) {
       copy_ = workspace.take<T>(size * size * channels);
     } else {
@@ -49,7 +51,7 @@ class WinogradPatches {
   void load(int64_t n, int64_t band) {
     n_ = n, top_ = bands_.first_pixel_row(band) - halo_;
     if (rows_.values) {
-      rows_.fill(image_, n, top_, bands_.tile_rows(band) * kWinogradTile + 2 * halo_);
+      rows_.fill(image_, n, top_, bands_.tile_rows(band) * bands_.tile + 2 * halo_);
     }
   }
 
@@ -57,8 +59,8 @@ class WinogradPatches {
   // through the band, with the pixel at its corner and its channels [c, c + count).
   template <class Visit>
   void visit(int64_t tile, const Visit& visit) const {
-    const int64_t y = tile / bands_.columns * kWinogradTile;
-    const int64_t x = tile % bands_.columns * kWinogradTile;
+    const int64_t y = tile / bands_.columns * bands_.tile;
+    const int64_t x = tile % bands_.columns * bands_.tile;
     if constexpr (std::is_same_v<S, T>) {
       if (!rows_.values) return visit_image(top_ + y, x - halo_, visit);
     }
@@ -145,22 +147,25 @@ struct WinogradWeight {
   int64_t panel, stride;
   T* values;
 
-  template <class S>
-  WinogradWeight(Workspace& workspace, const WeightView<S>& weights, const TileKernels<T>& kernels)
+  // `weights` has at(k, c, tap) for its `outputs` and `inputs`, as WeightView has.
+  template <class Weights>
+  WinogradWeight(Workspace& workspace, const Weights& weights, const TileKernels<T>& kernels,
+                 int64_t tile)
       : panel(weights.inputs * kTileCols),
         stride(ceil_div(weights.outputs, kTileCols) * panel + kFrequencyPadding),
         values(workspace.take<T>(kFrequencies * stride)) {
     const int64_t panels = ceil_div(weights.outputs, kTileCols);
+    const int64_t num_taps = WinogradBands(1, 1, tile).taps();
     parallel_for(0, panels * weights.inputs, 16, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t k = task / weights.inputs * kTileCols, c = task % weights.inputs;
-        alignas(64) T taps[9 * kTileCols] = {};
+        alignas(64) T taps[kMostTaps * kTileCols] = {};
         for (int64_t v = 0; v < std::min(kTileCols, weights.outputs - k); ++v) {
-          for (int64_t tap = 0; tap < 9; ++tap) {
+          for (int64_t tap = 0; tap < num_taps; ++tap) {
             taps[tap * kTileCols + v] = weights.at(k + v, c, tap);
           }
         }
-        kernels.winograd_weight(values + task * kTileCols, stride, taps);
+        kernels.winograd(tile).weight(values + task * kTileCols, stride, taps);
       }
     });
   }
@@ -195,11 +200,10 @@ class WinogradBlock {
       const int64_t channels = std::min(products_.channels, padded - k);
       multiply(weight, k, channels, count);
       for (int64_t t = 0; t < count; ++t) {
-        const int64_t y = (first + t) / bands.columns * kWinogradTile;
-        const int64_t x = (first + t) % bands.columns * kWinogradTile;
-        band.store_winograd_tile(products_.at(0, t), products_.stride, y, x,
-                                 std::min(kWinogradTile, band.rows() - y),
-                                 std::min(kWinogradTile, output_.width - x), k, channels);
+        const int64_t y = (first + t) / bands.columns * bands.tile;
+        const int64_t x = (first + t) % bands.columns * bands.tile;
+        band.store_winograd_tile(bands.tile, products_.at(0, t), products_.stride, y, x, k,
+                                 channels);
       }
     }
   }
@@ -233,12 +237,12 @@ class WinogradBlock {
 // Bands [begin, end), counted through all images.
 template <class S>
 void winograd_convolve(const Convolution<S>& convolution,
-                       const WinogradWeight<Accumulator<S>>& weight, int64_t begin, int64_t end) {
+                       const WinogradWeight<Accumulator<S>>& weight, const WinogradBands& bands,
+                       int64_t begin, int64_t end) {
   const Images<const S>& input = convolution.input;
-  const WinogradBands bands(input.height, input.width);
   parallel_tasks(begin, end, [&](const auto& take) {
     Workspace scratch;
-    WinogradPatches<S> patches(scratch, input, bands, kWinogradTile + 2);
+    WinogradPatches<S> patches(scratch, input, bands, kWinogradPatch);
     OutputBand<S> band(scratch, convolution, bands.pixel_rows());
     const WinogradBlock<S> block(scratch, convolution, patches.channels);
     for (int64_t task; take(task);) {
@@ -256,14 +260,19 @@ void winograd_convolve(const Convolution<S>& convolution,
   });
 }
 
+// All bands, with weights [K, C, taps] of which the convolution itself knows nothing.
+template <class S, class Weights>
+void winograd_convolve(const Convolution<S>& convolution, const Weights& weights, int64_t tile) {
+  const Images<const S>& input = convolution.input;
+  const WinogradBands bands(input.height, input.width, tile);
+  Workspace workspace;
+  const WinogradWeight<Accumulator<S>> weight(workspace, weights, convolution.kernels, tile);
+  winograd_convolve(convolution, weight, bands, 0, input.batch * bands.bands);
+}
+
 template <class S>
 void winograd_convolve(const Convolution<S>& convolution) {
-  const Images<const S>& input = convolution.input;
-  Workspace workspace;
-  const WinogradWeight<Accumulator<S>> weight(workspace, convolution.weights(),
-                                              convolution.kernels);
-  winograd_convolve(convolution, weight, 0,
-                    input.batch * WinogradBands(input.height, input.width).bands);
+  winograd_convolve(convolution, convolution.weights(), kWinogradTile3x3);
 }
 
 // Two convolutions whose map between them nobody else needs: only a strip of it exists at a time.
@@ -273,7 +282,7 @@ void winograd_convolve_twice(const Convolution<S>& first, const Convolution<S>& 
                              Images<S>& hidden, Images<const S>& hidden_input) {
   constexpr int64_t kStripBytes = 4 << 20;
   using T = Accumulator<S>;
-  const WinogradBands bands(hidden.height, hidden.width);
+  const WinogradBands bands(hidden.height, hidden.width, kWinogradTile3x3);
   const int64_t count = hidden.batch * bands.bands;
   const int64_t band_size = bands.pixel_rows() * hidden.stride_h;
   const int64_t threads = torch::stable::get_num_threads();
@@ -285,8 +294,8 @@ void winograd_convolve_twice(const Convolution<S>& first, const Convolution<S>& 
            hidden.stride_h;
   };
   Workspace workspace;
-  const WinogradWeight<T> weight1(workspace, first.weights(), first.kernels);
-  const WinogradWeight<T> weight2(workspace, second.weights(), second.kernels);
+  const WinogradWeight<T> weight1(workspace, first.weights(), first.kernels, bands.tile);
+  const WinogradWeight<T> weight2(workspace, second.weights(), second.kernels, bands.tile);
   S* memory = workspace.take<S>((std::min(strip, count) + 2) * band_size);
   int64_t kept = 0, done = 0;  // bands of the hidden map [kept, done) are in memory
   for (int64_t begin = 0; begin < count; begin += strip) {
@@ -296,8 +305,8 @@ void winograd_convolve_twice(const Convolution<S>& first, const Convolution<S>& 
     kept = from;
     hidden.data = memory - offset(from);
     hidden_input.data = hidden.data;
-    winograd_convolve(first, weight1, done, to);
-    winograd_convolve(second, weight2, begin, end);
+    winograd_convolve(first, weight1, bands, done, to);
+    winograd_convolve(second, weight2, bands, begin, end);
     done = to;
   }
 }

@@ -1,5 +1,5 @@
 // The gradient of a Winograd convolution's weight: 36 products of inputs [C, Winograd tiles] with
-// output gradients [Winograd tiles, K], transformed to 3x3 taps at the end (winograd.h).
+// output gradients [Winograd tiles, K], transformed to taps at the end (winograd.h).
 #pragma once
 
 #include <algorithm>
@@ -18,43 +18,56 @@ class WinogradGradient {
  public:
   using T = Accumulator<S>;
 
-  WinogradGradient(const Images<const S>& input, const Images<const S>& grad)
+  WinogradGradient(const Images<const S>& input, const Images<const S>& grad, int64_t tile)
       : input_(input),
         grad_(grad),
-        bands_(input.height, input.width),
+        bands_(input.height, input.width, tile),
         num_bands_(input.batch * bands_.bands),
         outputs_(round_up(grad.channels, kTileCols)),
-        tap_count_(input.channels * outputs_ * 9),
+        tap_count_(input.channels * outputs_ * bands_.taps()),
         groups_(num_groups(num_bands_, tap_count_)) {
     for (int64_t k = 0; k < grad.channels; k += kWinogradSlice) {
       slices_.push_back(channel_slice(grad, k, std::min(kWinogradSlice, grad.channels - k)));
     }
   }
 
+  // Of a 3x3 kernel.
   void write(T scale, const Tensor* grad_weight, const Tensor* grad_bias) const {
     Workspace workspace;
-    T* taps = workspace.take<T>(groups_ * tap_count_);
     double* sums = workspace.take<double>(groups_ * outputs_);
+    const T* partials = add_groups(workspace, sums);
+    if (grad_weight) {
+      write_weight_gradient(
+          input_, grad_, scale, *grad_weight,
+          [&](int64_t c, int64_t k, T* result) { total(partials, c, k, result); });
+    }
+    if (grad_bias) write_bias_gradient(grad_, scale, *grad_bias, sums, outputs_, groups_);
+  }
+
+  // The groups' partials of all taps. The sums of their pixels, [groups][K], go to `sums`, if given.
+  const T* add_groups(Workspace& workspace, double* sums = nullptr) const {
+    T* taps = workspace.take<T>(groups_ * tap_count_);
     const auto slices = static_cast<int64_t>(slices_.size());
     parallel_tasks(0, groups_ * slices, [&](const auto& take) {
       for (int64_t task; take(task);) {
         const int64_t group = task / slices, k = task % slices * kWinogradSlice;
         add_group(group, slices_[static_cast<size_t>(task % slices)],
-                  taps + group * tap_count_ + k * 9 * input_.channels, sums + group * outputs_ + k);
+                  taps + group * tap_count_ + k * bands_.taps() * input_.channels,
+                  sums ? sums + group * outputs_ + k : nullptr);
       }
     });
-    if (grad_weight) {
-      const auto total = [&](int64_t c, int64_t k, T* result) {
-        const T* partial = taps + (k * input_.channels + c * kTileCols) * 9;
-        std::copy_n(partial, 9 * kTileCols, result);
-        for (int64_t group = 1; group < groups_; ++group) {
-          partial += tap_count_;
-          for (int64_t i = 0; i < 9 * kTileCols; ++i) result[i] += partial[i];
-        }
-      };
-      write_weight_gradient(input_, grad_, scale, *grad_weight, total);
+    return taps;
+  }
+
+  // The tap gradients [taps][kTileCols] of input channel c and output channels [k, k + kTileCols).
+  void total(const T* partials, int64_t c, int64_t k, T* result) const {
+    const int64_t count = bands_.taps() * kTileCols;
+    partials += k * input_.channels * bands_.taps() + c * count;
+    std::copy_n(partials, count, result);
+    for (int64_t group = 1; group < groups_; ++group) {
+      partials += tap_count_;
+      for (int64_t i = 0; i < count; ++i) result[i] += partials[i];
     }
-    if (grad_bias) write_bias_gradient(grad_, scale, *grad_bias, sums, outputs_, groups_);
   }
 
  private:
@@ -66,24 +79,26 @@ class WinogradGradient {
     return std::max<int64_t>(std::min(groups, (16 << 20) / bytes), 1);
   }
 
-  // A group's tap gradients of a slice, [panels of K][C][9][kTileCols], and the sums of its pixels.
+  // A group's tap gradients of a slice, [panels of K][C][taps][kTileCols], and the sums of its pixels.
   void add_group(int64_t group, const Images<const S>& grad, T* taps, double* sums) const {
+    const WinogradKernels<T>& kernels = kernels_.winograd(bands_.tile);
     Workspace scratch;
-    WinogradPatches<S> x(scratch, input_, bands_, kWinogradTile + 2);
-    WinogradPatches<S> dy(scratch, grad, bands_, kWinogradTile);
+    WinogradPatches<S> x(scratch, input_, bands_, kWinogradPatch);
+    WinogradPatches<S> dy(scratch, grad, bands_, bands_.tile);
     const int64_t tiles = bands_.rows_per_band * bands_.columns;
     const WinogradMatrices<T> left(scratch, tiles, x.channels), right(scratch, tiles, dy.channels);
     const WinogradMatrices<T> products(scratch, round_up(input_.channels, kRowStep), dy.channels);
     const int64_t first = group * num_bands_ / groups_, last = (group + 1) * num_bands_ / groups_;
     if (first == last) std::fill_n(products.values, kFrequencies * products.stride, T(0));
-    std::fill_n(sums, dy.channels, 0.0);
+    if (sums) std::fill_n(sums, dy.channels, 0.0);
     for (int64_t task = first; task < last; ++task) {
       const int64_t band = task % bands_.bands, count = bands_.tiles(band);
       x.load(task / bands_.bands, band);
       dy.load(task / bands_.bands, band);
       for (int64_t t = 0; t < count; ++t) {
         left.transform(t, x, t, kernels_.winograd_input);
-        right.transform(t, dy, t, kernels_.winograd_grad_output);
+        right.transform(t, dy, t, kernels.grad_output);
+        if (!sums) continue;
         dy.visit(t, [&](int64_t c, const T* source, int64_t stride_h, int64_t stride_w,
                         int64_t channels) {
           kernels_.add_patch(sums + c, source, stride_h, stride_w, channels);
@@ -92,8 +107,8 @@ class WinogradGradient {
       multiply(left, right, count, task > first, products);
     }
     for (int64_t k = 0; k < dy.channels; k += kTileCols) {
-      for (int64_t c = 0; c < input_.channels; ++c, taps += 9 * kTileCols) {
-        kernels_.winograd_grad_weight(taps, products.at(0, c) + k, products.stride);
+      for (int64_t c = 0; c < input_.channels; ++c, taps += bands_.taps() * kTileCols) {
+        kernels.grad_weight(taps, products.at(0, c) + k, products.stride);
       }
     }
   }

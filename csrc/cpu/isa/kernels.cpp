@@ -9,6 +9,14 @@ namespace clsd::cpu::CLSD_ISA {
 
 namespace {
 
+template <class T, int kTile>
+constexpr WinogradKernels<T> kWinogradKernels = {
+    .grad_output = transform_patch<GradOutputTransform<T, kTile>, T>,
+    .weight = winograd_weight<T, kTile>,
+    .output = winograd_output<T, kTile>,
+    .grad_weight = winograd_grad_weight<T, kTile>,
+};
+
 template <class T>
 constexpr TileKernels<T> kKernels = {
     .multiply = multiply<T>,
@@ -20,12 +28,10 @@ constexpr TileKernels<T> kKernels = {
     .softmax_scan = softmax_scan<T>,
     .softmax_grad = softmax_grad<T>,
     .finish = finish<T>,
-    .winograd_input = transform_patch<T, InputTransform>,
-    .winograd_grad_output = transform_patch<T, GradOutputTransform>,
-    .winograd_weight = winograd_weight<T>,
-    .winograd_output = winograd_output<T>,
+    .winograd_input = transform_patch<InputTransform<T>, T>,
+    .winograd_3x3 = kWinogradKernels<T, 4>,
+    .winograd_5x5 = kWinogradKernels<T, 2>,
     .add_patch = add_patch<T>,
-    .winograd_grad_weight = winograd_grad_weight<T>,
 };
 
 }  // namespace

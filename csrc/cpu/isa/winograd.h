@@ -1,4 +1,4 @@
-// The transforms of Winograd F(4x4, 3x3).
+// The transforms of Winograd F(4x4, 3x3) and F(2x2, 5x5), which have the same points.
 #pragma once
 
 #include "epilogue.h"
@@ -7,11 +7,12 @@ namespace clsd::cpu::CLSD_ISA {
 
 namespace {
 
-// The matrices of F(4x4, 3x3) for the interpolation points 0, +-a, +-b and infinity, each as a
-// product with a vector of kIn numbers. With a = 11/16 and b = 3/2 the largest error is a quarter
-// of what the usual 1 and 2 give, and every constant of the transforms is exact in float.
+// The matrices for the interpolation points 0, +-a, +-b and infinity, each as a product with a
+// vector of kIn numbers. With a = 11/16 and b = 3/2 the largest error is a quarter of what the usual
+// 1 and 2 give, and every constant of the transforms is exact in float.
 constexpr float kA = 0.6875f, kB = 1.5f;
 constexpr float kA2 = kA * kA, kB2 = kB * kB, kA3 = kA2 * kA, kB3 = kB2 * kB;
+constexpr float kA4 = kA2 * kA2, kB4 = kB2 * kB2;
 // Products of a point's differences to the other points, inverted.
 constexpr double kNorm0 = 1.0 / (kA2 * kB2);
 constexpr double kNormA = 1.0 / (2.0 * kA2 * (kA2 - kB2));
@@ -32,66 +33,81 @@ struct InputTransform {  // B^T
   }
 };
 
-template <class T>
+// Outputs of a Winograd tile, kTile, and taps of the kernel, together 7 along an axis.
+template <class T, int kTile>
 struct OutputTransform {  // A^T
-  static constexpr int kIn = 6, kOut = 4;
+  static constexpr int kIn = 6, kOut = kTile;
   static void apply(const Vec<T>* m, Vec<T>* out) {
     const Vec<T> sum_a = m[1] + m[2], difference_a = m[1] - m[2];
     const Vec<T> sum_b = m[3] + m[4], difference_b = m[3] - m[4];
     out[0] = m[0] + sum_a + sum_b;
     out[1] = T(kA) * difference_a + T(kB) * difference_b;
-    out[2] = T(kA2) * sum_a + T(kB2) * sum_b;
-    out[3] = T(kA3) * difference_a + T(kB3) * difference_b + m[5];
+    if constexpr (kTile == 4) {
+      out[2] = T(kA2) * sum_a + T(kB2) * sum_b;
+      out[3] = T(kA3) * difference_a + T(kB3) * difference_b;
+    }
+    out[kOut - 1] += m[5];
   }
 };
 
-template <class T>
+template <class T, int kTile>
 struct GradOutputTransform {  // A
-  static constexpr int kIn = 4, kOut = 6;
+  static constexpr int kIn = kTile, kOut = 6;
   static void apply(const Vec<T>* y, Vec<T>* out) {
-    const Vec<T> even_a = y[0] + T(kA2) * y[2], odd_a = T(kA) * y[1] + T(kA3) * y[3];
-    const Vec<T> even_b = y[0] + T(kB2) * y[2], odd_b = T(kB) * y[1] + T(kB3) * y[3];
+    Vec<T> even_a = y[0], odd_a = T(kA) * y[1], even_b = y[0], odd_b = T(kB) * y[1];
+    if constexpr (kTile == 4) {
+      even_a += T(kA2) * y[2], odd_a += T(kA3) * y[3];
+      even_b += T(kB2) * y[2], odd_b += T(kB3) * y[3];
+    }
     out[0] = y[0];
     out[1] = even_a + odd_a;
     out[2] = even_a - odd_a;
     out[3] = even_b + odd_b;
     out[4] = even_b - odd_b;
-    out[5] = y[3];
+    out[5] = y[kIn - 1];
   }
 };
 
-template <class T>
+template <class T, int kTile>
 struct WeightTransform {  // G
-  static constexpr int kIn = 3, kOut = 6;
+  static constexpr int kIn = 7 - kTile, kOut = 6;
   static void apply(const Vec<T>* g, Vec<T>* out) {
-    const Vec<T> even_a = g[0] + T(kA2) * g[2], odd_a = T(kA) * g[1];
-    const Vec<T> even_b = g[0] + T(kB2) * g[2], odd_b = T(kB) * g[1];
+    Vec<T> even_a = g[0] + T(kA2) * g[2], odd_a = T(kA) * g[1];
+    Vec<T> even_b = g[0] + T(kB2) * g[2], odd_b = T(kB) * g[1];
+    if constexpr (kTile == 2) {
+      even_a += T(kA4) * g[4], odd_a += T(kA3) * g[3];
+      even_b += T(kB4) * g[4], odd_b += T(kB3) * g[3];
+    }
     out[0] = T(kNorm0) * g[0];
     out[1] = T(kNormA) * (even_a + odd_a);
     out[2] = T(kNormA) * (even_a - odd_a);
     out[3] = T(kNormB) * (even_b + odd_b);
     out[4] = T(kNormB) * (even_b - odd_b);
-    out[5] = g[2];
+    out[5] = g[kIn - 1];
   }
 };
 
-template <class T>
+template <class T, int kTile>
 struct GradWeightTransform {  // G^T
-  static constexpr int kIn = 6, kOut = 3;
+  static constexpr int kIn = 6, kOut = 7 - kTile;
   static void apply(const Vec<T>* u, Vec<T>* out) {
     const Vec<T> sum_a = T(kNormA) * (u[1] + u[2]), difference_a = T(kNormA) * (u[1] - u[2]);
     const Vec<T> sum_b = T(kNormB) * (u[3] + u[4]), difference_b = T(kNormB) * (u[3] - u[4]);
     out[0] = T(kNorm0) * u[0] + sum_a + sum_b;
     out[1] = T(kA) * difference_a + T(kB) * difference_b;
-    out[2] = T(kA2) * sum_a + T(kB2) * sum_b + u[5];
+    out[2] = T(kA2) * sum_a + T(kB2) * sum_b;
+    if constexpr (kTile == 2) {
+      out[3] = T(kA3) * difference_a + T(kB3) * difference_b;
+      out[4] = T(kA4) * sum_a + T(kB4) * sum_b;
+    }
+    out[kOut - 1] += u[5];
   }
 };
 
 // Transform both dimensions of a square of vectors. Row i of the result, an array of vectors, goes
 // to finish_row(i, row).
-template <class T, template <class> class Transform, class FinishRow>
+template <class Matrix, class T, class FinishRow>
 CLSD_INLINE void transform_rows(const PixelGrid<const T> source, const FinishRow& finish_row) {
-  using Matrix = Transform<T>;
   Vec<T> halfway[Matrix::kOut][Matrix::kIn], in[Matrix::kIn], out[Matrix::kOut];
   const T* column = source.data;
 #pragma GCC unroll 6
@@ -110,12 +126,12 @@ CLSD_INLINE void transform_rows(const PixelGrid<const T> source, const FinishRow
   }
 }
 
-template <class T, template <class> class Transform>
+template <class Matrix, class T>
 inline void transform_square(const PixelGrid<const T> source, const PixelGrid<T> target) {
-  transform_rows<T, Transform>(source, [target](int i, const Vec<T>* row) {
+  transform_rows<Matrix, T>(source, [target](int i, const Vec<T>* row) {
     T* const columns = opaque(target.data + i * target.row);
 #pragma GCC unroll 6
-    for (int j = 0; j < Transform<T>::kOut; ++j) store(columns + j * target.column, row[j]);
+    for (int j = 0; j < Matrix::kOut; ++j) store(columns + j * target.column, row[j]);
   });
 }
 
@@ -127,29 +143,30 @@ void prefetch_patch(const T* next, int64_t row_stride, int64_t column_stride, in
   }
 }
 
-template <class T, template <class> class Transform>
+template <class Matrix, class T>
 void transform_patch(T* target, int64_t target_stride, const T* source, int64_t row_stride,
                      int64_t column_stride, int64_t channels) {
   for (int64_t c = 0; c < channels; c += kLanes<T>) {
     if (c % kTileCols == 0) {
-      prefetch_patch(source + c + Transform<T>::kIn * column_stride, row_stride, column_stride,
-                     Transform<T>::kIn);
+      prefetch_patch(source + c + Matrix::kIn * column_stride, row_stride, column_stride,
+                     Matrix::kIn);
     }
-    transform_square<T, Transform>({source + c, row_stride, column_stride},
-                                   {target + c, 6 * target_stride, target_stride});
+    transform_square<Matrix, T>({source + c, row_stride, column_stride},
+                                {target + c, 6 * target_stride, target_stride});
   }
 }
 
-template <class T>
+template <class T, int kTile>
 void winograd_weight(T* target, int64_t target_stride, const T* taps) {
+  using Matrix = WeightTransform<T, kTile>;
   for (int v = 0; v < kTileCols; v += kLanes<T>) {
-    transform_square<T, WeightTransform>({taps + v, 3 * kTileCols, kTileCols},
-                                         {target + v, 6 * target_stride, target_stride});
+    transform_square<Matrix, T>({taps + v, Matrix::kIn * kTileCols, kTileCols},
+                                {target + v, 6 * target_stride, target_stride});
   }
 }
 
-// Of all 4x4 pixels if kWhole, else of the first rows and columns.
-template <EpilogueKind kKind, bool kWhole, class T>
+// Of all pixels of a Winograd tile if kWhole, else of the first rows and columns.
+template <int kTile, EpilogueKind kKind, bool kWhole, class T>
 CLSD_INLINE void winograd_output_as(const PixelGrid<T>& output, int64_t rows, int64_t columns,
                                     const T* products, int64_t product_stride, int64_t channels,
                                     const TileEpilogue<T>& epilogue) {
@@ -158,30 +175,30 @@ CLSD_INLINE void winograd_output_as(const PixelGrid<T>& output, int64_t rows, in
       if (!kWhole && i >= rows) return;
       const RowEpilogue<kKind, T> pixels(output, epilogue, i, c);
 #pragma GCC unroll 4
-      for (int j = 0; j < OutputTransform<T>::kOut; ++j) {
+      for (int j = 0; j < kTile; ++j) {
         if (!kWhole && j >= columns) return;
-        if (c % kTileCols == 0) pixels.prefetch(kWhole ? j + 4 : j + columns);
+        if (c % kTileCols == 0) pixels.prefetch(kWhole ? j + kTile : j + columns);
         pixels.store_pixel(j, row[j]);
       }
     };
-    transform_rows<T, OutputTransform>({products + c, 6 * product_stride, product_stride},
-                                       finish_row);
+    transform_rows<OutputTransform<T, kTile>, T>({products + c, 6 * product_stride, product_stride},
+                                                 finish_row);
   }
 }
 
-template <class T>
+template <class T, int kTile>
 void winograd_output(const PixelGrid<T>& output, int64_t rows, int64_t columns, const T* products,
                      int64_t product_stride, int64_t channels, const TileEpilogue<T>& epilogue) {
   const PixelGrid<T> target = output;
   const TileEpilogue<T> last = epilogue;
-  if (rows < 4 || columns < 4) {
-    winograd_output_as<EpilogueKind::kAny, false>(target, rows, columns, products, product_stride,
-                                                  channels, last);
+  if (rows < kTile || columns < kTile) {
+    winograd_output_as<kTile, EpilogueKind::kAny, false>(target, rows, columns, products,
+                                                         product_stride, channels, last);
     return;
   }
   visit_kind(last, [&](auto kind) CLSD_ALWAYS_INLINE {
-    winograd_output_as<kind.value, true>(target, rows, columns, products, product_stride, channels,
-                                         last);
+    winograd_output_as<kTile, kind.value, true>(target, rows, columns, products, product_stride,
+                                                channels, last);
   });
 }
 
@@ -197,11 +214,12 @@ void add_patch(double* sums, const T* source, int64_t row_stride, int64_t column
   }
 }
 
-template <class T>
+template <class T, int kTile>
 void winograd_grad_weight(T* taps, const T* sums, int64_t sum_stride) {
+  using Matrix = GradWeightTransform<T, kTile>;
   for (int v = 0; v < kTileCols; v += kLanes<T>) {
-    transform_square<T, GradWeightTransform>({sums + v, 6 * sum_stride, sum_stride},
-                                             {taps + v, 3 * kTileCols, kTileCols});
+    transform_square<Matrix, T>({sums + v, 6 * sum_stride, sum_stride},
+                                {taps + v, Matrix::kOut * kTileCols, kTileCols});
   }
 }
 
