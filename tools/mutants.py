@@ -59,8 +59,8 @@ MUTANTS = [
     Mutant(
         "winograd: a band's tiles counted by its rows",
         WINOGRAD,
-        "const int64_t y = tile / bands_.columns * kWinogradTile;",
-        "const int64_t y = tile / bands_.rows_per_band * kWinogradTile;",
+        "const int64_t y = tile / bands_.columns * bands_.tile;",
+        "const int64_t y = tile / bands_.rows_per_band * bands_.tile;",
         CONV,
     ),
     Mutant(
@@ -94,8 +94,8 @@ MUTANTS = [
     Mutant(
         "winograd: a term of the weight gradient's transform",
         "csrc/cpu/isa/winograd.h",
-        "out[2] = T(kA2) * sum_a + T(kB2) * sum_b + u[5];",
-        "out[2] = T(kA2) * sum_a + T(kB2) * sum_b;",
+        "out[kOut - 1] += u[5];",
+        "out[kOut - 1] += u[4];",
         CONV,
     ),
     Mutant(
@@ -213,6 +213,34 @@ MUTANTS = [
         "        const T* partial = partials",
         "for (int64_t group = 2; group < kComposeGroups; ++group) {\n"
         "        const T* partial = partials",
+        TAIL,
+    ),
+    Mutant(
+        "tail: a tap of the 5x5 kernel is its neighbour's",
+        "csrc/cpu/tail/map.h",
+        "axis.upscale * (tap % kSide - 2);",
+        "axis.upscale * (tap % kSide - 1);",
+        TAIL,
+    ),
+    Mutant(
+        "tail: the gradient's 5x5 kernel is not turned around",
+        "csrc/cpu/tail/map.h",
+        "index(k, c, kTaps - 1 - tap)",
+        "index(k, c, tap)",
+        TAIL,
+    ),
+    Mutant(
+        "tail: what the edges add is lost below Winograd's",
+        "csrc/cpu/tail/apply.h",
+        ".add = every && (winograd_ || !footprint.rows.every),",
+        ".add = every && !winograd_ && !footprint.rows.every,",
+        TAIL,
+    ),
+    Mutant(
+        "winograd: the last tap of a 5x5 kernel has no fourth power",
+        "csrc/cpu/isa/winograd.h",
+        "even_a += T(kA4) * g[4]",
+        "even_a += T(kA2) * g[4]",
         TAIL,
     ),
     # CUDA, emulated

@@ -121,6 +121,20 @@ def test_winograd_spreads_them_over_its_tiles(native, value):
     assert expected.isnan().all(1).sum() == 9 < lost.sum() <= 4 * 16
 
 
+def spread_of_a_tail() -> torch.Tensor:
+    """Which pixels of the output lose their value by one NaN, tail x4 of 16 channels."""
+    x, *parameters = (t.float() for t in tail.inputs(4, 1, 16, 16, 16))
+    x[0, 3, 7, 8] = float("nan")
+    return tail.composed(x, *parameters, scale=4).isnan().all(1)[0]
+
+
+def test_winograd_spreads_them_over_the_squares_of_a_tail(native):
+    """As the documents say: outputs of the 5x5 pixels around it, where the layers lose 18x18."""
+    lost = torch.zeros(64, 64, dtype=torch.bool)
+    lost[4 * 5 : 4 * 10, 4 * 6 : 4 * 11] = True
+    assert torch.equal(spread_of_a_tail(), lost)
+
+
 def run(program: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", program],
@@ -140,6 +154,7 @@ def check_direct() -> None:
                     assert torch.equal(kinds(a), kinds(b)), (value, in_gradient, dtype)
                     finite = (kinds(b) == 0) & (b.abs() < 1e3)
                     torch.testing.assert_close(a[finite], b[finite], rtol=1e-4, atol=1e-4)
+    assert spread_of_a_tail().sum() == 18 * 18
 
 
 def test_direct_convolutions_have_pytorchs_footprint(native):

@@ -78,6 +78,18 @@ def test_other_numbers_of_outputs(backend, outputs, dtype):
     check(2, (2, 16, 4, 9), dtype, outputs=outputs)
 
 
+@cover(
+    quick=3,
+    size=[(8, 8), (13, 26), (24, 20), (2, 48)],
+    channels=[16, 20, 64],
+    outputs=[1, 3, 4],
+    layout=LAYOUTS,
+)
+def test_taps_of_every_pixel_by_winograd(native, size, channels, outputs, layout):
+    """x4 in float32, on sizes where tiles are whole, cut by the edge, and many."""
+    check(4, (2, channels, *size), torch.float32, layout, middle=channels, outputs=outputs)
+
+
 @cover(scale=SCALES, dtype=DTYPES)
 def test_without_bias(backend, scale, dtype):
     check(scale, (2, 8, 4, 5), dtype, bias=False)

@@ -25,7 +25,7 @@ class WinogradGradient {
         num_bands_(input.batch * bands_.bands),
         outputs_(round_up(grad.channels, kTileCols)),
         tap_count_(input.channels * outputs_ * bands_.taps()),
-        groups_(num_groups(num_bands_, tap_count_)) {
+        groups_(num_groups(num_bands_, tap_count_, bands_.taps())) {
     for (int64_t k = 0; k < grad.channels; k += kWinogradSlice) {
       slices_.push_back(channel_slice(grad, k, std::min(kWinogradSlice, grad.channels - k)));
     }
@@ -71,10 +71,10 @@ class WinogradGradient {
   }
 
  private:
-  // Three bands in a group make its partial cheap beside its products; eight groups or more are
-  // work for as many threads. All partials take 16 MiB at most.
-  static int64_t num_groups(int64_t num_bands, int64_t tap_count) {
-    const int64_t groups = std::min(num_bands, std::max<int64_t>(num_bands / 3, 8));
+  // A band in a group for every three taps makes its partial cheap beside its products; eight groups
+  // or more are work for as many threads. All partials take 16 MiB at most.
+  static int64_t num_groups(int64_t num_bands, int64_t tap_count, int64_t taps) {
+    const int64_t groups = std::min(num_bands, std::max<int64_t>(3 * num_bands / taps, 8));
     const int64_t bytes = tap_count * static_cast<int64_t>(sizeof(T));
     return std::max<int64_t>(std::min(groups, (16 << 20) / bytes), 1);
   }

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "../conv/algorithm.h"
+#include "../conv/winograd_gradient.h"
 #include "../parallel.h"
 #include "map.h"
 
@@ -21,19 +23,34 @@ int64_t tail_band(const TailShape& shape, int64_t batch, int64_t tasks) {
   return std::clamp(std::min(fitting, fair), std::min(kTailLeastRows, shape.height), shape.height);
 }
 
+// Whether the taps of every pixel are a Winograd convolution: where that, with half as much again
+// for the transforms, has fewer multiplications. It adds to what the edges have left in images.
+template <class S>
+bool tail_is_winograd(const TailShape& shape) {
+  if (!std::is_same_v<S, float> || !allows_winograd() || shape.channels < kTileCols) return false;
+  const WinogradBands bands(shape.height, shape.width, kWinogradTile5x5);
+  const int64_t tiles = bands.bands * round_up(bands.rows_per_band * bands.columns, kRowStep);
+  const int64_t shuffled = shape.axis.upscale * shape.axis.upscale * shape.outputs;
+  return 3 * tiles * kFrequencies * round_up(shuffled, kTileCols) <
+         2 * shape.taps() * shape.taps() * shape.outputs * shape.height * shape.width;
+}
+
 template <class S>
 class TailForward {
  public:
   using T = Accumulator<S>;
 
-  TailForward(const TailShape& shape, const Images<const S>& input, const Images<S>& output)
+  TailForward(const TailShape& shape, const Tensor& x, const Tensor& output)
       : shape_(shape),
-        input_(input),
-        output_(output),
+        input_(images<const S>(x)),
+        output_(images<S>(output)),
+        shuffled_(images<S>(output, shape.axis.upscale)),
+        winograd_(tail_is_winograd<S>(shape)),
         bias_(shape),
-        band_(tail_band<T>(shape, input.batch, tasks(input.batch))) {}
+        band_(tail_band<T>(shape, input_.batch, tasks(input_.batch))) {}
 
-  void write(const T* composed, const T* out_bias) const {
+  void write(const Tensor& composed_weight, const T* out_bias) const {
+    const T* composed = const_data<T>(composed_weight);
     Workspace workspace;
     const T* packed = pack(workspace, composed);
     T* table = workspace.take<T>(bias_.size());
@@ -59,6 +76,16 @@ class TailForward {
         canvas.move(output_, n);
       }
     });
+    if (!winograd_) return;
+    const auto edges = constant(shuffled_);
+    winograd_convolve<S>(
+        {
+            .input = input_,
+            .weight = composed_weight,
+            .epilogue = {.residual = &edges},
+            .output = shuffled_,
+        },
+        TailKernel<T>(shape_, composed, input_.order, shuffled_.order, false), kWinogradTile5x5);
   }
 
  private:
@@ -67,6 +94,11 @@ class TailForward {
   static int64_t tasks(int64_t batch) {
     const int64_t threads = torch::stable::get_num_threads();
     return batch % threads == 0 ? std::max<int64_t>(batch, 1) : 4 * threads;
+  }
+
+  // Whether a summand is Winograd's.
+  bool is_convolved(const TailFootprint& footprint, const TailSummand& summand) const {
+    return winograd_ && footprint.rows.every && summand.columns.every;
   }
 
   // Each summand's taps as the right side of a product, [panels of taps][C][kTileCols].
@@ -79,6 +111,7 @@ class TailForward {
         const T* source = composed + c * shape_.composed_size();
         for (const TailFootprint& footprint : shape_.footprints) {
           for (const TailSummand& summand : footprint.summands) {
+            if (is_convolved(footprint, summand)) continue;
             T* target = packed + summand.first * channels + c * kTileCols;
             shape_.visit_columns(footprint, summand, [&](int64_t tap, int64_t from, int64_t count) {
               for (int64_t i = 0; i < count; ++i, ++tap) {
@@ -110,11 +143,18 @@ class TailForward {
                const TailCanvas<T>& canvas) const {
     for (const TailFootprint& footprint : shape_.footprints) {
       if (!footprint.rows.has(y, shape_.height)) continue;
-      std::fill_n(values, shape_.footprint_columns() * footprint.column, T(0));
       for (const TailSummand& summand : footprint.summands) {
+        if (is_convolved(footprint, summand)) continue;
+        const auto [first, count] = shape_.reached(summand);
+        T* columns = values + (first + shape_.axis.padding) * footprint.column;
+        if (summand.columns.every) {
+          std::fill_n(values, shape_.footprint_columns() * footprint.column, T(0));
+        } else {
+          std::fill_n(columns, count * footprint.column, T(0));
+        }
         add_summand(footprint, summand, row.pixels(summand), packed, values, rest);
+        add_columns(footprint, columns, first, count, y, canvas);
       }
-      add_footprint(footprint, values, y, canvas);
     }
   }
 
@@ -150,24 +190,24 @@ class TailForward {
     }
   }
 
-  // Those of a footprint's rows that are the canvas's.
-  void add_footprint(const TailFootprint& footprint, const T* values, int64_t y,
-                     const TailCanvas<T>& canvas) const {
+  // To columns [first, first + count): those of a footprint's rows that are the canvas's.
+  void add_columns(const TailFootprint& footprint, const T* source, int64_t first, int64_t count,
+                   int64_t y, const TailCanvas<T>& canvas) const {
     const int64_t top = shape_.axis.target(footprint.rows, y, shape_.height) - canvas.first;
     const int64_t from = std::max<int64_t>(0, -top);
-    const int64_t count = std::min(footprint.rows.count, canvas.rows - top) - from;
-    const T* source = values + shape_.axis.padding * footprint.column + from * shape_.outputs;
-    T* target = canvas.values + (top + from) * shape_.outputs;
-    for (int64_t x = 0; x < output_.width;
-         ++x, source += footprint.column, target += canvas.column) {
-      for (int64_t i = 0; i < count * shape_.outputs; ++i) target[i] += source[i];
+    const int64_t rows = std::min(footprint.rows.count, canvas.rows - top) - from;
+    source += from * shape_.outputs;
+    T* target = canvas.values + first * canvas.column + (top + from) * shape_.outputs;
+    for (int64_t x = 0; x < count; ++x, source += footprint.column, target += canvas.column) {
+      for (int64_t i = 0; i < rows * shape_.outputs; ++i) target[i] += source[i];
     }
   }
 
   const TileKernels<T>& kernels_ = tile_kernels<T>();
   const TailShape& shape_;
-  const Images<const S>& input_;
-  const Images<S>& output_;
+  Images<const S> input_;
+  Images<S> output_, shuffled_;
+  bool winograd_;
   TailBias<T> bias_;
   int64_t band_;
 };
@@ -179,17 +219,21 @@ class TailGradient {
  public:
   using T = Accumulator<S>;
 
-  TailGradient(const TailShape& shape, const Images<const S>& input, const Images<const S>& grad)
+  TailGradient(const TailShape& shape, const Tensor& x, const Tensor& grad_output)
       : shape_(shape),
-        input_(input),
-        grad_(grad),
+        input_(images<const S>(x)),
+        grad_(images<const S>(grad_output)),
+        shuffled_(images<const S>(grad_output, shape.axis.upscale)),
+        winograd_(tail_is_winograd<S>(shape)),
         bias_(shape),
-        band_(tail_band<T>(shape, input.batch, kTailGroups)),
+        band_(tail_band<T>(shape, input_.batch, kTailGroups)),
         bands_(ceil_div(shape.height, band_)),
-        groups_(std::min(input.batch * bands_, kTailGroups)),
+        groups_(std::clamp<int64_t>(input_.batch * bands_, 1, kTailGroups)),
         size_(shape.packed_taps * round_up(shape.channels, kRowStep)) {}
 
-  void write(const T* composed, const Images<S>* grad_x, T* grad_composed, T* grad_bias) const {
+  void write(const Tensor& composed_weight, const Images<S>* grad_x, T* grad_composed,
+             T* grad_bias) const {
+    const T* composed = const_data<T>(composed_weight);
     Workspace workspace;
     const T* packed = grad_x ? pack(workspace, composed) : nullptr;
     T* partials = workspace.take<T>(grad_composed ? groups_ * size_ : 0);
@@ -202,8 +246,20 @@ class TailGradient {
         add_bands(group * bands / groups_, (group + 1) * bands / groups_, packed, grad_x, sums);
       }
     });
+    if (winograd_ && grad_x) {
+      const auto edges = constant(*grad_x);
+      winograd_convolve<S>(
+          {
+              .input = shuffled_,
+              .weight = composed_weight,
+              .epilogue = {.residual = &edges},
+              .output = *grad_x,
+          },
+          TailKernel<T>(shape_, composed, grad_x->order, shuffled_.order, true), kWinogradTile5x5);
+    }
     if (!grad_composed) return;
     collect(partials, grad_composed);
+    if (winograd_) collect_every_pixel(grad_composed);
     collect_bias(tables, grad_composed + shape_.channels * shape_.composed_size(), grad_bias);
   }
 
@@ -213,6 +269,11 @@ class TailGradient {
     T* taps;
     double* table;
   };
+
+  // Whether a summand is Winograd's.
+  bool is_convolved(const TailFootprint& footprint, const TailSummand& summand) const {
+    return winograd_ && footprint.rows.every && summand.columns.every;
+  }
 
   // Each summand's taps as the right side of a product, [panels of C][taps][kTileCols].
   const T* pack(Workspace& workspace, const T* composed) const {
@@ -224,6 +285,7 @@ class TailGradient {
         const T* source = composed + c * shape_.composed_size();
         for (const TailFootprint& footprint : shape_.footprints) {
           for (const TailSummand& summand : footprint.summands) {
+            if (is_convolved(footprint, summand)) continue;
             T* target = packed + summand.first * channels +
                         c / kTileCols * summand.taps * kTileCols + c % kTileCols;
             shape_.visit_columns(footprint, summand, [&](int64_t tap, int64_t from, int64_t count) {
@@ -267,10 +329,12 @@ class TailGradient {
 
   void add_row(const TailRow<S>& row, const T* packed, int64_t y, const TailCanvas<T>& canvas,
                T* values, T* taps, const PackedRows<T>* result, T* edge) const {
+    if (result && winograd_) std::fill_n(result->values, shape_.width * result->channels, T(0));
     for (const TailFootprint& footprint : shape_.footprints) {
       if (!footprint.rows.has(y, shape_.height)) continue;
-      load_footprint(footprint, y, canvas, values);
       for (const TailSummand& summand : footprint.summands) {
+        if (is_convolved(footprint, summand)) continue;
+        load_columns(footprint, summand, y, canvas, values);
         const T* patches = values + shape_.offset(footprint, summand);
         if (result) add_input(footprint, summand, patches, packed, *result, edge);
         if (taps) add_taps(footprint, summand, patches, row.pixels(summand), taps);
@@ -278,15 +342,18 @@ class TailGradient {
     }
   }
 
-  void load_footprint(const TailFootprint& footprint, int64_t y, const TailCanvas<T>& canvas,
-                      T* values) const {
+  // What a summand's pixels reach, with zeros beside the image.
+  void load_columns(const TailFootprint& footprint, const TailSummand& summand, int64_t y,
+                    const TailCanvas<T>& canvas, T* values) const {
+    const auto [first, count] = shape_.reached(summand);
     const int64_t top = shape_.axis.target(footprint.rows, y, shape_.height) - canvas.first;
-    const T* source = canvas.values + top * shape_.outputs;
-    T* target = values + shape_.axis.padding * footprint.column;
-    std::fill(values, target, T(0));
-    for (int64_t x = 0; x < grad_.width; ++x, source += canvas.column, target += footprint.column) {
+    const T* source = canvas.values + first * canvas.column + top * shape_.outputs;
+    T* target = values + (first + shape_.axis.padding) * footprint.column;
+    if (summand.columns.every) std::fill(values, target, T(0));
+    for (int64_t x = 0; x < count; ++x, source += canvas.column, target += footprint.column) {
       std::copy_n(source, footprint.column, target);
     }
+    if (!summand.columns.every) return;
     std::fill(target, values + shape_.footprint_columns() * footprint.column, T(0));
   }
 
@@ -302,7 +369,7 @@ class TailGradient {
         .b_step = kTileCols,
         .steps = summand.taps,
         .chain = kTailChain,
-        .add = every && !footprint.rows.every,
+        .add = every && (winograd_ || !footprint.rows.every),
         .rows = round_up(summand.columns.pixels(shape_.width), kRowStep),
         .acc_row = result.channels,
         .panels = result.channels / kTileCols,
@@ -348,21 +415,51 @@ class TailGradient {
     }
   }
 
-  // The groups' partials of taps, in order, as the gradient of the composed weight.
-  void collect(const T* partials, T* grad_composed) const {
+  // The groups' partials of taps, added in order, as the gradient of the composed weight.
+  void collect(T* partials, T* grad_composed) const {
+    constexpr int64_t kGrain = 1 << 12;
+    parallel_for(0, size_, kGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t group = 1; group < groups_; ++group) {
+        const T* partial = partials + group * size_;
+        for (int64_t i = begin; i < end; ++i) partials[i] += partial[i];
+      }
+    });
     parallel_for(0, shape_.channels, 4, [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) collect_channel(partials, c, grad_composed);
+    });
+  }
+
+  void collect_channel(const T* sums, int64_t c, T* grad_composed) const {
+    T* target = grad_composed + c * shape_.composed_size();
+    std::fill_n(target, shape_.composed_size(), T(0));  // of summands that the image has not
+    for (const TailFootprint& footprint : shape_.footprints) {
+      for (const TailSummand& summand : footprint.summands) {
+        if (is_convolved(footprint, summand)) continue;
+        const T* source = sums + summand.first * round_up(shape_.channels, kRowStep) +
+                          c * summand.panels() * kTileCols;
+        shape_.visit_columns(footprint, summand, [&](int64_t tap, int64_t to, int64_t count) {
+          std::copy_n(source + tap, count, target + to);
+        });
+      }
+    }
+  }
+
+  // The gradient of the taps of every pixel.
+  void collect_every_pixel(T* grad_composed) const {
+    constexpr int64_t kTaps = TailKernel<T>::kTaps;
+    Workspace workspace;
+    const WinogradGradient<S> gradient(input_, shuffled_, kWinogradTile5x5);
+    const T* partials = gradient.add_groups(workspace);
+    const TailKernel<T> kernel(shape_, grad_composed, input_.order, shuffled_.order, false);
+    parallel_for(0, kernel.inputs, 4, [&](int64_t begin, int64_t end) {
+      T values[kTaps * kTileCols];
       for (int64_t c = begin; c < end; ++c) {
-        T* target = grad_composed + c * shape_.composed_size();
-        std::fill_n(target, shape_.composed_size(), T(0));  // of summands that the image has not
-        for (int64_t group = 0; group < groups_; ++group) {
-          for (const TailFootprint& footprint : shape_.footprints) {
-            for (const TailSummand& summand : footprint.summands) {
-              const T* source = partials + group * size_ +
-                                summand.first * round_up(shape_.channels, kRowStep) +
-                                c * summand.panels() * kTileCols;
-              shape_.visit_columns(footprint, summand, [&](int64_t tap, int64_t to, int64_t count) {
-                for (int64_t i = 0; i < count; ++i) target[to + i] += source[tap + i];
-              });
+        for (int64_t k = 0; k < kernel.outputs; k += kTileCols) {
+          gradient.total(partials, c, k, values);
+          for (int64_t v = 0; v < std::min(kTileCols, kernel.outputs - k); ++v) {
+            for (int64_t tap = 0; tap < kTaps; ++tap) {
+              const int64_t at = kernel.index(c, k + v, tap);
+              if (at >= 0) grad_composed[at] = values[tap * kTileCols + v];
             }
           }
         }
@@ -387,7 +484,8 @@ class TailGradient {
 
   const TileKernels<T>& kernels_ = tile_kernels<T>();
   const TailShape& shape_;
-  const Images<const S>&input_, &grad_;
+  Images<const S> input_, grad_, shuffled_;
+  bool winograd_;
   TailBias<T> bias_;
   int64_t band_, bands_, groups_, size_;
 };

@@ -63,6 +63,15 @@ struct TailShape {
     }
   }
 
+  // Columns of the output that a summand's pixels reach.
+  struct Columns {
+    int64_t first, count;
+  };
+  Columns reached(const TailSummand& summand) const {
+    if (summand.columns.every) return {0, axis.upscale * width};
+    return {axis.target(summand.columns, 0, width), summand.columns.count};
+  }
+
   int64_t taps() const { return axis.segments[0].count; }
   int64_t composed_size() const { return axis.size() * axis.size() * outputs; }  // of a channel
   // Columns of a footprint: from those that the first pixel reaches on, and what whole products
@@ -89,6 +98,59 @@ struct TailShape {
       visit(x * footprint.column, tap * outputs, footprint.column);
     }
   }
+};
+
+// The taps of every pixel as a kernel of 5x5: the transposed convolution, seen from the output at the
+// input's resolution, is a convolution from the C channels to those that a pixel shuffle takes,
+// K r^2, as `shuffled` images have them. Transposed, it is the gradient of that one's input.
+template <class T>
+class TailKernel {
+ public:
+  static constexpr int64_t kSide = 5, kTaps = kSide * kSide;
+
+  TailKernel(const TailShape& shape, const T* composed, const std::vector<int64_t>& channel_order,
+             const std::vector<int64_t>& shuffled_order, bool transposed)
+      : outputs(static_cast<int64_t>((transposed ? channel_order : shuffled_order).size())),
+        inputs(static_cast<int64_t>((transposed ? shuffled_order : channel_order).size())),
+        composed_(composed),
+        channel_size_(shape.composed_size()),
+        channel_order_(channel_order),
+        transposed_(transposed) {
+    for (const int64_t shuffled : shuffled_order) add_places(shape, shuffled);
+  }
+
+  int64_t outputs, inputs;
+
+  T at(int64_t k, int64_t c, int64_t tap) const {
+    const int64_t at = transposed_ ? index(k, c, kTaps - 1 - tap) : index(c, k, tap);
+    return at < 0 ? T(0) : composed_[at];
+  }
+
+  // Where in the composed weight the tap of two channels, counted in their orders, is, or -1.
+  int64_t index(int64_t channel, int64_t shuffled, int64_t tap) const {
+    const int64_t place = places_[static_cast<size_t>(shuffled * kTaps + tap)];
+    return place < 0 ? -1 : channel_order_[static_cast<size_t>(channel)] * channel_size_ + place;
+  }
+
+ private:
+  void add_places(const TailShape& shape, int64_t shuffled) {
+    const TailAxis& axis = shape.axis;
+    const int64_t square = axis.upscale * axis.upscale, phase = shuffled % square;
+    for (int64_t tap = 0; tap < kTaps; ++tap) {
+      // The taps of both axes by which a pixel reaches this phase of the one that sees it there.
+      const int64_t y = phase / axis.upscale + axis.padding - axis.upscale * (tap / kSide - 2);
+      const int64_t x = phase % axis.upscale + axis.padding - axis.upscale * (tap % kSide - 2);
+      const bool exists = std::min(x, y) >= 0 && std::max(x, y) < shape.taps();
+      const int64_t place = (x * axis.size() + y) * shape.outputs + shuffled / square;
+      places_.push_back(exists ? place : -1);
+    }
+  }
+
+  const T* composed_;
+  int64_t channel_size_;
+  const std::vector<int64_t>& channel_order_;
+  std::vector<int64_t> places_;  // [K r^2][taps], of a channel, or -1
+  bool transposed_;
 };
 
 // Where the input is 1 everywhere, an axis has three kinds of pixels: the first, the last, and all

@@ -156,9 +156,7 @@ std::tuple<Tensor, Tensor> upsample_tail(Tensor x, Tensor up_weight1,
     Workspace workspace;
     ComposedWeights<T>(workspace, tail).compose(data<T>(composed));
     const TailShape shape = tail_shape(tail);
-    const auto input = images<const S>(x);
-    const auto target = images<S>(output);
-    TailForward<S>(shape, input, target).write(const_data<T>(composed), bias.data());
+    TailForward<S>(shape, x, output).write(composed, bias.data());
   });
   return {output, composed};
 }
@@ -181,12 +179,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> upsample_tail
     Workspace workspace;
     T* grad_composed = needs_params ? workspace.take<T>(composed.numel()) : nullptr;
     const TailShape shape = tail_shape(tail);
-    const auto input = images<const S>(x);
-    const auto grad = images<const S>(grad_output);
     std::optional<Images<S>> target;
     if (needs_x) target = images<S>(grad_x);
-    TailGradient<S>(shape, input, grad)
-        .write(const_data<T>(composed), target ? &*target : nullptr, grad_composed,
+    TailGradient<S>(shape, x, grad_output)
+        .write(composed, target ? &*target : nullptr, grad_composed,
                needs_params ? data<T>(grad_bias) : nullptr);
     if (needs_params) grads = ComposedWeights<T>(workspace, tail).backward(grad_composed);
   });
