@@ -106,9 +106,11 @@ class WinogradGradient {
       }
       multiply(left, right, count, task > first, products);
     }
-    for (int64_t k = 0; k < dy.channels; k += kTileCols) {
-      for (int64_t c = 0; c < input_.channels; ++c, taps += bands_.taps() * kTileCols) {
-        kernels.grad_weight(taps, products.at(0, c) + k, products.stride);
+    const int64_t count = bands_.taps() * kTileCols;
+    for (int64_t c = 0; c < input_.channels; ++c) {
+      for (int64_t k = 0; k < dy.channels; k += kTileCols) {
+        kernels.grad_weight(taps + (k / kTileCols * input_.channels + c) * count,
+                            products.at(0, c) + k, products.stride);
       }
     }
   }
