@@ -60,16 +60,37 @@ class TaskShares {
   std::vector<Share> shares_;
 };
 
-// Call work(take) in every thread at most once, which handles tasks as long as take(task) finds one.
+// Tasks and who handles them: work(take) does so as long as take(task) finds one.
+template <class Work>
+class TaskSet {
+ public:
+  TaskSet(int64_t begin, int64_t end, const Work& work)
+      : count(end - begin), work_(work), shares_(begin, end, torch::stable::get_num_threads()) {}
+
+  const int64_t count;
+
+  void run(int64_t worker) {
+    work_([&](int64_t& task) { return shares_.take(worker, task); });
+  }
+
+ private:
+  const Work& work_;
+  TaskShares shares_;
+};
+
+// Each thread handles tasks of all sets, one set after the other, and none waits for another between
+// them. The last set should have the smallest tasks.
+template <class... Work>
+void parallel_tasks(TaskSet<Work>&&... sets) {
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t workers = std::min(threads, std::max({sets.count...}));
+  if (workers < 1) return;
+  parallel_for(0, workers, 1, [&](int64_t worker, int64_t) { (sets.run(worker), ...); });
+}
+
 template <class Work>
 void parallel_tasks(int64_t begin, int64_t end, const Work& work) {
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t workers = std::min(threads, end - begin);
-  if (workers < 1) return;
-  TaskShares shares(begin, end, workers);
-  parallel_for(0, workers, 1, [&](int64_t worker, int64_t) {
-    work([&](int64_t& task) { return shares.take(worker, task); });
-  });
+  parallel_tasks(TaskSet<Work>(begin, end, work));
 }
 
 }  // namespace clsd::cpu

@@ -1,5 +1,6 @@
 // Residual blocks, x + scale * convolution(relu(convolution(x))), alone and in chains.
 #include <array>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -73,28 +74,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_block(const Tensor& grad_out
   const auto activation = images<const S>(hidden);
   const auto grad_hidden =
       images<S>(workspace.take<S>(x.size(0) * activation.stride_n), shape_of(hidden));
-  convolve<S>({
-      .input = grad,
-      .weight = block.weight2,
-      .transposed = true,
-      .epilogue = {.scale = scale, .positive = &activation},
-      .output = grad_hidden,
-  });
-  const auto [grad_weight2, grad_bias2] =
-      parameter_gradients(activation, grad, block.weight2, scale, needs_params, needs_params);
+  const Epilogue<S> mask{.scale = scale, .positive = &activation};
+  const Convolution<S> back2{.input = grad,
+                             .weight = block.weight2,
+                             .transposed = true,
+                             .epilogue = mask,
+                             .output = grad_hidden};
+  const auto [grad_weight2, grad_bias2] = parameter_gradients(
+      activation, grad, block.weight2, scale, needs_params, needs_params, &back2);
   const auto hidden_grad = constant(grad_hidden);
+  const Epilogue<S> skip{.residual = &grad};
+  std::optional<Images<S>> target;
+  std::optional<Convolution<S>> back1;
   if (grad_x) {
-    convolve<S>({
-        .input = hidden_grad,
-        .weight = block.weight1,
-        .transposed = true,
-        .epilogue = {.residual = &grad},
-        .output = images<S>(*grad_x),
-    });
+    target = images<S>(*grad_x);
+    back1.emplace(Convolution<S>{.input = hidden_grad,
+                                 .weight = block.weight1,
+                                 .transposed = true,
+                                 .epilogue = skip,
+                                 .output = *target});
   }
   const auto [grad_weight1, grad_bias1] =
       parameter_gradients(images<const S>(x), hidden_grad, block.weight1, Accumulator<S>(1),
-                          needs_params, needs_params);
+                          needs_params, needs_params, back1 ? &*back1 : nullptr);
   return {grad_weight1, grad_bias1, grad_weight2, grad_bias2};
 }
 

@@ -234,29 +234,36 @@ class WinogradBlock {
   WinogradMatrices<T> inputs_, products_;
 };
 
+// A worker's part of a convolution. Its tasks are bands, counted through all images.
+template <class S, class Take>
+void winograd_convolve_bands(const Convolution<S>& convolution,
+                             const WinogradWeight<Accumulator<S>>& weight,
+                             const WinogradBands& bands, const Take& take) {
+  const Images<const S>& input = convolution.input;
+  Workspace scratch;
+  WinogradPatches<S> patches(scratch, input, bands, kWinogradPatch);
+  OutputBand<S> band(scratch, convolution, bands.pixel_rows());
+  const WinogradBlock<S> block(scratch, convolution, patches.channels);
+  for (int64_t task; take(task);) {
+    const int64_t n = task / bands.bands, b = task % bands.bands;
+    const int64_t tiles = bands.tiles(b);
+    patches.load(n, b);
+    band.load(n, bands.first_pixel_row(b),
+              std::min(bands.pixel_rows(), input.height - bands.first_pixel_row(b)));
+    for (int64_t first = 0; first < tiles; first += kWinogradBlock) {
+      block.convolve(patches, band, bands, first, std::min(kWinogradBlock, tiles - first), weight);
+    }
+    band.flush();
+  }
+}
+
 // Bands [begin, end), counted through all images.
 template <class S>
 void winograd_convolve(const Convolution<S>& convolution,
                        const WinogradWeight<Accumulator<S>>& weight, const WinogradBands& bands,
                        int64_t begin, int64_t end) {
-  const Images<const S>& input = convolution.input;
   parallel_tasks(begin, end, [&](const auto& take) {
-    Workspace scratch;
-    WinogradPatches<S> patches(scratch, input, bands, kWinogradPatch);
-    OutputBand<S> band(scratch, convolution, bands.pixel_rows());
-    const WinogradBlock<S> block(scratch, convolution, patches.channels);
-    for (int64_t task; take(task);) {
-      const int64_t n = task / bands.bands, b = task % bands.bands;
-      const int64_t tiles = bands.tiles(b);
-      patches.load(n, b);
-      band.load(n, bands.first_pixel_row(b),
-                std::min(bands.pixel_rows(), input.height - bands.first_pixel_row(b)));
-      for (int64_t first = 0; first < tiles; first += kWinogradBlock) {
-        block.convolve(patches, band, bands, first, std::min(kWinogradBlock, tiles - first),
-                       weight);
-      }
-      band.flush();
-    }
+    winograd_convolve_bands(convolution, weight, bands, take);
   });
 }
 

@@ -31,11 +31,13 @@ class WinogradGradient {
     }
   }
 
-  // Of a 3x3 kernel.
-  void write(T scale, const Tensor* grad_weight, const Tensor* grad_bias) const {
+  // Of a 3x3 kernel; and convolve beside it, if there is a convolution, which needs none of its
+  // results nor it that one's.
+  void write(T scale, const Tensor* grad_weight, const Tensor* grad_bias,
+             const Convolution<S>* beside = nullptr) const {
     Workspace workspace;
     double* sums = workspace.take<double>(groups_ * outputs_);
-    const T* partials = add_groups(workspace, sums);
+    const T* partials = beside ? add_groups(workspace, sums, *beside) : add_groups(workspace, sums);
     if (grad_weight) {
       write_weight_gradient(
           input_, grad_, scale, *grad_weight,
@@ -47,15 +49,7 @@ class WinogradGradient {
   // The groups' partials of all taps. The sums of their pixels, [groups][K], go to `sums`, if given.
   const T* add_groups(Workspace& workspace, double* sums = nullptr) const {
     T* taps = workspace.take<T>(groups_ * tap_count_);
-    const auto slices = static_cast<int64_t>(slices_.size());
-    parallel_tasks(0, groups_ * slices, [&](const auto& take) {
-      for (int64_t task; take(task);) {
-        const int64_t group = task / slices, k = task % slices * kWinogradSlice;
-        add_group(group, slices_[static_cast<size_t>(task % slices)],
-                  taps + group * tap_count_ + k * bands_.taps() * input_.channels,
-                  sums ? sums + group * outputs_ + k : nullptr);
-      }
-    });
+    parallel_tasks(0, num_tasks(), [&](const auto& take) { add_groups(taps, sums, take); });
     return taps;
   }
 
@@ -71,6 +65,33 @@ class WinogradGradient {
   }
 
  private:
+  const T* add_groups(Workspace& workspace, double* sums, const Convolution<S>& beside) const {
+    T* taps = workspace.take<T>(groups_ * tap_count_);
+    const WinogradBands bands(beside.input.height, beside.input.width, kWinogradTile3x3);
+    const WinogradWeight<T> weight(workspace, beside.weights(), kernels_, bands.tile);
+    const auto work = [&](const auto& take) { add_groups(taps, sums, take); };
+    const auto work_beside = [&](const auto& take) {
+      winograd_convolve_bands(beside, weight, bands, take);
+    };
+    parallel_tasks(TaskSet(0, num_tasks(), work),
+                   TaskSet(0, beside.input.batch * bands.bands, work_beside));
+    return taps;
+  }
+
+  int64_t num_tasks() const { return groups_ * static_cast<int64_t>(slices_.size()); }
+
+  // A worker's part: its tasks are groups and slices.
+  template <class Take>
+  void add_groups(T* taps, double* sums, const Take& take) const {
+    const auto slices = static_cast<int64_t>(slices_.size());
+    for (int64_t task; take(task);) {
+      const int64_t group = task / slices, k = task % slices * kWinogradSlice;
+      add_group(group, slices_[static_cast<size_t>(task % slices)],
+                taps + group * tap_count_ + k * bands_.taps() * input_.channels,
+                sums ? sums + group * outputs_ + k : nullptr);
+    }
+  }
+
   // A band in a group for every three taps makes its partial cheap beside its products; eight groups
   // or more are work for as many threads. All partials take 16 MiB at most.
   static int64_t num_groups(int64_t num_bands, int64_t tap_count, int64_t taps) {
