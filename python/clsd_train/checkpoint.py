@@ -25,7 +25,8 @@ from .official import reading_of_official
 from .paths import what_is_at
 from .probe import choose_reading
 
-STATE_KEYS = {"iteration": int, "model": dict, "step": dict, "rng": dict, "best": dict}
+STATE_KEYS = {"iteration": int, "model": dict, "optimizer": dict, "scaler": dict, "meter": dict,
+              "average": dict, "rng": dict, "best": dict}  # fmt: skip
 
 
 def save_student(student: EDSR, path: Path) -> None:
@@ -116,9 +117,9 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if path.suffix.lower() == ".safetensors":
         state, metadata = _read_safetensors(path)
         return unpack(state, path), metadata
-    content = read_torch(path)
+    content = _flat(read_torch(path))
     if _is_run(content):
-        return unpack(content["step"].get("average") or content, path), _metadata_of_run(content)
+        return unpack(content["average"] or content, path), _metadata_of_run(content)
     return unpack(content, path), {}
 
 
@@ -197,10 +198,16 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises:
         UserError: if the file is missing or damaged, or holds something else.
     """
-    state = read_torch(path)
+    state = _flat(read_torch(path))
     if not _is_run(state):
         raise UserError(f"checkpoint: expected the state of a run in {path}, got something else")
     return state
+
+
+def _flat(content: Any) -> Any:
+    """A run's state as it is written; early ones have the optimizer and its like under ``step``."""
+    step = content.get("step") if isinstance(content, dict) else None
+    return {**content, **step} if isinstance(step, dict) else content
 
 
 def _is_run(content: Any) -> bool:

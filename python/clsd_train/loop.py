@@ -274,7 +274,7 @@ class Run:
         state = {
             "iteration": self.iteration,
             "model": self.model.state_dict(),
-            "step": step,
+            **step,
             "rng": rng_state(self.device),
             "best": self.best.state_dict(),
             "config": self.config.with_absolute_paths().model_dump(mode="json"),
@@ -291,7 +291,7 @@ class Run:
         path = self.config.output / STATE
         state = read_state(path)
         load_weights(self.model, state["model"], path)
-        load_part(self.step, state["step"], "optimizer's state of this model", path)
+        load_part(self.step, state, "optimizer's state of this model", path)
         load_part(self.best, state["best"], "best score of a run", path)
         set_rng_state(state["rng"], self.device, path)
         self.iteration = state["iteration"]

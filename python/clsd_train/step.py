@@ -107,7 +107,8 @@ class Step:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there, with the options that this step was made with.
 
-        The model has its weights already: an average that the state has not begins with them.
+        The model has its weights already: an average that the state has not begins with them. The
+        state may have other keys too.
 
         Raises:
             ValueError: if the optimizer's is of other parameters.

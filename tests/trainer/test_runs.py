@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -154,7 +155,7 @@ def test_a_run_that_is_ended_at_random_moments_is_the_run(here, number, times):
     assert done.returncode == 0, done.stderr
     folders = here / "straight", here / "run"
     expected, ended = (torch.load(folder / "state.pt") for folder in folders)
-    for part in ("model", "step", "rng", "best"):
+    for part in ("model", "optimizer", "scaler", "meter", "average", "rng", "best"):
         torch.testing.assert_close(ended[part], expected[part], rtol=0, atol=0)
     for name in ("student.safetensors", "best.safetensors"):
         students = [load_file(folder / name) for folder in folders]
@@ -180,7 +181,7 @@ def test_resume_keeps_the_settings_of_the_run(here, capsys):
     assert {k: v for k, v in after.items() if k != "train"} == {
         k: v for k, v in before.items() if k != "train"
     }
-    (group,) = state_of(here / "run")["step"]["optimizer"]["param_groups"]
+    (group,) = state_of(here / "run")["optimizer"]["param_groups"]
     assert (list(group["betas"]), group["eps"]) == ([0.5, 0.6], 0.1)
     assert group["lr"].item() == pytest.approx(5e-4)
     (entry,) = [entry for entry in history_of(here / "run") if entry["kind"] == "settings"]
@@ -348,20 +349,36 @@ def test_a_torn_state_is_named(here, capsys, length):
 @pytest.mark.parametrize(
     ("key", "value"),
     [("rng", {}), ("rng", {"cpu": torch.zeros(3)}), ("rng", 1), ("iteration", -1),
-     ("iteration", "1"), ("step", {}), ("step", 1), ("step.meter", {"sums": 1, "steps": 1}),
-     ("step.optimizer", {}),
-     ("step.optimizer", {"state": {0: {"exp_avg": torch.zeros(2)}},
-                         "param_groups": [{"params": [0]}]}),
+     ("iteration", "1"), ("optimizer", {}), ("optimizer", 1), ("scaler", 1), ("average", 1),
+     ("meter", {}), ("meter", {"sums": 1, "steps": 1}),
+     ("optimizer", {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"params": [0]}]}),
+     ("step", {"optimizer": {}}),
      ("model", {"student.head.0.weight": 1}), ("model", {})],
 )  # fmt: skip
 def test_a_state_of_something_else_is_named(here, capsys, key, value):
     train(*TINY, "train.iterations=1", "output=run")
     state = state_of(here / "run")
-    section, _, inner = key.partition(".")
-    state[section] = {**state[section], inner: value} if inner else value
-    torch.save(state, here / "run" / "state.pt")
+    torch.save({**state, key: value}, here / "run" / "state.pt")
     line = refused(capsys, here, "train", "output=run", "--resume")
     assert line.startswith("clsd: checkpoint: expected the ")
+
+
+def test_an_early_state(here):
+    """The optimizer and its like were once under a name of their own."""
+    train(*TINY, "train.iterations=2", "train.ema=0.5", "output=run")
+    shutil.copytree(here / "run", here / "early")
+    path = here / "early" / "state.pt"
+    state = state_of(here / "early")
+    step = {name: state.pop(name) for name in ("optimizer", "scaler", "meter", "average")}
+    torch.save({**state, "step": step}, path)
+    saved = load_student(here / "run" / "student.safetensors").state_dict()
+    torch.testing.assert_close(load_student(path).state_dict(), saved, rtol=0, atol=0)
+    for run in ("run", "early"):
+        train(f"output={run}", "train.iterations=4", "--resume")
+    ended, expected = (state_of(here / run) for run in ("early", "run"))
+    assert ended.keys() == expected.keys() >= {"optimizer", "average"}
+    for part in ("model", "optimizer", "average"):
+        torch.testing.assert_close(ended[part], expected[part], rtol=0, atol=0)
 
 
 def test_scratch_folders_of_a_dead_process_are_removed(here):
