@@ -6,7 +6,7 @@ import re
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from safetensors import safe_open
@@ -21,7 +21,7 @@ from .containers import unpack
 from .errors import UserError, shorten
 from .files import write_atomically
 from .naming import from_basicsr, is_basicsr
-from .official import reading_of_official
+from .official import is_official
 from .paths import what_is_at
 from .probe import choose_reading
 
@@ -69,9 +69,6 @@ def load_student(
     state, metadata = _read_file(path)
     given = {"res_scale": res_scale, "value_range": value_range, "mean_shift": mean_shift}
     stated = {**_stated(metadata, path), **{k: v for k, v in given.items() if v is not None}}
-    if len(stated) < len(Reading._fields):
-        official = reading_of_official(path)
-        stated = {**(official._asdict() if official else {}), **stated}
     return student_of(state, {**stated, **_stated_sizes(metadata, path)}, path)
 
 
@@ -111,26 +108,30 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by name, and the metadata that .safetensors have, or what a run's state says."""
+    """Tensors by name, and the metadata of .safetensors, or what those of a student with these
+    weights would be, where that is known."""
     if not path.is_file():
         raise UserError(f"checkpoint: expected a file, got {path}: {what_is_at(path, 'file')}")
     if path.suffix.lower() == ".safetensors":
         state, metadata = _read_safetensors(path)
         return unpack(state, path), metadata
-    content = _flat(read_torch(path))
+    data = _read_bytes(path)
+    content = _flat(_load_torch(data, path))
     if _is_run(content):
         return unpack(content["average"] or content, path), _metadata_of_run(content)
-    return unpack(content, path), {}
+    return unpack(content, path), _metadata(1.0) if is_official(data) else {}
 
 
 def _metadata_of_run(state: dict[str, Any]) -> dict[str, str]:
-    """What the file of the student beside it says of how its weights are read."""
     config = state.get("config")
     model = config.get("model") if isinstance(config, dict) else None
     res_scale = model.get("res_scale") if isinstance(model, dict) else None
-    if not _is_positive(res_scale):
-        return {}
-    stated = {"res_scale": res_scale, "value_range": 255.0}  # which no setting changes
+    return _metadata(res_scale) if _is_positive(res_scale) else {}
+
+
+def _metadata(res_scale: float) -> dict[str, str]:
+    """How weights of EDSR-PyTorch's colours are read, as files of ours say it."""
+    stated = {"res_scale": res_scale, "value_range": 255.0}
     metadata = {name: json.dumps(value) for name, value in stated.items()}
     return {"clsd_fast": clsd_fast.__version__, **metadata}
 
@@ -141,24 +142,35 @@ def read_torch(path: Path) -> Any:
     Raises:
         UserError: if it is missing, damaged or holds Python objects.
     """
+    return _load_torch(_read_bytes(path), path)
+
+
+def _read_bytes(path: Path) -> bytes:
     if not path.is_file():
         raise UserError(f"checkpoint: expected a file, got {path}: {what_is_at(path, 'file')}")
-    if _is_compressed(path):
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(_why_not(path, error)) from None
+
+
+def _load_torch(data: bytes, path: Path) -> Any:
+    if _is_compressed(data):
         raise UserError(f"checkpoint: expected a file of torch.save, got {path}: compressed")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to say
         raise UserError(_why_not(path, error)) from None
 
 
-def _is_compressed(path: Path) -> bool:
+def _is_compressed(data: bytes) -> bool:
     """torch.save compresses nothing: what is compressed may be of any size in memory."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
             records = archive.infolist()
             if any(record.filename.endswith("/constants.pkl") for record in records):
                 return False  # a TorchScript program, which torch.load refuses before it unpacks
@@ -284,7 +296,7 @@ def _parse(metadata: dict[str, str], names: tuple[str, ...], path: Path) -> dict
     return values
 
 
-def _is_positive(value: object) -> bool:
+def _is_positive(value: object) -> TypeGuard[float]:
     return type(value) in (int, float) and 0 < float(value) < float("inf")  # type: ignore[arg-type]
 
 
