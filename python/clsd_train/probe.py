@@ -12,8 +12,6 @@ from clsd_fast import EDSR
 
 from .architecture import Reading, Sizes, assumed_reading, make_student
 from .errors import Notice, UserError
-from .images import bicubic_upscale
-from .upscale import upscale
 
 # What published EDSRs have.
 RES_SCALES, VALUE_RANGES, MEAN_SHIFTS = (1.0, 0.1), (255.0, 1.0), (True, False)
@@ -75,6 +73,10 @@ def _options(reading: Reading, names: list[str]) -> str:
 
 def _likeness(student: EDSR) -> float:
     """PSNR in dB of the student's image to bicubic's."""
+    # They import Pillow, a seventh of a second that most files of weights have no use for.
+    from .images import bicubic_upscale
+    from .upscale import upscale
+
     image = _image()
     # The sides see a border of zeros, which is another colour in each reading.
     inner = slice(2 * student.scale, -2 * student.scale)
