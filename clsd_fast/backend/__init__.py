@@ -5,7 +5,6 @@ else through the operator. For CUDA tensors an operator asks again, because comp
 backwards and callers of ``torch.ops`` come without the public function.
 """
 
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,12 +16,11 @@ from torch.fx import Proxy
 from .._library import NAMESPACE, SCHEMAS, references
 from .._torch import is_transformed
 from . import cuda, native, triton
-from ._choices import one_of
+from ._choices import of_environment, one_of
 
 BACKENDS = ("auto", "native", "triton", "reference")
 
-
-_current = one_of(os.environ.get("CLSD_FAST_BACKEND") or "auto", "CLSD_FAST_BACKEND", *BACKENDS)
+_current = of_environment("CLSD_FAST_BACKEND", *BACKENDS)
 
 
 class use_backend:  # noqa: N801 - used like torch.no_grad

@@ -6,7 +6,6 @@ them.
 """
 
 import ctypes
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 
 from .._library import SCHEMAS
 from .._torch import constant_when_traced, has_kernel_for_key
-from ._choices import one_of
+from ._choices import of_environment
 
 PACKAGE = Path(__file__).resolve().parents[1]
 LIBRARY = PACKAGE / "_C.so"
@@ -23,7 +22,7 @@ CUDA_LIBRARY = PACKAGE / "_C_cuda.so"
 CUDA_NAMESPACE = "clsd_fast_cuda"
 
 #: What the CPU library, which reads the variable itself, may convolve by.
-convolutions = one_of(os.environ.get("CLSD_FAST_CONV", "auto"), "CLSD_FAST_CONV", "auto", "direct")
+convolutions = of_environment("CLSD_FAST_CONV", "auto", "direct")
 
 #: Device types that the loaded libraries have kernels for.
 devices: frozenset[str] = frozenset()

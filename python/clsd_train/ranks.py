@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .config import TrainConfig
-from .errors import SharedError, UserError
+from .errors import SharedError, UserError, shorten
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -29,32 +29,43 @@ class Ranks:
         rank: of this process, from 0.
         size: how many there are.
         device: of this process.
+
+    Raises:
+        UserError: for variables of the environment that torchrun would not set so, and if the
+            ranks do not meet.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.rank = int(os.environ.get("RANK", 0))
-        self.size = int(os.environ.get("WORLD_SIZE", 1))
+        self.size = _number("WORLD_SIZE", 1, 2**31, default=1)
+        self.rank = _number("RANK", 0, self.size, default=0 if self.size == 1 else None)
         self.device = device
         if self.size == 1:
             return
         if device.type == "cuda":
-            self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            self.device = torch.device("cuda", _number("LOCAL_RANK", 0, torch.cuda.device_count()))
             torch.cuda.set_device(self.device)
             # Its watchdog asks for the state of what a graph is being made of.
             os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        with self.explained():
-            dist.init_process_group(backend, **self._meeting_place())
+        self._meet("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
 
-    def _meeting_place(self) -> dict[str, Any]:
+    def _meet(self, backend: str) -> None:
+        address, port = os.environ.get("MASTER_ADDR", ""), _number("MASTER_PORT", 0, 2**16)
+        try:
+            dist.init_process_group(backend, **self._meeting_place(address, port))
+        except (dist.DistError, RuntimeError, ValueError) as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise UserError(
+                f"train: expected {self.size} ranks to meet at {address}:{port}, got {reason}"
+            ) from None
+
+    def _meeting_place(self, address: str, port: int) -> dict[str, Any]:
         """Where the ranks find each other, if not where PyTorch lets them.
 
         torchrun keeps its store over restarts: the ranks would find addresses of those that ended.
         """
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
             return {}
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        restart = os.environ["TORCHELASTIC_RESTART_COUNT"]
+        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(f"restart-{restart}", dist.TCPStore(address, port))
         return {"store": store, "rank": self.rank, "world_size": self.size}
 
@@ -182,6 +193,19 @@ def unshared(model: nn.Module) -> AbstractContextManager[None]:
     The next backward pass outside shares the sum.
     """
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def _number(name: str, least: int, end: int, default: int | None = None) -> int:
+    """An environment variable of torchrun's, an integer of least <= number < end."""
+    text = os.environ.get(name, "")
+    if not text and default is not None:
+        return default
+    if not (text.isascii() and text.isdigit() and least <= int(text[:20]) < end):
+        raise UserError(
+            f"train: {name}: expected an integer from {least} to {end - 1} in the environment, "
+            f"as torchrun sets it, got {shorten(text) if text else 'none'}"
+        )
+    return int(text)
 
 
 def _is_of_connection(error: Exception) -> bool:

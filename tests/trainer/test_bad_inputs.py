@@ -14,6 +14,7 @@ from safetensors.torch import save
 from support.trainer_util import write_images
 
 from clsd_fast import EDSR
+from clsd_fast.backend._choices import of_environment
 from clsd_train.checkpoint import save_student
 from clsd_train.cli import COMMANDS, main
 from clsd_train.config import Config
@@ -262,13 +263,41 @@ def test_folder_of_a_run(here, hr, name):
     check()
 
 
-@given(
-    name=st.sampled_from(
-        ["CLSD_FAST_BACKEND", "XDG_CACHE_HOME", "HOME", "COLUMNS", "TERM", "LANG"]
-    ),
-    value=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=9),
+variables = st.one_of(
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=9),
+    st.sampled_from(["", "-1", "0", "1", "2", "9" * 5000, "1.0", "\udcff", "²"]),
 )
+
+
+@given(name=st.sampled_from(["XDG_CACHE_HOME", "HOME", "COLUMNS", "TERM", "LANG"]), value=variables)
 def test_environment(here, name, value):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(name, value)
         assert_refused("eval", "~/nowhere.pt", "~/nowhere")
+
+
+@given(
+    values=st.dictionaries(
+        st.sampled_from(["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"]), variables, min_size=1
+    ),
+    port=st.sampled_from(["", "x", "-1", "65536"]),  # at any other, ranks might meet
+)
+def test_ranks_of_the_environment(here, hr, values, port):
+    assume(values.get("RANK", "") not in ("", "0") or values.get("WORLD_SIZE", "") not in ("", "1"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (values | {"MASTER_PORT": port}).items():
+            patch.setenv(name, value)
+        assert_refused("train", f"data.train={hr}", "output=ranks")
+    assert not (here / "ranks").exists()
+
+
+@given(value=variables, choices=st.lists(st.text(string.ascii_lowercase, min_size=1), min_size=1))
+def test_choices_of_the_environment(value, choices):
+    """Those that are read when the package is imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLSD_FAST_CHOICE", value)
+        if value in ("", *choices):
+            assert of_environment("CLSD_FAST_CHOICE", *choices) == (value or choices[0])
+        else:
+            with pytest.raises(ValueError, match="^CLSD_FAST_CHOICE: expected one of .*, got "):
+                of_environment("CLSD_FAST_CHOICE", *choices)

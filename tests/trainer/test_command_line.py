@@ -330,20 +330,30 @@ UPSCALE = ("upscale", "student.safetensors", "hr", "--output", "sr")
 
 @pytest.mark.thorough
 def test_empty_variables_of_the_environment_are_not_set(here):
-    done = process(*UPSCALE, CLSD_FAST_BACKEND="", CLSD_FAST_ISA="")
+    names = ("CLSD_FAST_BACKEND", "CLSD_FAST_CONV", "CLSD_FAST_ISA")
+    done = process(*UPSCALE, **dict.fromkeys(names, ""))
+    assert done.returncode == 0, done.stderr
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    done = process("train", "c.yaml", **dict.fromkeys(names, ""))
     assert done.returncode == 0, done.stderr
 
 
-def check_wrong_variable(name):
-    done = process(*UPSCALE, **{name: "abacus"})
+def check_wrong_variable(name, value):
+    done = process(*UPSCALE, **{name: value})
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and f"{name}: expected one of" in done.stderr
 
 
+WRONG = ["abacus", "\udcff", "é\n"]
+
+
 @pytest.mark.thorough
-def test_backend_of_the_environment(here):
-    check_wrong_variable("CLSD_FAST_BACKEND")
+@pytest.mark.parametrize("value", WRONG)
+@pytest.mark.parametrize("name", ["CLSD_FAST_BACKEND", "CLSD_FAST_CONV"])
+def test_variables_that_are_read_at_import(here, name, value):
+    check_wrong_variable(name, value)
 
 
-def test_instruction_set_of_the_environment(here, native):
-    check_wrong_variable("CLSD_FAST_ISA")
+@pytest.mark.parametrize("value", WRONG)
+def test_instruction_set_of_the_environment(here, native, value):
+    check_wrong_variable("CLSD_FAST_ISA", value)

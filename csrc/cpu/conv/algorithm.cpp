@@ -1,24 +1,21 @@
 #include "algorithm.h"
 
-#include <cstdlib>
-#include <stdexcept>
 #include <string>
+
+#include "../environment.h"
 
 namespace clsd::cpu {
 
 namespace {
 
-const std::string kAllowed = [] {
-  const char* value = std::getenv("CLSD_FAST_CONV");
-  return std::string(value ? value : "auto");
-}();
+const std::string kAllowed = environment("CLSD_FAST_CONV", "auto");
 
 }  // namespace
 
 bool allows_winograd() {
   if (kAllowed == "auto") return true;
   if (kAllowed == "direct") return false;
-  throw std::runtime_error("CLSD_FAST_CONV: expected one of auto, direct, got '" + kAllowed + "'");
+  throw not_one_of("CLSD_FAST_CONV", "auto, direct", kAllowed);
 }
 
 }  // namespace clsd::cpu

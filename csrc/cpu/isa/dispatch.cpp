@@ -1,8 +1,7 @@
 // Which instruction set's kernels are used.
-#include <cstdlib>
-#include <stdexcept>
 #include <string>
 
+#include "../environment.h"
 #include "../kernels.h"
 
 namespace clsd::cpu {
@@ -39,16 +38,14 @@ Isa choose() {
 #endif
       {"portable", true, portable::kFloatKernels, portable::kDoubleKernels},
   };
-  const char* named = std::getenv("CLSD_FAST_ISA");
-  const std::string forced = named ? named : "";
+  const std::string forced = environment("CLSD_FAST_ISA", "");
   std::string available;
   for (const Isa& isa : candidates) {
     if (!isa.available) continue;
     if (forced.empty() || forced == isa.name) return isa;
     available += std::string(available.empty() ? "" : ", ") + isa.name;
   }
-  throw std::runtime_error("CLSD_FAST_ISA: expected one of " + available + ", got '" + forced +
-                           "'");
+  throw not_one_of("CLSD_FAST_ISA", available, forced);
 }
 
 const Isa& chosen() {
