@@ -10,6 +10,7 @@ from ._tail_axes import FACTORS, STAGES
 from ._taps import Taps
 from .edsr import EDSR
 from .nn import UpsampleTail
+from .ops import _checks
 
 MakeHead = Callable[[int, int], nn.Module]
 
@@ -36,6 +37,7 @@ def are_paths(taps: Sequence[int] | Sequence[str]) -> bool:
     """
     if isinstance(taps, str):
         raise ValueError(f"CLSD: expected a sequence of taps, got {taps!r}")
+    _checks.check_list("CLSD", "taps", taps, "block numbers or paths")
     kinds = {isinstance(tap, str) for tap in taps}
     if len(kinds) > 1:
         raise ValueError(f"CLSD: expected taps all by number or all by path, got {list(taps)}")
@@ -52,12 +54,13 @@ def by_number(
     **others: object,
 ) -> Described:
     """An EDSR; ``others`` are the options of other students."""
-    if not taps or list(taps) != sorted(set(taps)):
-        raise ValueError(f"CLSD: expected ascending, distinct taps, got {list(taps)}")
+    numbers = [_checks.integer("CLSD", "taps", tap) for tap in taps]
+    if not numbers or numbers != sorted(set(numbers)):
+        raise ValueError(f"CLSD: expected ascending, distinct taps, got {numbers}")
     if not isinstance(student, EDSR):
         kind = type(student).__name__
         raise TypeError(f"CLSD: expected student to be an EDSR for taps by number, got {kind}")
-    for tap in taps:
+    for tap in numbers:
         if not 1 <= tap <= student.num_blocks:
             raise ValueError(f"CLSD: expected taps in 1..{student.num_blocks}, got {tap}")
     for name, value in others.items():

@@ -23,7 +23,7 @@ from .nn import (
     run_convs,
     run_tails,
 )
-from .ops import info_nce
+from .ops import _checks, info_nce
 from .ops._checks import without_autocast
 from .ops.l1_losses import l1_losses
 
@@ -333,6 +333,7 @@ class CLSD(nn.Module, Generic[Student]):
     def _checked_target(self, lr: Tensor, hr: Tensor | None) -> Tensor:
         if hr is None:
             raise ValueError("CLSD: expected a target hr in train(), got None")
+        _checks.check_tensor("CLSD", "hr", hr)
         shape = upscaled_shape(lr, self.scale)
         if list(hr.shape) != shape:
             raise ValueError(f"CLSD: expected hr of shape {shape}, got {list(hr.shape)}")
@@ -385,11 +386,11 @@ def _check_choices(
     if base not in BASES:
         raise ValueError(f"CLSD: expected base in None, bilinear, nearest, got {base!r}")
     for weight in weights:
-        if not weight >= 0:  # so that nan is refused too
+        if not _checks.number("CLSD", "weights", weight) >= 0:  # so that nan is refused too
             raise ValueError(f"CLSD: expected weights >= 0, got {weight}")
 
 
 def _check_counts(**counts: int) -> None:
     for name, count in counts.items():
-        if count < 1:
+        if _checks.integer("CLSD", name, count) < 1:
             raise ValueError(f"CLSD: expected {name} >= 1, got {count}")

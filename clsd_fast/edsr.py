@@ -1,5 +1,6 @@
 """The student: EDSR."""
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -19,6 +20,7 @@ from .nn import (
     add_convolved,
     run_tails,
 )
+from .ops import _checks
 
 #: Mean colour of DIV2K, R G B, at value range 1.
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
@@ -40,7 +42,7 @@ class EDSR(nn.Module):
     1,369,859 (x2), 1,554,499 (x3), 1,517,571 (x4).
 
     Raises:
-        ValueError: for another scale, or sizes below 1.
+        ValueError: for another scale, sizes below 1, and a white that is no positive number.
 
     Source: Lim et al. (arXiv 1707.02921).
     """
@@ -56,6 +58,13 @@ class EDSR(nn.Module):
         collapse: bool | None = None,
     ) -> None:
         super().__init__()
+        scale = _checks.integer("EDSR", "scale", scale)
+        num_blocks = _checks.integer("EDSR", "num_blocks", num_blocks)
+        channels = _checks.integer("EDSR", "channels", channels)
+        _checks.number("EDSR", "res_scale", res_scale)
+        _checks.number("EDSR", "value_range", value_range)
+        if not 0 < value_range < math.inf:
+            raise ValueError(f"EDSR: expected a finite value_range > 0, got {value_range}")
         if scale not in STAGES:
             raise ValueError(f"EDSR: expected scale in {FACTORS}, got {scale}")
         if num_blocks < 1 or channels < 1:
@@ -96,6 +105,7 @@ class EDSR(nn.Module):
         """
         if is_recorded(lr):
             return self.head(self.sub_mean(lr))
+        _checks.check_tensor("EDSR", "images", lr)
         if lr.dim() != 4 or lr.shape[1] != 3:
             raise ValueError(f"EDSR: expected images of shape [B, 3, h, w], got {list(lr.shape)}")
         if has_kernel("conv3x3", lr):

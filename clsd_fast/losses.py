@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._fx import leaf
+from .ops import _checks
 from .ops.distance_ratio_loss import distance_ratio_loss
 from .ops.info_nce import info_nce
 
@@ -17,6 +18,8 @@ __all__ = ["feature_ratio", "gather_positions", "patch_nce", "pos_only", "sample
 
 
 def _check_maps(name: str, features: Tensor, target: Tensor) -> None:
+    _checks.check_tensor(name, "features", features)
+    _checks.check_tensor(name, "target", target)
     if features.dim() < 4 or features.shape[-4:] != target.shape[-4:]:
         raise ValueError(
             f"{name}: expected features and target of shape [..., B, C, H, W] that agree, "
@@ -154,6 +157,7 @@ class _Loss(nn.Module):
     def __init__(self, reduction: str, loss_weight: float | Tensor) -> None:
         super().__init__()
         self.reduction = reduction
+        _checks.number(type(self).__name__, "loss_weight", loss_weight)
         self.loss_weight = loss_weight
 
     def extra_repr(self) -> str:
@@ -166,6 +170,7 @@ class _Loss(nn.Module):
     def _check_rows(self, of_maps: type[nn.Module], **rows: Tensor) -> None:
         """Refuse maps: as rows, each line of pixels would be contrasted with the others."""
         for name, tensor in rows.items():
+            _checks.check_tensor(type(self).__name__, name, tensor)
             if tensor.dim() > 3:
                 raise ValueError(
                     f"{type(self).__name__}: expected {name} of shape [N, D] or [heads, N, D], "

@@ -1,14 +1,19 @@
 """What the public functions share: argument checks, autocast, reductions."""
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .._torch import autocasts_any
 
+# Those of exporters, too, which no checker knows for numbers.
+INTEGERS: Any = (int, torch.SymInt)
+NUMBERS: Any = (float, torch.SymFloat, *INTEGERS)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -20,8 +25,24 @@ def fail(op: str, expected: str, got: object) -> NoReturn:
     raise ValueError(f"{op}: expected {expected}, got {got}")
 
 
+def check_tensor(op: str, name: str, x: object) -> None:
+    """x is a tensor, of which every element lies in memory."""
+    if not isinstance(x, Tensor):
+        fail(op, f"{name} a tensor", type(x).__name__)
+    if x.layout is not torch.strided or x.is_nested:
+        layout = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
+        fail(op, f"{name} of layout strided", layout)
+
+
+def check_list(op: str, name: str, values: object, of: str = "tensors") -> None:
+    """values is a list, or what is like one."""
+    if isinstance(values, Tensor) or not hasattr(values, "__len__"):
+        fail(op, f"{name} a list of {of}", type(values).__name__)
+
+
 def check_images(op: str, name: str, x: Tensor) -> None:
     """x is a floating-point batch [N, C, H, W]; N may be 0."""
+    check_tensor(op, name, x)
     if x.dim() != 4 or min(x.shape[1:]) < 1:
         fail(op, f"{name} of shape [N, C, H, W] with C, H, W >= 1", list(x.shape))
     _check_dtype(op, name, x)
@@ -77,8 +98,10 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def check_shape(op: str, name: str, tensor: Tensor | None, shape: list[int]) -> None:
-    if tensor is not None and list(tensor.shape) != shape:
-        fail(op, f"{name} of shape {shape}", list(tensor.shape))
+    if tensor is not None:
+        check_tensor(op, name, tensor)
+        if list(tensor.shape) != shape:
+            fail(op, f"{name} of shape {shape}", list(tensor.shape))
 
 
 def check_conv(
@@ -89,6 +112,7 @@ def check_conv(
     names: Sequence[str] = ("weight", "bias"),
 ) -> None:
     """weight is [K, C, 3, 3] for x's C, bias is [K]."""
+    check_tensor(op, names[0], weight)
     channels, shape = x.shape[1], weight.shape
     if len(shape) != 4 or shape[0] < 1 or shape[1:] != (channels, 3, 3):
         fail(op, f"{names[0]} of shape [K, {channels}, 3, 3]", list(shape))
@@ -108,19 +132,35 @@ def check_residual_block(
     """weight1 is [M, C, 3, 3] for x's C, weight2 [C, M, 3, 3], the biases are [M] and [C]."""
     check_conv(op, x, weight1, bias1, names[:2])
     channels = x.shape[1]
+    check_tensor(op, names[2], weight2)
     check_shape(op, names[2], weight2, [channels, weight1.shape[0], 3, 3])
     check_shape(op, names[3], bias2, [channels])
     check_parameters(op, x, weight1, **dict(zip(names[2:], (weight2, bias2), strict=True)))
 
 
-def number(op: str, name: str, value: float | Tensor) -> float | Tensor:
+def number(op: str, name: str, value: Any) -> float | Tensor:
     """A number, or a floating-point tensor of one element, which then has no dimensions."""
-    if not isinstance(value, Tensor):
+    if isinstance(value, NUMBERS):
         return value
+    if isinstance(value, (np.floating, np.integer)):
+        return float(value)
+    if not isinstance(value, Tensor):
+        fail(op, f"{name} a number or a floating-point tensor of one element", type(value).__name__)
+    check_tensor(op, name, value)
     if value.numel() != 1 or not value.is_floating_point():
         got = f"{dtype_name(value.dtype)} of shape {list(value.shape)}"
         fail(op, f"{name} a number or a floating-point tensor of one element", got)
     return value.reshape(())
+
+
+def integer(op: str, name: str, value: Any) -> int:
+    """An integer, or what is one, as NumPy's."""
+    if isinstance(value, INTEGERS):
+        return value
+    try:
+        return operator.index(value)
+    except (TypeError, RuntimeError):  # of a tensor of another layout
+        fail(op, f"{name} an integer", type(value).__name__)
 
 
 def cast(x: Tensor, *others: Tensor | None, dtype: torch.dtype | None = None) -> tuple[Any, ...]:
@@ -133,12 +173,14 @@ def cast(x: Tensor, *others: Tensor | None, dtype: torch.dtype | None = None) ->
     if not _autocasts(x):
         return tensors
     target = torch.get_autocast_dtype(x.device.type) if dtype is None else dtype
-    return tuple(
-        tensor.to(target)
-        if tensor is not None and tensor.is_floating_point() and tensor.dtype != torch.float64
-        else tensor
-        for tensor in tensors
-    )
+    return tuple(tensor.to(target) if _is_cast(tensor) else tensor for tensor in tensors)
+
+
+def _is_cast(tensor: object) -> TypeGuard[Tensor]:
+    # What is no tensor, or has no strides, is refused later.
+    if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
+        return False
+    return tensor.is_floating_point() and tensor.dtype != torch.float64
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
@@ -146,9 +188,11 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(x.device.type, enabled=False) if _autocasts(x) else nullcontext()
 
 
-def _autocasts(x: Tensor) -> bool:
+def _autocasts(x: object) -> bool:
     if not autocasts_any():  # a tenth of the time of what follows
         return False
+    if not isinstance(x, Tensor):
+        return False  # as the checks will say
     device = x.device.type
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
@@ -176,8 +220,21 @@ def broadcast_shapes(op: str, shapes: dict[str, torch.Size]) -> torch.Size:
 
 
 def check_reduction(op: str, reduction: str) -> None:
-    if reduction not in ("none", "mean", "sum"):
-        fail(op, "reduction none, mean or sum", reduction)
+    check_choice(op, "reduction", reduction, ("none", "mean", "sum"))
+
+
+def check_choice(op: str, name: str, value: object, choices: tuple[str, ...]) -> None:
+    """value is one of the choices."""
+    if not isinstance(value, str):
+        fail(op, f"{name} {in_words(choices)}", type(value).__name__)
+    if value not in choices:
+        fail(op, f"{name} {in_words(choices)}", value)
+
+
+def in_words(choices: Iterable[object]) -> str:
+    """The choices as a sentence has them."""
+    *others, last = map(str, choices)
+    return f"{', '.join(others)} or {last}"
 
 
 def records_gradient(*tensors: Tensor | None) -> bool:

@@ -28,6 +28,20 @@ def check_contrast(
     return _checks.broadcast_lead(op, **given)
 
 
+def check_tensors(
+    op: str,
+    names: tuple[str, str, str],
+    anchor: Tensor,
+    positive: Tensor,
+    negatives: Tensor | None,
+) -> None:
+    """They are tensors, of whatever shape."""
+    _checks.check_tensor(op, names[0], anchor)
+    _checks.check_tensor(op, names[1], positive)
+    if negatives is not None:
+        _checks.check_tensor(op, names[2], negatives)
+
+
 def have_their_own(anchor: Tensor, positive: Tensor, negatives: Tensor) -> bool:
     """Whether negatives are each anchor's, [..., N, M, D], and not those of all, [..., M, D]."""
     return negatives.dim() == max(anchor.dim(), positive.dim()) + 1

@@ -7,6 +7,7 @@ from ._images import empty_images
 
 def checked(op, x, up_weights, up_biases, out_weight, out_bias, upscale_factor):
     """The operator's arguments from the public function's."""
+    upscale_factor = _checks.integer(op, "upscale_factor", upscale_factor)
     _check_lengths(op, up_weights, up_biases, upscale_factor)
     _checks.check_images(op, "x", x)
     _check_parameters(op, x, up_weights, up_biases, out_weight, out_bias, upscale_factor)
@@ -17,10 +18,10 @@ def checked(op, x, up_weights, up_biases, out_weight, out_bias, upscale_factor):
 
 def _check_lengths(op, up_weights, up_biases, upscale_factor):
     if upscale_factor not in STAGES:
-        *others, last = map(str, STAGES)
-        _checks.fail(op, f"upscale_factor {', '.join(others)} or {last}", upscale_factor)
+        _checks.fail(op, f"upscale_factor {_checks.in_words(STAGES)}", upscale_factor)
     count = len(STAGES[upscale_factor])
     for name, tensors in (("up_weights", up_weights), ("up_biases", up_biases)):
+        _checks.check_list(op, name, tensors)
         if len(tensors) != count:
             _checks.fail(op, f"{count} {name} for upscale_factor {upscale_factor}", len(tensors))
 
@@ -30,6 +31,7 @@ def _check_parameters(op, x, up_weights, up_biases, out_weight, out_bias, upscal
     stages = zip(STAGES[upscale_factor], up_weights, up_biases, strict=True)
     for number, (stage, weight, bias) in enumerate(stages):
         name, square = f"up_weights[{number}]", stage**2
+        _checks.check_tensor(op, name, weight)
         shape = weight.shape
         if len(shape) != 4 or shape[0] < 1 or shape[0] % square or shape[1:] != (channels, 3, 3):
             _checks.fail(op, f"{name} of shape [{square} M, {channels}, 3, 3]", list(shape))
@@ -37,6 +39,7 @@ def _check_parameters(op, x, up_weights, up_biases, out_weight, out_bias, upscal
         parameters = {name: weight, f"up_biases[{number}]": bias}
         _checks.check_parameters(op, x, up_weights[0], **parameters)
         channels = shape[0] // square
+    _checks.check_tensor(op, "out_weight", out_weight)
     shape = out_weight.shape
     if len(shape) != 4 or shape[0] < 1 or shape[1:] != (channels, 3, 3):
         _checks.fail(op, f"out_weight of shape [K, {channels}, 3, 3]", list(shape))

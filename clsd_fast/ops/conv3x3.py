@@ -1,7 +1,7 @@
 """3x3 convolution with its epilogue."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -123,6 +123,8 @@ def checked_activation(
     negative_slope: float | Tensor,
 ) -> Activation:
     """The activation that is asked for, checked."""
+    if not isinstance(relu, int):
+        _checks.fail(op, "relu True or False", type(relu).__name__)
     if activation is None:
         return Activation(relu)
     if activation not in ACTIVATIONS:
@@ -134,7 +136,8 @@ def checked_activation(
     if activation == "leaky_relu":
         if isinstance(negative_slope, Tensor):
             _checks.fail(op, "negative_slope a number for leaky_relu", "a tensor, as prelu takes")
-        return Activation(True, negative_slope)
+        slope = _checks.number(op, "negative_slope", negative_slope)
+        return Activation(True, cast(float, slope))
     if not isinstance(negative_slope, Tensor):
         _checks.fail(op, "negative_slope a tensor for prelu", negative_slope)
     shape, channels = list(negative_slope.shape), weight.shape[0]

@@ -8,7 +8,7 @@ from .._library import register
 from ..backend import uses_kernel
 from ..reference.contrast import reduce
 from . import _checks
-from ._contrast import check_contrast, fake_statistic, have_their_own, one_by_one
+from ._contrast import check_contrast, check_tensors, fake_statistic, have_their_own, one_by_one
 
 ROWS = ("anchor", "positive", "negatives")
 
@@ -61,6 +61,7 @@ def distance_ratio_loss(
     if not isinstance(eps, Tensor) and not eps >= 0:  # so that nan is refused too
         _checks.fail(op, "eps >= 0", eps)
     anchor, positive, negatives = _checks.cast(anchor, positive, negatives, dtype=torch.float32)
+    check_tensors(op, ROWS, anchor, positive, negatives)
     if negatives is not None and have_their_own(anchor, positive, negatives):
         own = one_by_one(op, ROWS, anchor, positive, negatives)
         loss = distance_ratio_loss(*own, eps=eps, reduction=reduction)

@@ -7,7 +7,7 @@ from .. import reference
 from .._library import register
 from ..backend import implementation
 from . import _checks
-from ._contrast import check_contrast, fake_statistic, have_their_own, one_by_one
+from ._contrast import check_contrast, check_tensors, fake_statistic, have_their_own, one_by_one
 from ._distributed import gather_rows, roll_columns
 
 #: Of the forward that also computes gradients.
@@ -86,6 +86,7 @@ def info_nce(
     query, positive_key, negative_keys = _checks.cast(
         query, positive_key, negative_keys, dtype=torch.float32
     )
+    check_tensors(op, ROWS, query, positive_key, negative_keys)
     if negative_keys is not None and have_their_own(query, positive_key, negative_keys):
         alone = one_by_one(op, ROWS, query, positive_key, negative_keys)
         mask = _check_own(op, alone, mask, labels, group)
@@ -162,6 +163,7 @@ def _check_excluded(
     """Check mask and labels; return the leading dimensions with theirs."""
     rows, leads = query.shape[-2], {"rows": lead}
     if mask is not None:
+        _checks.check_tensor(op, "mask", mask)
         if mask.shape[-2:] != (rows, keys):
             _checks.fail(op, f"mask of shape [..., {rows}, {keys}]", list(mask.shape))
         _checks.check_type(op, torch.bool, query.device, mask=mask)
@@ -169,6 +171,7 @@ def _check_excluded(
     if labels is not None:
         if not in_batch:
             _checks.fail(op, "no labels beside negative_keys", "both")
+        _checks.check_tensor(op, "labels", labels)
         if labels.shape[-1:] != (rows,):
             _checks.fail(op, f"labels of shape [..., {rows}]", list(labels.shape))
         _checks.check_type(op, torch.int64, query.device, labels=labels)

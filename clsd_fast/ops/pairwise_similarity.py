@@ -37,9 +37,10 @@ def pairwise_similarity(query: Tensor, key: Tensor, metric: str = "cosine") -> T
     Saved for backward: query and key.
     """
     op = "pairwise_similarity"
-    if metric not in METRICS:
-        _checks.fail(op, "metric cosine, dot or l1", metric)
+    _checks.check_choice(op, "metric", metric, METRICS)
     query, key = _checks.cast(query, key, dtype=torch.float32)
+    _checks.check_tensor(op, "query", query)
+    _checks.check_tensor(op, "key", key)
     _checks.check_rows(op, "query", query)
     _checks.check_rows(op, "key", key, query.shape[-1])
     _checks.check_like(op, query, key=key)

@@ -42,6 +42,7 @@ def pixel_shuffle_upsample(
     op = "pixel_shuffle_upsample"
     (x,) = _checks.cast(x)
     _checks.check_images(op, "x", x)
+    upscale_factor = _checks.integer(op, "upscale_factor", upscale_factor)
     if upscale_factor < 1:
         _checks.fail(op, "upscale_factor >= 1", upscale_factor)
     _checks.check_conv(op, x, weight, bias)

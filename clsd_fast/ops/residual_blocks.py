@@ -70,6 +70,8 @@ def residual_blocks(
     parameters = (weights1, biases1, weights2, biases2)
     _check(op, x, parameters)
     count = len(weights1)
+    _checks.check_list(op, "taps", taps, "integers")
+    taps = [_checks.integer(op, "taps", tap) for tap in taps]
     for tap in taps:
         if not 1 <= tap <= count:
             _checks.fail(op, f"taps in 1..{count}", tap)
@@ -128,6 +130,10 @@ def residual_chains(
 def _check(op: str, x: Tensor, parameters: tuple[Sequence[Tensor], ...]) -> None:
     _checks.check_images(op, "x", x)
     names = ("weights1", "biases1", "weights2", "biases2")
+    for name, tensors in zip(names, parameters, strict=True):
+        _checks.check_list(op, name, tensors)
+        if any(tensor is None for tensor in tensors):
+            _checks.fail(op, f"{name} a list of tensors, empty for none", "None in it")
     count = len(parameters[0])
     if count < 1:
         _checks.fail(op, "weights1 of at least one block", count)

@@ -64,6 +64,7 @@ def upsample_tail(
     op = "upsample_tail"
     (x,) = _checks.cast(x)
     arguments = checked(op, x, up_weights, up_biases, out_weight, out_bias, upscale_factor)
+    upscale_factor = arguments[-1]
     if is_recorded(x):  # composed, it would be that of images as large as these
         for weight, bias, stage in zip(up_weights, up_biases, STAGES[upscale_factor], strict=True):
             x = pixel_shuffle_upsample(x, weight, bias, stage)

@@ -1,5 +1,6 @@
 """Bad calls get one sentence, the same from every backend and from the operators themselves."""
 
+import numpy as np
 import pytest
 import torch
 from support.util import rand
@@ -230,6 +231,55 @@ def test_public_functions(backend, call, sentence):
     with pytest.raises(ValueError) as caught:
         call()
     assert str(caught.value) == sentence
+
+
+#: Every operator with arguments that fit, by name.
+GOOD_CALLS = {
+    "conv3x3": {"x": X, "weight": W, "bias": B, "relu": False, "residual": X, "res_scale": 1.0},
+    "residual_block": {"x": X, "weight1": W, "bias1": B, "weight2": W, "bias2": B,
+                       "res_scale": 1.0},
+    "residual_blocks": {"x": X, "weights1": [W], "biases1": [B], "weights2": [W], "biases2": [B],
+                        "res_scale": 1.0, "taps": [1]},
+    "pixel_shuffle_upsample": {"x": X, "weight": W, "bias": B, "upscale_factor": 2},
+    "upsample_tail": {"x": X, "up_weights": [W], "up_biases": [B], "out_weight": rand(3, 1, 3, 3),
+                      "out_bias": rand(3), "upscale_factor": 2},
+    "pairwise_similarity": {"query": Q, "key": Q, "metric": "dot"},
+    "info_nce": {"query": Q, "positive_key": Q, "negative_keys": Q, "temperature": 0.1,
+                 "reduction": "mean", "mask": MASK},
+    "distance_ratio_loss": {"anchor": Q, "positive": Q, "negatives": Q, "eps": 0.1,
+                            "reduction": "mean"},
+}  # fmt: skip
+STRANGE = {
+    "None": None, "text": "x", "list": [1.5], "complex": 1j, "array": Q.numpy(), "object": object(),
+    "sparse": rand(4, 4).to_sparse(), "mkldnn": rand(4).float().to_mkldnn(),
+    "nested": torch.nested.nested_tensor([B, B]), "list of None": [None], "integers": LABELS,
+}  # fmt: skip
+#: What may be left out, or is a truth that any tensor has.
+OPTIONAL = {"bias", "residual", "bias1", "bias2", "negative_keys", "negatives", "mask", "out_bias"}
+
+
+@pytest.mark.parametrize("strange", STRANGE)
+@pytest.mark.parametrize("op", GOOD_CALLS)
+def test_arguments_of_another_type(backend, op, strange):
+    """Whatever stands where a tensor, a number or a list of them should, under autocast too."""
+    arguments, value = GOOD_CALLS[op], STRANGE[strange]
+    getattr(ops, op)(**arguments)
+    for name in arguments:
+        if value is None and name in OPTIONAL or name == "up_biases" and strange == "list of None":
+            continue
+        with pytest.raises(ValueError, match=f"^{op}: expected .*, got "):
+            getattr(ops, op)(**arguments | {name: value})
+        with torch.autocast("cpu"), pytest.raises(ValueError, match=f"^{op}: expected .*, got "):
+            getattr(ops, op)(**arguments | {name: value})
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.int64(2), True])
+def test_numbers_of_other_types(backend, number):
+    expected = ops.conv3x3(X, W, res_scale=float(number))
+    torch.testing.assert_close(ops.conv3x3(X, W, res_scale=number), expected, rtol=0, atol=0)
+    factors = (2, np.int64(2), torch.tensor(2))
+    for factor in factors:
+        assert ops.pixel_shuffle_upsample(X, W, B, factor).shape == (2, 1, 10, 12)
 
 
 BAD_OPERATOR_CALLS = [
@@ -475,6 +525,43 @@ def test_native_operators(native, call, sentence):
     with pytest.raises(RuntimeError) as caught:
         call()
     assert str(caught.value) == sentence
+
+
+MODULES = {
+    "EDSR": [lambda value: clsd_fast.EDSR(value), lambda value: clsd_fast.EDSR(2, value),
+             lambda value: clsd_fast.EDSR(2, 1, value),
+             lambda value: clsd_fast.EDSR(2, 1, 4, res_scale=value),
+             lambda value: clsd_fast.EDSR(2, 1, 4, value_range=value),
+             lambda value: clsd_fast.EDSR(2, 1, 4)(value)],
+    "CLSD": [lambda value: clsd(taps=value), lambda value: clsd(taps=[value]),
+             lambda value: clsd(head_blocks=value), lambda value: clsd(ds_weight=value),
+             lambda value: clsd(contrast_weight=value), lambda value: clsd(projection_dim=value),
+             lambda value: clsd(num_patches=value),
+             lambda value: clsd()(rand(2, 3, 4, 4).float(), value)],
+    "InfoNCELoss": [lambda value: clsd_fast.losses.InfoNCELoss(loss_weight=value),
+                    lambda value: clsd_fast.losses.InfoNCELoss()(value, Q)],
+    "patch_nce": [lambda value: clsd_fast.losses.patch_nce(value, X)],
+    "feature_ratio": [lambda value: clsd_fast.losses.feature_ratio(X, value)],
+    "pos_only": [lambda value: clsd_fast.losses.pos_only(X, value)],
+}  # fmt: skip
+
+
+def clsd(**options):
+    return clsd_fast.CLSD(clsd_fast.EDSR(2, 1, 4), **{"taps": (1,), "projection_dim": 4} | options)
+
+
+@pytest.mark.parametrize("strange", STRANGE)
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_of_another_type(name, strange):
+    for make in MODULES[name]:
+        with pytest.raises(ValueError, match=f"^({name}|info_nce): expected .*, got "):
+            make(STRANGE[strange])
+
+
+@pytest.mark.parametrize("value_range", [0, -1.0, float("nan"), float("inf")])
+def test_white_of_edsr(value_range):
+    with pytest.raises(ValueError, match="^EDSR: expected a finite value_range > 0, got "):
+        clsd_fast.EDSR(2, 1, 4, value_range=value_range)
 
 
 def test_edsr_and_clsd():
