@@ -480,15 +480,15 @@ MUTANTS = [
     Mutant(
         "triton: pixels that do not exist have biases",
         "clsd_fast/triton/tail/apply.py",
-        "total += tl.where(exist[:, None], bias[None, :], 0)",
-        "total += bias[None, :]",
+        "exist = tl.where(exists, (by_rows >> row) & (by_columns >> column) & 1, 0) != 0",
+        "exist = ((by_rows >> row) & (by_columns >> column) & 1) != 0",
         TRITON_TAIL,
     ),
     Mutant(
-        "triton: a gradient has the weights of its own kind of pixel",
+        "triton: a gradient comes by the reaches of its own pixel",
         "clsd_fast/triton/tail/apply.py",
-        "kind = kind_of(top + down, height) * 3 + kind_of(left + right, width)",
-        "kind = kind_of(top, height) * 3 + kind_of(left, width)",
+        "reaches_from(top, height, factor), reaches_from(left, width, factor)",
+        "reaches_of(top, height, factor), reaches_of(left, width, factor)",
         TRITON_TAIL,
     ),
     Mutant(

@@ -26,8 +26,10 @@ MODULES = (
     "distance_ratio_loss",
     "info_nce",
     "pairwise_similarity",
-    "upsample_tail",
+    "tail.apply",
     "tail.compose",
+    "tail.compose_gradients",
+    "tail.gradients",
 )
 TYPES = {
     torch.float64: "fp64",

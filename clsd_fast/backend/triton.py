@@ -20,7 +20,7 @@ CONVOLUTIONS = (
 #: Operators with Triton kernels, each in the module ``clsd_fast.triton.<op>``.
 OPERATORS = (
     *CONVOLUTIONS,
-    *("upsample_tail", "pairwise_similarity", "info_nce", "distance_ratio_loss"),
+    *("upsample_tail", "upsample_tails", "pairwise_similarity", "info_nce", "distance_ratio_loss"),
 )
 #: Device types that the kernels serve.
 devices: frozenset[str] = frozenset()

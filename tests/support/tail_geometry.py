@@ -7,12 +7,17 @@ import triton
 import triton.language as tl
 
 from clsd_fast.triton.tail.taps import (
+    blocks_of_kind,
+    count_of,
     find_region,
-    kind_of,
+    next_of,
     place_of,
+    reaches_from,
+    reaches_of,
+    reaches_to,
     region_pixels,
     tap_after,
-    tap_between,
+    taps_of,
     taps_through,
 )
 
@@ -20,7 +25,7 @@ from clsd_fast.triton.tail.taps import (
 @triton.jit
 def regions_kernel(
     pixels,  # [block, pixel of it, image, row, column], -1 where none is
-    kinds,  # [block, kind of the rows, of the columns]
+    kinds,  # [kind of the rows, of the columns, (first block, number)]
     batch,
     height,
     width,
@@ -37,23 +42,44 @@ def regions_kernel(
     tl.store(place, tl.where(inside, b, -1))
     tl.store(place + 1, y)
     tl.store(place + 2, z)
-    tl.store(kinds + number * 2, kind_of(top, height))
-    tl.store(kinds + number * 2 + 1, kind_of(left, width))
+    for row_kind in range(3):
+        for column_kind in range(3):
+            first, count = blocks_of_kind(row_kind, column_kind, size, batch, height, width)
+            tl.store(kinds + (row_kind * 3 + column_kind) * 2, first)
+            tl.store(kinds + (row_kind * 3 + column_kind) * 2 + 1, count)
 
 
 @triton.jit
-def taps_kernel(
-    between,  # [s, i, choice]
+def reaches_kernel(
+    taps,  # [reach, i], -1 where there is none
+    shifts,  # [reach]
+    after,  # what comes after the last reach
+    y,
+    size,
+    back: tl.constexpr,
+    factor: tl.constexpr,
+):
+    """The reaches of output pixel y, or with ``back`` from input pixel y, one after another."""
+    reaches = reaches_from(y, size, factor) if back else reaches_of(y, size, factor)
+    i = tl.arange(0, 4)
+    reach = 0
+    for _ in range(count_of(reaches)):
+        shift, first = taps_of(reach, factor)
+        exist = (reaches_to(i, factor) >> reach) & 1
+        tl.store(taps + reach * 4 + i, tl.where((i < factor) & (exist != 0), first + i, -1))
+        tl.store(shifts + reach, shift)
+        reach = next_of(reach, reaches)
+    tl.store(after, reach)
+
+
+@triton.jit
+def places_kernel(
     places,  # [tap, (s, i)]
     kind,
     size,
     taps,
     factor: tl.constexpr,
 ):
-    place = tl.arange(0, 32)
-    for choice in tl.static_range(3):
-        tap = tap_between(choice, kind, size, place // factor, place % factor, factor)
-        tl.store(between + place * 3 + choice, tap, mask=place < 5 * factor)
     tap = tl.arange(0, 32)
     s, i = place_of(tap, kind, size, factor)
     tl.store(places + tap * 2, s, mask=tap < taps)

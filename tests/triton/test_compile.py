@@ -40,8 +40,7 @@ TAIL_PRODUCTS = {
     "tail_weights_grad_kernel",
 }
 TAIL_OTHERS = {
-    "tail_weights_kernel",
-    "tail_unshuffle_kernel",
+    "tail_lay_out_kernel",
     "tail_composed_grad_kernel",
 }
 #: For float32.

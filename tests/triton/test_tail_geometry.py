@@ -31,17 +31,25 @@ def test_every_pixel_is_in_one_block_of_its_kind(ends):
         ]
         blocks = sum(-(-batch * a * b // size) for a, b in itertools.product(*lengths))
         pixels = torch.zeros(64, size, 3, dtype=torch.int32)
-        kinds = torch.zeros(64, 2, dtype=torch.int32)
+        kinds = torch.zeros(3, 3, 2, dtype=torch.int32)
         regions_kernel[(1,)](pixels, kinds, batch, height, width, ends, 64, size)
         found = pixels[:blocks].flatten(0, 1)
         found = [tuple(p) for p in found.tolist() if p[0] >= 0]
         every = itertools.product(range(batch), range(height), range(width))
         assert sorted(found) == sorted(every), (height, width)
-        for block, pair in zip(pixels[:blocks].tolist(), kinds.tolist(), strict=False):
-            for b, *place in block:
-                for position, kind, n in zip(place, pair, (height, width), strict=True):
-                    expected = 0 if position == 0 else (2 if position == n - 1 else 1)
-                    assert b < 0 or ends == 2 or kind == expected
+        if ends == 1:
+            of_kind = {pair: [] for pair in itertools.product(range(3), repeat=2)}
+            for number, block in enumerate(pixels[:blocks].tolist()):
+                pairs = {(kind_of(y, height), kind_of(x, width)) for b, y, x in block if b >= 0}
+                assert len(pairs) == 1
+                of_kind[pairs.pop()].append(number)
+            for pair, numbers in of_kind.items():
+                first, count = kinds[pair].tolist()
+                assert numbers == list(range(first, first + count)), (height, width, pair)
+
+
+def kind_of(position, size):
+    return 0 if position == 0 else (2 if position == size - 1 else 1)
 
 
 def plain_taps(axis, y, size):
@@ -59,27 +67,50 @@ def plain_taps(axis, y, size):
     return taps
 
 
+def reached(kernel, y, size, scale, back):
+    """(input pixel, output pixel, i, tap) of all reaches of a pixel."""
+    taps = torch.full((9, 4), -1, dtype=torch.int32)
+    shifts, after = torch.zeros(9, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    kernel[(1,)](taps, shifts, after, y, size, back, scale)
+    assert after.item() == 9
+    for (reach, i), tap in zip(itertools.product(range(9), range(4)), taps.flatten(), strict=True):
+        shift = shifts[reach].item()
+        pair = (y, y - shift) if back else (y + shift, y)
+        if tap >= 0 and all(0 <= pixel < size for pixel in pair):
+            yield *pair, i, tap.item()
+
+
 @pytest.mark.parametrize("scale", AXES)
-def test_taps_are_those_of_the_axis(scale):
-    from support.tail_geometry import taps_kernel
+def test_reaches_are_those_of_the_axis(scale):
+    from support.tail_geometry import reaches_kernel
+
+    axis = AXES[scale][0]
+    for size in range(1, 7):
+        expected = sorted(
+            (y + s - 2, y, i, tap)
+            for y in range(size)
+            for (s, i), taps in plain_taps(axis, y, size).items()
+            for tap in taps
+        )
+        for back in (False, True):
+            found = [t for y in range(size) for t in reached(reaches_kernel, y, size, scale, back)]
+            assert sorted(found) == expected, (size, back)
+
+
+@pytest.mark.parametrize("scale", AXES)
+def test_places_of_taps_are_those_of_the_axis(scale):
+    from support.tail_geometry import places_kernel
 
     axis = AXES[scale][0]
     for size in range(1, 10):
         for y in range(size):
-            kind = 0 if y == 0 else (2 if y == size - 1 else 1)
-            between = torch.full((5, scale, 3), -1, dtype=torch.int32)
             places = torch.full((axis.size, 2), -1, dtype=torch.int32)
-            taps_kernel[(1,)](between, places, kind, size, axis.size, scale)
+            places_kernel[(1,)](places, kind_of(y, size), size, axis.size, scale)
             expected = plain_taps(axis, y, size)
-            for s, i in itertools.product(range(5), range(scale)):
-                found = sorted(t for t in between[s, i].tolist() if t >= 0)
-                if 0 <= y + s - 2 < size:
-                    assert found == sorted(expected.get((s, i), []))
             for tap, (s, i) in enumerate(places.tolist()):
                 if 0 <= y + s - 2 < size:
                     assert (tap in expected.get((s, i), [])) == (i >= 0)
-            reached = {tap for taps in expected.values() for tap in taps}
-            assert all(places[tap, 1] >= 0 for tap in reached)
+            assert all(places[tap, 1] >= 0 for taps in expected.values() for tap in taps)
 
 
 @pytest.mark.parametrize("scale", AXES)

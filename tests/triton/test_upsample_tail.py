@@ -8,41 +8,44 @@ import torch
 from support import upsample_tail as tail
 from support.calls import BACKWARDS, FORWARDS
 from support.every_operator import check_against_the_reference, operator_ids
-from support.util import channels_last, contiguous, result_names, run_all, sliced
+from support.grids import cover
+from support.util import channels_last, contiguous, rand, result_names, run_all, sliced
 from tolerance import assert_draws_close
 
 import clsd_fast
 from clsd_fast.backend import native as native_backend
 
 pytestmark = pytest.mark.usefixtures("interpreted_triton")
-#: But for one without gradients of parameters, which is three of the others' launches.
+#: But for those without gradients of parameters, which are two of the others' launches.
 CALLS = [
     (op, values)
     for op, values in FORWARDS + BACKWARDS
-    if op in ("upsample_tail", "upsample_tail_backward") and values[-1] is not False
+    if op.startswith("upsample_tail") and values[-1] is not False
 ]
 
 
 @pytest.fixture
 def modules(interpreted_triton):
-    from clsd_fast.triton import upsample_tail
-    from clsd_fast.triton.tail import compose
+    from clsd_fast.triton import upsample_tails
+    from clsd_fast.triton.tail import compose, compose_gradients, gradients
 
-    return upsample_tail, compose
+    return upsample_tails, compose, gradients, compose_gradients
 
 
 @pytest.fixture
 def long_sums(monkeypatch, modules):
     """Kernels without matrix products have few programs."""
-    for module in modules:
+    _, compose, gradients, compose_gradients = modules
+    for module in (compose, compose_gradients):
         monkeypatch.setattr(module, "BLOCK", 2**15)
+    monkeypatch.setattr(gradients, "BLOCK_E", 2**13)
 
 
 @pytest.fixture
 def large_blocks(monkeypatch, modules, long_sums):
     """Those with products have no more than one block of channels and of outputs."""
-    operator, composition = modules
-    apply_options, compose_options = (module._options for module in modules)
+    operator, composition, *_ = modules
+    apply_options, compose_options = operator.options_of, composition._options
 
     def operator_options(x, outputs, factor):
         block_n = {2: 16, 3: 32, 4: 64}[factor]
@@ -51,7 +54,7 @@ def large_blocks(monkeypatch, modules, long_sums):
     def composition_options(like, factor):
         return compose_options(like, factor) | {"block_n": 512 if factor == 4 else 32}
 
-    monkeypatch.setattr(operator, "_options", operator_options)
+    monkeypatch.setattr(operator, "options_of", operator_options)
     monkeypatch.setattr(composition, "_options", composition_options)
 
 
@@ -97,7 +100,7 @@ def test_several_blocks_of_channels_and_outputs(long_sums, poisoned):
 )
 def test_dtypes(large_blocks, monkeypatch, modules, size, dtype, layout):
     """Also several blocks and chunks of pixels."""
-    monkeypatch.setattr(modules[0], "PROGRAMS", 50)
+    monkeypatch.setattr(modules[2], "PROGRAMS", 50)
     tensors = tail.inputs(2, 1, 8, *size)
     functions = [lambda *t, f=f: f(*t, scale=2) for f in (tail.composed, tail.plain)]
     results = run_all(*functions, tensors, dtype, layout)
@@ -129,29 +132,93 @@ def test_formats_are_those_of_the_fakes(launches, scale, layout):
     assert launches
 
 
-@pytest.mark.parametrize("scale, forward, backward", [(2, 4, 9), (3, 4, 9), (4, 6, 15)])
-def test_launches(launches, scale, forward, backward):
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("scale, forward, backward", [(2, 3, 8), (3, 3, 8), (4, 5, 14)])
+def test_launches(launches, scale, forward, backward, count):
+    """However many tails there are."""
     x, stages, out_weight, out_bias = tensor_sizes(scale)
-    output, kernel = torch.ops.clsd_fast.upsample_tail(x, *stages, out_weight, out_bias, scale)
+    tensors = (x, *stages, out_weight, out_bias)
+    lists = [[] if t is None else [t] * count for t in tensors]
+    ops = torch.ops.clsd_fast
+    outputs, composed = ops.upsample_tails(*lists, None, None, scale)
     assert len(launches) == forward
-    saved = (output, x, kernel, *stages, out_weight, scale)
-    torch.ops.clsd_fast.upsample_tail_backward(*saved, True, True)
+    saved = (outputs, lists[0], composed, *lists[1:6], None, scale)
+    ops.upsample_tails_backward(*saved, True, True)
     assert len(launches) == forward + backward
     launches.clear()
-    torch.ops.clsd_fast.upsample_tail_backward(*saved, True, False)
-    names = ["tail_unshuffle_kernel", "tail_weights_kernel", "tail_images_grad_kernel"]
-    assert launches == names
+    ops.upsample_tails_backward(*saved, True, False)
+    assert launches == ["tail_lay_out_kernel", "tail_images_grad_kernel"]
+
+
+def lists_of(tails):
+    """The lists of the operator from the flat tensors of each tail."""
+    return [
+        [] if tensors[0] is None else list(tensors)
+        for tensors in zip(*(padded(tail) for tail in tails), strict=True)
+    ]
+
+
+def padded(tensors):
+    """x, weight and bias of two stages, of which the second may be None, and of the end."""
+    x, *ups, out_weight, out_bias = tensors
+    return x, *[*ups, None, None][:4], out_weight, out_bias
+
+
+@cover(
+    quick=2,
+    scale=tail.SCALES,
+    count=[1, 2, 4],
+    size=[(3, 2), (1, 1), (4, 5), (2, 7)],
+    dtype=[torch.float32, torch.float16],
+    shifted=[True, False],
+)
+def test_lists(large_blocks, scale, count, size, dtype, shifted):
+    """Of tails that are alike, but for the last one's channels between stages and its layout."""
+    shift = (rand(3, 3, 1, 1), rand(3)) if shifted else (None, None)
+
+    def results(first, of_images, of_parameters):
+        tails = [
+            tail.inputs(scale, 1, 5, *size, middle=5 + (number == 3), seed=number)
+            for number in range(first, first + count)
+        ]
+        xs, *lists = lists_of(tails)
+        xs = [t.to(dtype).to(of_images) for t in xs]
+        xs[-1] = channels_last(xs[-1])
+        lists = [[t.float().to(of_parameters) for t in tensors] for tensors in lists]
+        constants = [None if t is None else t.float().to(of_parameters) for t in shift]
+        outputs, composed = torch.ops.clsd_fast.upsample_tails(xs, *lists, *constants, scale)
+        grads = [
+            rand(*t.shape, seed=9 + i).to(dtype).to(t) for i, t in enumerate(outputs, start=first)
+        ]
+        saved = (grads, xs, composed, *lists[:5], constants[0], scale, True, True)
+        return [outputs, composed, *torch.ops.clsd_fast.upsample_tails_backward(*saved)]
+
+    found = []
+    for first in range(0, 4, count):
+        ours = results(first, dtype, torch.float32)
+        with clsd_fast.use_backend("reference"):
+            exact = results(first, torch.float64, torch.float64)
+            theirs = results(first, dtype, torch.float32)
+        found.append(
+            [list(zip(*kind, strict=True)) for kind in zip(ours, exact, theirs, strict=True)]
+        )
+    for number, parts in enumerate(zip(*found, strict=True)):
+        draws = [draw for part in parts for draw in part]
+        assert len(draws) == 4
+        if draws[0][0].numel() > 0:  # not of a stage that there is not
+            assert_draws_close(draws, f"result {number}")
 
 
 def test_models_compose_where_there_is_a_kernel(launches, monkeypatch):
-    """The student's tail and each head's, as on a GPU: other operators are plain PyTorch there."""
+    """The student's tail and the head's together, as on a GPU: other operators are plain PyTorch
+    there."""
     monkeypatch.setattr(native_backend, "devices", frozenset())
     for collapse in (None, False):
         student = clsd_fast.EDSR(2, num_blocks=2, channels=4, collapse=collapse)
         model = clsd_fast.CLSD(student, taps=(1,), head_blocks=1, contrast="feature_ratio")
         with clsd_fast.use_backend("auto"):
             model(torch.rand(2, 3, 5, 4), torch.rand(2, 3, 10, 8))
-        assert launches.count("tail_forward_kernel") == (2 if collapse is None else 0)
+        assert launches.count("tail_forward_kernel") == (1 if collapse is None else 0)
         launches.clear()
 
 

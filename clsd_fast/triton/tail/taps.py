@@ -16,7 +16,10 @@ from ..._tail_axes import AXES, OUT_CONV, STAGES, Axis
 
 #: Pixels y + s - 2 that an output pixel depends on, over both axes.
 WINDOW = tl.constexpr(25)
-KINDS = tl.constexpr(9)
+#: The ways from an input pixel to an output pixel: by a tap of every pixel from the five around it,
+#: and by taps at the edges: outer and inner ones at the start, and as many at the end.
+REACHES = tl.constexpr(9)
+_EVERY = tl.constexpr(0b11111 | 1 << 9)
 
 _AXES = {1: OUT_CONV, **{factor: axes[0] for factor, axes in AXES.items()}}
 
@@ -41,29 +44,39 @@ STAGE = _by_factor({factor: stages[0] for factor, stages in STAGES.items()})
 
 
 @triton.jit
-def find_region(number, block, batch, height, width, ends: tl.constexpr):
-    """Where block ``number`` of so many pixels is: its region's rows and columns, and which there.
+def region_blocks(block, batch, height, width, ends: tl.constexpr):
+    """Into how many blocks of so many pixels regions are cut: the middle, one of a row's, of a
+    column's and of a corner's.
 
     The ``ends`` first and last pixels of an axis are parts of it of their own, the others are one.
     A region is a part of the rows by one of the columns, of all images. Each is cut into blocks of
     its own, so that all pixels of a block have the same taps.
+    """
+    rows, columns = tl.maximum(height - 2 * ends, 0), tl.maximum(width - 2 * ends, 0)
+    in_middle = tl.cdiv(batch * rows * columns, block)
+    in_row, in_column = tl.cdiv(batch * columns, block), tl.cdiv(batch * rows, block)
+    return in_middle, in_row, in_column, tl.cdiv(batch, block)
+
+
+@triton.jit
+def find_region(number, block, batch, height, width, ends: tl.constexpr):
+    """Where block ``number`` of :func:`region_blocks` is: those of the middle come first, then
+    those of rows, of columns and of corners.
 
     Returns the first row and the number of rows, the first column and the number of columns, and
     the number of the block in the region.
     """
     row_edges, column_edges = tl.minimum(height, 2 * ends), tl.minimum(width, 2 * ends)
     rows, columns = height - row_edges, width - column_edges
-    # Blocks of the middle, of a row, of a column and of a corner; 1 in place of 0 to divide by.
-    in_middle = tl.cdiv(batch * rows * columns, block)
-    in_row = tl.cdiv(batch * columns, block)
-    in_column = tl.cdiv(batch * rows, block)
-    in_corner = tl.maximum(tl.cdiv(batch, block), 1)
+    in_middle, in_row, in_column, in_corner = region_blocks(block, batch, height, width, ends)
     after_middle = number - in_middle
     after_rows = after_middle - row_edges * in_row
     corner = after_rows - column_edges * in_column
     is_row = (after_middle >= 0) & (after_rows < 0)
     is_column = (after_rows >= 0) & (corner < 0)
+    # 1 in place of 0 to divide by.
     in_row, in_column = tl.maximum(in_row, 1), tl.maximum(in_column, 1)
+    in_corner = tl.maximum(in_corner, 1)
     row_edge = tl.where(is_row, after_middle // in_row, corner // in_corner // column_edges)
     column_edge = tl.where(is_column, after_rows // in_column, corner // in_corner % column_edges)
     local = tl.where(is_row, after_middle % in_row, corner % in_corner)
@@ -82,6 +95,26 @@ def find_region(number, block, batch, height, width, ends: tl.constexpr):
 
 
 @triton.jit
+def blocks_of_kind(row_kind, column_kind, block, batch, height, width):
+    """The first block of the pixels of a kind, as :func:`find_region` numbers them with one pixel
+    of its own at each end, and how many there are."""
+    in_middle, in_row, in_column, in_corner = region_blocks(block, batch, height, width, 1)
+    row_edges, column_edges = tl.minimum(height, 2), tl.minimum(width, 2)
+    after_rows = in_middle + row_edges * in_row
+    after_columns = after_rows + column_edges * in_column
+    row_edge, column_edge = row_kind // 2, column_kind // 2
+    is_row, is_column = row_kind != 1, column_kind != 1
+    of_corner = after_columns + (row_edge * column_edges + column_edge) * in_corner
+    of_row, of_column = in_middle + row_edge * in_row, after_rows + column_edge * in_column
+    first = tl.where(is_row, tl.where(is_column, of_corner, of_row), of_column)
+    number = tl.where(is_row, tl.where(is_column, in_corner, in_row), in_column)
+    exists = (row_edge < row_edges) & (column_edge < column_edges)
+    is_middle = (row_kind == 1) & (column_kind == 1)
+    first, number = tl.where(is_middle, 0, first), tl.where(is_middle, in_middle, number)
+    return first, tl.where(exists, number, 0)
+
+
+@triton.jit
 def region_pixels(index, top, rows, left, columns):
     """Image, row and column of pixels number ``index`` of a region."""
     row = index // columns
@@ -89,36 +122,81 @@ def region_pixels(index, top, rows, left, columns):
 
 
 @triton.jit
-def kind_of(y, size):
-    """The kind of pixels y; of a region, that of its first. 1 for pixels that do not exist."""
-    return tl.where(y == 0, 0, tl.where(y == size - 1, 2, 1))
+def reaches_of(y, size, factor: tl.constexpr):
+    """The reaches of output pixels y, as bits; bit ``REACHES`` ends them."""
+    inner: tl.constexpr = INNER[factor]
+    start: tl.constexpr = (1 << 5 | 1 << 6) if inner > 0 else 1 << 5
+    end: tl.constexpr = (1 << 7 | 1 << 8) if inner > 0 else 1 << 7
+    found = tl.where(y == 0, _EVERY | start, _EVERY)
+    return found | tl.where(y == size - 1, end, 0)
 
 
 @triton.jit
-def tap_between(choice: tl.constexpr, kind, size, s, i, factor: tl.constexpr):
-    """The tap from input pixel y + s - 2 to output pixel factor * y + i, -1 if there is none.
+def reaches_from(y, size, factor: tl.constexpr):
+    """Those that lead from input pixels y."""
+    found = tl.where(y == 0, _EVERY | 1 << 5, _EVERY) | tl.where(y == size - 1, 1 << 7, 0)
+    if INNER[factor] > 0:
+        found = found | tl.where(y == 1, 1 << 6, 0) | tl.where(y == size - 2, 1 << 8, 0)
+    return found
 
-    ``choice`` 0 is the tap of every pixel, 1 that at the start of the axis, 2 that at its end.
+
+@triton.jit
+def count_of(reaches):
+    """How many reaches there are, of which the first five are never missing."""
+    number = 5
+    for reach in tl.static_range(5, 9):
+        number += (reaches >> reach) & 1
+    return number
+
+
+@triton.jit
+def next_of(reach, reaches):
+    """The reach after one, ``REACHES`` after the last."""
+    reach += 1
+    for _ in tl.static_range(4):
+        reach += 1 - ((reaches >> reach) & 1)
+    return reach
+
+
+@triton.jit
+def next_pair(row, column, rows, columns):
+    """The pair of reaches after one, of rows by columns."""
+    column = next_of(column, columns)
+    is_end = column == REACHES
+    return tl.where(is_end, next_of(row, rows), row), tl.where(is_end, 0, column)
+
+
+@triton.jit
+def taps_of(reach, factor: tl.constexpr):
+    """How far an input pixel is from the output pixel, and the tap to row 0 of the latter's square.
+
+    Which other rows a reach leads to: :func:`reaches_to`.
     """
-    main: tl.constexpr = MAIN[factor]
     outer: tl.constexpr = OUTER[factor]
     inner: tl.constexpr = INNER[factor]
-    tap = factor * (2 - s) + PADDING[factor] + i
-    exists = (tap >= 0) & (tap < main)
-    if choice == 1:
-        tap = main + tl.where(s == 2, i, 2 * outer + i)
-        exists = (kind == 0) & (((s == 2) & (i < outer)) | ((s == 3) & (i < inner)))
-    if choice == 2:
-        from_end = factor - 1 - i
-        tap = main + 2 * outer - 1 - from_end + tl.where(s == 2, 0, 2 * inner)
-        exists = ((s == 2) & (from_end < outer)) | ((s == 1) & (from_end < inner))
-        exists = exists & ((kind == 2) | (size == 1))
-    return tl.where(exists, tap, -1)
+    shift = tl.where(reach < 5, reach - 2, tl.where(reach == 6, 1, tl.where(reach == 8, -1, 0)))
+    at_start = MAIN[factor] + tl.where(reach == 6, 2 * outer, 0)
+    at_end = MAIN[factor] + 2 * outer - factor + tl.where(reach == 8, 2 * inner, 0)
+    at_edge = tl.where(reach < 7, at_start, at_end)
+    return shift, tl.where(reach < 5, PADDING[factor] - factor * shift, at_edge)
+
+
+@triton.jit
+def reaches_to(i, factor: tl.constexpr):
+    """The reaches that have a tap to rows i of a square, as bits."""
+    outer: tl.constexpr = OUTER[factor]
+    inner: tl.constexpr = INNER[factor]
+    found = ((i < outer).to(tl.int32) << 5) | ((i < inner).to(tl.int32) << 6)
+    found |= ((i >= factor - outer).to(tl.int32) << 7) | ((i >= factor - inner).to(tl.int32) << 8)
+    for reach in tl.static_range(5):
+        tap = factor * (2 - reach) + PADDING[factor] + i
+        found |= ((tap >= 0) & (tap < MAIN[factor])).to(tl.int32) << reach
+    return found
 
 
 @triton.jit
 def place_of(tap, kind, size, factor: tl.constexpr):
-    """s and i of :func:`tap_between` for a tap; i is -1 for pixels of a kind that has it not."""
+    """s and i of a tap to pixels of a kind; i is -1 if they have it not."""
     main: tl.constexpr = MAIN[factor]
     outer: tl.constexpr = OUTER[factor]
     inner: tl.constexpr = INNER[factor]
