@@ -109,6 +109,92 @@ def load_tap(
 
 
 @triton.jit
+def sum_of_taps(
+    image,
+    taps,
+    b,
+    top,
+    left,
+    height,
+    width,
+    channels,
+    slices,
+    k,
+    width_k,
+    upscale: tl.constexpr,
+    whole: tl.constexpr,
+    ahead: tl.constexpr,
+    acc_type: tl.constexpr,
+    tf32: tl.constexpr,
+    block_y: tl.constexpr,
+    block_x: tl.constexpr,
+    block_c: tl.constexpr,
+):
+    """Products of a tile's pixels with the weights of all taps and channels, [pixel, k]."""
+    m, line = tl.arange(0, block_y * block_x), tl.arange(0, block_c)
+    corner = image + pixel_offsets(b, top, left, height, width, channels, upscale)
+    # From the tile's first pixel on, offsets fit 32 bits.
+    near = place_offsets(m // block_x, m % block_x, width, channels, upscale)
+    near = near.to(tl.int32)[:, None] + line[None, :]
+    exist = existing_taps(top + m // block_x, left + m % block_x, height, width)
+    of_tap = line[:, None] * width_k + k[None, :]
+    total = tl.zeros([block_y * block_x, k.shape[0]], acc_type)
+    tap, first = 0, 0
+    pixels = load_tap(corner, near, exist, tap, first, line, width, channels, upscale, whole)
+    weight = tl.load(taps + of_tap)
+    for _ in range(9 * slices):
+        # Not divided by the number of slices: that takes as long as many products.
+        first += block_c
+        is_last = first == slices * block_c
+        tap, first = tap + is_last.to(tl.int32), tl.where(is_last, 0, first)
+        taps += tl.where(tap < 9, block_c * width_k, 0)
+        if not ahead:
+            total = product(pixels, weight, total, tf32)
+        where = (corner, near, exist, tap, first, line, width, channels)
+        next_pixels, next_weight = load_tap(*where, upscale, whole), tl.load(taps + of_tap)
+        if ahead:  # they arrive while what was there before is multiplied
+            total = product(pixels, weight, total, tf32)
+        pixels, weight = next_pixels, next_weight
+    return total
+
+
+@triton.jit
+def finished(
+    total,
+    branch,
+    offsets,
+    exist,
+    k,
+    biases,
+    slopes,
+    residuals,
+    addeds,
+    positives,
+    scale,
+    negative_slope,
+    relu: tl.constexpr,
+    leaky: tl.constexpr,
+):
+    """What the epilogue makes of sums."""
+    if biases is not None:
+        total += tl.load(of_branch(biases, branch) + k)[None, :]
+    total *= tl.full([], scale, total.dtype)
+    if residuals is not None:
+        total += load_image(residuals, branch, offsets, exist, total)
+    if addeds is not None:
+        total += load_image(addeds, branch, offsets, exist, total)
+    if relu:
+        of_channel = None
+        if slopes is not None:
+            of_channel = tl.load(of_branch(slopes, branch) + k)
+        total = activated(total, of_channel, tl.full([], negative_slope, total.dtype), leaky)
+    if positives is not None:
+        sign = load_image(positives, branch, offsets, exist, total)
+        total = tl.where(sign <= 0, 0, total)
+    return total
+
+
+@triton.jit
 def conv3x3_kernel(
     inputs,  # of each branch
     outputs,
@@ -142,7 +228,6 @@ def conv3x3_kernel(
     block_c: tl.constexpr,
     block_k: tl.constexpr,
 ):
-    block_m: tl.constexpr = block_y * block_x
     # Divisions take long: by what is 1, there are none.
     program, k = tl.program_id(0), tl.arange(0, block_k)
     program, k = program // k_blocks, program % k_blocks * block_k + k
@@ -150,60 +235,18 @@ def conv3x3_kernel(
     if len(inputs) > 1:
         branch, program = program // tiles, program % tiles
     b, top, left = tile_of(program, rows, columns, block_y, block_x)
-    m = tl.arange(0, block_m)
+    total = sum_of_taps(
+        *(of_branch(inputs, branch), of_branch(weights, branch), b, top, left, height, width),
+        *(channels_c, slices, k, k_blocks * block_k, upscale_c, whole_c, ahead),
+        *(acc_type, tf32, block_y, block_x, block_c),
+    )
+    m = tl.arange(0, block_y * block_x)
     y, x = top + m // block_x, left + m % block_x
-    width_c, width_k = slices * block_c, k_blocks * block_k
-
-    corner = of_branch(inputs, branch) + pixel_offsets(
-        b, top, left, height, width, channels_c, upscale_c
-    )
-    line = tl.arange(0, block_c)
-    # From the tile's first pixel on, offsets fit 32 bits.
-    near = place_offsets(m // block_x, m % block_x, width, channels_c, upscale_c)
-    near = near.to(tl.int32)[:, None] + line[None, :]
-    exist = existing_taps(y, x, height, width)
-    taps = of_branch(weights, branch)
-    of_tap = line[:, None] * width_k + k[None, :]
-    total = tl.zeros([block_m, block_k], acc_type)
-    tap, first = 0, 0
-    image = load_tap(corner, near, exist, tap, first, line, width, channels_c, upscale_c, whole_c)
-    weight = tl.load(taps + of_tap)
-    for _ in range(9 * slices):
-        # Not divided by the number of slices: that takes as long as many products.
-        first += block_c
-        is_last = first == width_c
-        tap, first = tap + is_last.to(tl.int32), tl.where(is_last, 0, first)
-        taps += tl.where(tap < 9, block_c * width_k, 0)
-        if not ahead:
-            total = product(image, weight, total, tf32)
-        next_image = load_tap(
-            corner, near, exist, tap, first, line, width, channels_c, upscale_c, whole_c
-        )
-        next_weight = tl.load(taps + of_tap)
-        if ahead:  # they arrive while what was there before is multiplied
-            total = product(image, weight, total, tf32)
-        image, weight = next_image, next_weight
-
-    if biases is not None:
-        total += tl.load(of_branch(biases, branch) + k)[None, :]
-    total *= tl.full([], scale, acc_type)
     exist = ((y < height) & (x < width))[:, None] & (k < channels_k)[None, :]
-    offsets = (
-        pixel_offsets(b, y, x, height, width, channels_k, upscale_k)[:, None]
-        + channel_offsets(k, width, channels_k, upscale_k)[None, :]
-    )
-    if residuals is not None:
-        total += load_image(residuals, branch, offsets, exist, total)
-    if addeds is not None:
-        total += load_image(addeds, branch, offsets, exist, total)
-    if relu:
-        of_channel = None
-        if slopes is not None:
-            of_channel = tl.load(of_branch(slopes, branch) + k)
-        total = activated(total, of_channel, tl.full([], negative_slope, acc_type), leaky)
-    if positives is not None:
-        sign = load_image(positives, branch, offsets, exist, total)
-        total = tl.where(sign <= 0, 0, total)
+    offsets = pixel_offsets(b, y, x, height, width, channels_k, upscale_k)[:, None]
+    offsets += channel_offsets(k, width, channels_k, upscale_k)[None, :]
+    added = (biases, slopes, residuals, addeds, positives)
+    total = finished(total, branch, offsets, exist, k, *added, scale, negative_slope, relu, leaky)
     tl.store(of_branch(outputs, branch) + offsets, total, mask=exist)
 
 
