@@ -232,8 +232,8 @@ MUTANTS = [
     Mutant(
         "tail: what the edges add is lost below Winograd's",
         "csrc/cpu/tail/apply.h",
-        ".add = every && (winograd_ || !footprint.rows.every),",
-        ".add = every && !winograd_ && !footprint.rows.every,",
+        ".add = every && !footprint.rows.every,",
+        ".add = every && !footprint.rows.every && !shape_.convolved,",
         TAIL,
     ),
     Mutant(

@@ -15,6 +15,9 @@ constexpr int64_t kTileCols = 16;
 constexpr int64_t kTileSize = kTileRows * kTileCols;
 constexpr int64_t kRowStep = 4;  // taller products are whole tiles and a rest of whole steps
 
+// Output pixels of a side of a Winograd tile, for kernels of 3x3 and of 5x5 taps.
+constexpr int64_t kWinogradTile3x3 = 4, kWinogradTile5x5 = 2;
+
 // acc[r * acc_row + v] (+)= sum over s of a[r * a_row + s * a_step] * b[s * b_step + v] for
 // `rows` rows and the kTileCols columns of a panel; further panels start b_panel elements later in
 // b.
@@ -140,7 +143,7 @@ struct TileKernels {
 
   // Those of Winograd tiles of `tile` x `tile` pixels.
   const WinogradKernels<T>& winograd(int64_t tile) const {
-    return tile == 4 ? winograd_3x3 : winograd_5x5;
+    return tile == kWinogradTile3x3 ? winograd_3x3 : winograd_5x5;
   }
 };
 

@@ -23,8 +23,7 @@ enum class Algorithm {
 // transforms are fewer multiplications than the direct algorithm's.
 inline bool winograd_multiplies_less(int64_t height, int64_t width) {
   const WinogradBands bands(height, width, kWinogradTile3x3);
-  const int64_t tiles = bands.bands * round_up(bands.rows_per_band * bands.columns, kRowStep);
-  return 3 * tiles * kFrequencies < 2 * 9 * height * round_up(width, kTileRows);
+  return 3 * bands.padded_numbers() < 2 * 9 * height * round_up(width, kTileRows);
 }
 
 // Whether the environment variable CLSD_FAST_CONV, read when the library is loaded, leaves Winograd

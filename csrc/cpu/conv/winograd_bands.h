@@ -9,8 +9,6 @@
 
 namespace clsd::cpu {
 
-// Output pixels of a side of a Winograd tile, for kernels of 3x3 and of 5x5 taps.
-constexpr int64_t kWinogradTile3x3 = 4, kWinogradTile5x5 = 2;
 constexpr int64_t kWinogradPatch = 6;  // input pixels of a side
 constexpr int64_t kFrequencies = 36;   // numbers that a Winograd tile's patch is transformed to
 // Winograd tiles of one set of products: two register tiles, so that for 64 channels the
@@ -38,6 +36,10 @@ struct WinogradBands {
   int64_t first_pixel_row(int64_t band) const { return band * rows_per_band * tile; }
   int64_t pixel_rows() const { return rows_per_band * tile; }
   int64_t pixel_columns() const { return columns * tile; }
+  // Numbers of all tiles and a channel, padded to whole steps of a product's rows.
+  int64_t padded_numbers() const {
+    return bands * round_up(rows_per_band * columns, kRowStep) * kFrequencies;
+  }
   int64_t taps() const {  // of the kernel
     return (kWinogradPatch + 1 - tile) * (kWinogradPatch + 1 - tile);
   }

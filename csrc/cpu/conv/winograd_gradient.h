@@ -37,7 +37,8 @@ class WinogradGradient {
              const Convolution<S>* beside = nullptr) const {
     Workspace workspace;
     double* sums = workspace.take<double>(groups_ * outputs_);
-    const T* partials = beside ? add_groups(workspace, sums, *beside) : add_groups(workspace, sums);
+    const T* partials =
+        beside ? convolve_beside(workspace, sums, *beside) : add_groups(workspace, sums);
     if (grad_weight) {
       write_weight_gradient(
           input_, grad_, scale, *grad_weight,
@@ -49,7 +50,7 @@ class WinogradGradient {
   // The groups' partials of all taps. The sums of their pixels, [groups][K], go to `sums`, if given.
   const T* add_groups(Workspace& workspace, double* sums = nullptr) const {
     T* taps = workspace.take<T>(groups_ * tap_count_);
-    parallel_tasks(0, num_tasks(), [&](const auto& take) { add_groups(taps, sums, take); });
+    parallel_tasks(0, num_tasks(), [&](const auto& take) { add_groups_of(taps, sums, take); });
     return taps;
   }
 
@@ -65,11 +66,11 @@ class WinogradGradient {
   }
 
  private:
-  const T* add_groups(Workspace& workspace, double* sums, const Convolution<S>& beside) const {
+  const T* convolve_beside(Workspace& workspace, double* sums, const Convolution<S>& beside) const {
     T* taps = workspace.take<T>(groups_ * tap_count_);
     const WinogradBands bands(beside.input.height, beside.input.width, kWinogradTile3x3);
     const WinogradWeight<T> weight(workspace, beside.weights(), kernels_, bands.tile);
-    const auto work = [&](const auto& take) { add_groups(taps, sums, take); };
+    const auto work = [&](const auto& take) { add_groups_of(taps, sums, take); };
     const auto work_beside = [&](const auto& take) {
       winograd_convolve_bands(beside, weight, bands, take);
     };
@@ -82,7 +83,7 @@ class WinogradGradient {
 
   // A worker's part: its tasks are groups and slices.
   template <class Take>
-  void add_groups(T* taps, double* sums, const Take& take) const {
+  void add_groups_of(T* taps, double* sums, const Take& take) const {
     const auto slices = static_cast<int64_t>(slices_.size());
     for (int64_t task; take(task);) {
       const int64_t group = task / slices, k = task % slices * kWinogradSlice;

@@ -29,8 +29,8 @@ constexpr TileKernels<T> kKernels = {
     .softmax_grad = softmax_grad<T>,
     .finish = finish<T>,
     .winograd_input = transform_patch<InputTransform<T>, T>,
-    .winograd_3x3 = kWinogradKernels<T, 4>,
-    .winograd_5x5 = kWinogradKernels<T, 2>,
+    .winograd_3x3 = kWinogradKernels<T, kWinogradTile3x3>,
+    .winograd_5x5 = kWinogradKernels<T, kWinogradTile5x5>,
     .add_patch = add_patch<T>,
 };
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "../../tail_arguments.h"
 #include "../conv/algorithm.h"
 #include "../conv/winograd_gradient.h"
 #include "../parallel.h"
@@ -23,16 +24,20 @@ int64_t tail_band(const TailShape& shape, int64_t batch, int64_t tasks) {
   return std::clamp(std::min(fitting, fair), std::min(kTailLeastRows, shape.height), shape.height);
 }
 
-// Whether the taps of every pixel are a Winograd convolution: where that, with half as much again
-// for the transforms, has fewer multiplications. It adds to what the edges have left in images.
+// The taps of every pixel are left to a Winograd convolution where that, with half as much again for
+// the transforms, has fewer multiplications; it adds to what the edges have left in images.
 template <class S>
-bool tail_is_winograd(const TailShape& shape) {
-  if (!std::is_same_v<S, float> || !allows_winograd() || shape.channels < kTileCols) return false;
-  const WinogradBands bands(shape.height, shape.width, kWinogradTile5x5);
-  const int64_t tiles = bands.bands * round_up(bands.rows_per_band * bands.columns, kRowStep);
-  const int64_t shuffled = shape.axis.upscale * shape.axis.upscale * shape.outputs;
-  return 3 * tiles * kFrequencies * round_up(shuffled, kTileCols) <
-         2 * shape.taps() * shape.taps() * shape.outputs * shape.height * shape.width;
+TailShape tail_shape(const TailArguments& tail) {
+  const TailAxis& axis = tail.axis();
+  const int64_t channels = tail.x.size(1), height = tail.x.size(2), width = tail.x.size(3);
+  const int64_t shuffled = axis.upscale * axis.upscale * tail.outputs();
+  const int64_t taps = axis.segments[0].count * axis.segments[0].count * tail.outputs();
+  const int64_t numbers = WinogradBands(height, width, kWinogradTile5x5).padded_numbers();
+  const bool multiplies_less =
+      3 * numbers * round_up(shuffled, kTileCols) < 2 * taps * height * width;
+  const bool convolved =
+      std::is_same_v<S, float> && allows_winograd() && channels >= kTileCols && multiplies_less;
+  return {axis, channels, tail.outputs(), height, width, convolved};
 }
 
 template <class S>
@@ -45,7 +50,6 @@ class TailForward {
         input_(images<const S>(x)),
         output_(images<S>(output)),
         shuffled_(images<S>(output, shape.axis.upscale)),
-        winograd_(tail_is_winograd<S>(shape)),
         bias_(shape),
         band_(tail_band<T>(shape, input_.batch, tasks(input_.batch))) {}
 
@@ -76,7 +80,7 @@ class TailForward {
         canvas.move(output_, n);
       }
     });
-    if (!winograd_) return;
+    if (!shape_.convolved) return;
     const auto edges = constant(shuffled_);
     winograd_convolve<S>(
         {
@@ -96,11 +100,6 @@ class TailForward {
     return batch % threads == 0 ? std::max<int64_t>(batch, 1) : 4 * threads;
   }
 
-  // Whether a summand is Winograd's.
-  bool is_convolved(const TailFootprint& footprint, const TailSummand& summand) const {
-    return winograd_ && footprint.rows.every && summand.columns.every;
-  }
-
   // Each summand's taps as the right side of a product, [panels of taps][C][kTileCols].
   const T* pack(Workspace& workspace, const T* composed) const {
     const int64_t channels = shape_.channels;
@@ -111,7 +110,6 @@ class TailForward {
         const T* source = composed + c * shape_.composed_size();
         for (const TailFootprint& footprint : shape_.footprints) {
           for (const TailSummand& summand : footprint.summands) {
-            if (is_convolved(footprint, summand)) continue;
             T* target = packed + summand.first * channels + c * kTileCols;
             shape_.visit_columns(footprint, summand, [&](int64_t tap, int64_t from, int64_t count) {
               for (int64_t i = 0; i < count; ++i, ++tap) {
@@ -144,7 +142,6 @@ class TailForward {
     for (const TailFootprint& footprint : shape_.footprints) {
       if (!footprint.rows.has(y, shape_.height)) continue;
       for (const TailSummand& summand : footprint.summands) {
-        if (is_convolved(footprint, summand)) continue;
         const auto [first, count] = shape_.reached(summand);
         T* columns = values + (first + shape_.axis.padding) * footprint.column;
         if (summand.columns.every) {
@@ -207,7 +204,6 @@ class TailForward {
   const TailShape& shape_;
   Images<const S> input_;
   Images<S> output_, shuffled_;
-  bool winograd_;
   TailBias<T> bias_;
   int64_t band_;
 };
@@ -224,7 +220,6 @@ class TailGradient {
         input_(images<const S>(x)),
         grad_(images<const S>(grad_output)),
         shuffled_(images<const S>(grad_output, shape.axis.upscale)),
-        winograd_(tail_is_winograd<S>(shape)),
         bias_(shape),
         band_(tail_band<T>(shape, input_.batch, kTailGroups)),
         bands_(ceil_div(shape.height, band_)),
@@ -246,7 +241,7 @@ class TailGradient {
         add_bands(group * bands / groups_, (group + 1) * bands / groups_, packed, grad_x, sums);
       }
     });
-    if (winograd_ && grad_x) {
+    if (shape_.convolved && grad_x) {
       const auto edges = constant(*grad_x);
       winograd_convolve<S>(
           {
@@ -259,7 +254,7 @@ class TailGradient {
     }
     if (!grad_composed) return;
     collect(partials, grad_composed);
-    if (winograd_) collect_every_pixel(grad_composed);
+    if (shape_.convolved) collect_every_pixel(grad_composed);
     collect_bias(tables, grad_composed + shape_.channels * shape_.composed_size(), grad_bias);
   }
 
@@ -269,11 +264,6 @@ class TailGradient {
     T* taps;
     double* table;
   };
-
-  // Whether a summand is Winograd's.
-  bool is_convolved(const TailFootprint& footprint, const TailSummand& summand) const {
-    return winograd_ && footprint.rows.every && summand.columns.every;
-  }
 
   // Each summand's taps as the right side of a product, [panels of C][taps][kTileCols].
   const T* pack(Workspace& workspace, const T* composed) const {
@@ -285,7 +275,6 @@ class TailGradient {
         const T* source = composed + c * shape_.composed_size();
         for (const TailFootprint& footprint : shape_.footprints) {
           for (const TailSummand& summand : footprint.summands) {
-            if (is_convolved(footprint, summand)) continue;
             T* target = packed + summand.first * channels +
                         c / kTileCols * summand.taps * kTileCols + c % kTileCols;
             shape_.visit_columns(footprint, summand, [&](int64_t tap, int64_t from, int64_t count) {
@@ -329,11 +318,12 @@ class TailGradient {
 
   void add_row(const TailRow<S>& row, const T* packed, int64_t y, const TailCanvas<T>& canvas,
                T* values, T* taps, const PackedRows<T>* result, T* edge) const {
-    if (result && winograd_) std::fill_n(result->values, shape_.width * result->channels, T(0));
+    if (result && shape_.convolved) {
+      std::fill_n(result->values, shape_.width * result->channels, T(0));
+    }
     for (const TailFootprint& footprint : shape_.footprints) {
       if (!footprint.rows.has(y, shape_.height)) continue;
       for (const TailSummand& summand : footprint.summands) {
-        if (is_convolved(footprint, summand)) continue;
         load_columns(footprint, summand, y, canvas, values);
         const T* patches = values + shape_.offset(footprint, summand);
         if (result) add_input(footprint, summand, patches, packed, *result, edge);
@@ -357,7 +347,8 @@ class TailGradient {
     std::fill(target, values + shape_.footprint_columns() * footprint.column, T(0));
   }
 
-  // To the gradient of a row of the input. The first summand has all of its pixels.
+  // To the gradient of a row of the input. The first summand has all of its pixels, if it is not left
+  // to a convolution.
   void add_input(const TailFootprint& footprint, const TailSummand& summand, const T* patches,
                  const T* packed, const PackedRows<T>& result, T* edge) const {
     const bool every = summand.columns.every;
@@ -369,7 +360,7 @@ class TailGradient {
         .b_step = kTileCols,
         .steps = summand.taps,
         .chain = kTailChain,
-        .add = every && (winograd_ || !footprint.rows.every),
+        .add = every && !footprint.rows.every,
         .rows = round_up(summand.columns.pixels(shape_.width), kRowStep),
         .acc_row = result.channels,
         .panels = result.channels / kTileCols,
@@ -434,7 +425,6 @@ class TailGradient {
     std::fill_n(target, shape_.composed_size(), T(0));  // of summands that the image has not
     for (const TailFootprint& footprint : shape_.footprints) {
       for (const TailSummand& summand : footprint.summands) {
-        if (is_convolved(footprint, summand)) continue;
         const T* source = sums + summand.first * round_up(shape_.channels, kRowStep) +
                           c * summand.panels() * kTileCols;
         shape_.visit_columns(footprint, summand, [&](int64_t tap, int64_t to, int64_t count) {
@@ -485,7 +475,6 @@ class TailGradient {
   const TileKernels<T>& kernels_ = tile_kernels<T>();
   const TailShape& shape_;
   Images<const S> input_, grad_, shuffled_;
-  bool winograd_;
   TailBias<T> bias_;
   int64_t band_, bands_, groups_, size_;
 };

@@ -41,20 +41,28 @@ struct TailFootprint {
   std::vector<TailSummand> summands;
 };
 
-// The summands of a tail for images of one size.
+// The summands of a tail for images of one size, but for that of every pixel if it is left to a
+// convolution (TailKernel).
 struct TailShape {
   const TailAxis& axis;
   int64_t channels, outputs, height, width;
+  bool convolved;
   std::vector<TailFootprint> footprints;
   int64_t packed_taps = 0;  // of all summands, each padded to whole panels
 
-  TailShape(const TailAxis& axis, int64_t channels, int64_t outputs, int64_t height, int64_t width)
-      : axis(axis), channels(channels), outputs(outputs), height(height), width(width) {
+  TailShape(const TailAxis& axis, int64_t channels, int64_t outputs, int64_t height, int64_t width,
+            bool convolved)
+      : axis(axis),
+        channels(channels),
+        outputs(outputs),
+        height(height),
+        width(width),
+        convolved(convolved) {
     for (const TailSegment& rows : axis.segments) {
       if (!rows.exists(height)) continue;
       footprints.push_back({.rows = rows, .column = rows.count * outputs, .summands = {}});
       for (const TailSegment& columns : axis.segments) {
-        if (!columns.exists(width)) continue;
+        if (!columns.exists(width) || (convolved && rows.every && columns.every)) continue;
         const int64_t taps = columns.count * rows.count * outputs;
         footprints.back().summands.push_back(
             {.columns = columns, .taps = taps, .first = packed_taps});
@@ -165,7 +173,7 @@ class TailBias {
  public:
   TailBias(const TailShape& shape)
       : small_(shape.axis, 1, shape.outputs, std::min<int64_t>(shape.height, 3),
-               std::min<int64_t>(shape.width, 3)) {}
+               std::min<int64_t>(shape.width, 3), false) {}
 
   int64_t column_size() const { return small_.axis.upscale * small_.height * small_.outputs; }
   int64_t size() const { return small_.axis.upscale * small_.width * column_size(); }

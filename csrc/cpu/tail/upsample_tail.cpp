@@ -11,11 +11,6 @@ namespace clsd::cpu {
 
 namespace {
 
-TailShape tail_shape(const TailArguments& tail) {
-  const Tensor& x = tail.x;
-  return {tail.axis(), x.size(1), tail.outputs(), x.size(2), x.size(3)};
-}
-
 // A tail's composed weights: of what follows each stage here, of the whole tail elsewhere.
 template <class T>
 class ComposedWeights {
@@ -155,7 +150,7 @@ std::tuple<Tensor, Tensor> upsample_tail(Tensor x, Tensor up_weight1,
     }
     Workspace workspace;
     ComposedWeights<T>(workspace, tail).compose(data<T>(composed));
-    const TailShape shape = tail_shape(tail);
+    const TailShape shape = tail_shape<S>(tail);
     TailForward<S>(shape, x, output).write(composed, bias.data());
   });
   return {output, composed};
@@ -178,7 +173,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> upsample_tail
     using T = Accumulator<S>;
     Workspace workspace;
     T* grad_composed = needs_params ? workspace.take<T>(composed.numel()) : nullptr;
-    const TailShape shape = tail_shape(tail);
+    const TailShape shape = tail_shape<S>(tail);
     std::optional<Images<S>> target;
     if (needs_x) target = images<S>(grad_x);
     TailGradient<S>(shape, x, grad_output)
