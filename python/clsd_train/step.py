@@ -117,6 +117,10 @@ class Step:
         for parameter, values in self.optimizer.state.items():
             if any(value.shape not in (parameter.shape, ()) for value in values.values()):
                 raise ValueError("the optimizer's state is another model's")
+            for name, value in values.items():
+                if value.shape and value.stride() != parameter.stride():
+                    # PyTorch's fused Adam on a CPU reads both in the order of their memory.
+                    values[name] = torch.empty_like(parameter).copy_(value)
         for group in self.optimizer.param_groups:
             group.update(self._groups)
         if state["scaler"]:

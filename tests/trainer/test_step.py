@@ -170,6 +170,18 @@ def test_float16_leaves_out_a_step_whose_gradients_are_infinite(tmp_path):
     assert not torch.equal(weight, before["student.head.0.weight"])
 
 
+def test_goes_on_from_a_state_in_another_memory_format(tmp_path):
+    kept, resumed = (make_step(tmp_path, method="baseline") for _ in range(2))
+    resumed.model.to(memory_format=torch.channels_last)
+    train_steps(kept, 2)
+    resumed.model.load_state_dict(kept.model.state_dict())
+    resumed.load_state_dict(copy.deepcopy(kept.state_dict()))
+    for step in (kept, resumed):
+        train_steps(step, 2)
+    torch.testing.assert_close(resumed.model.state_dict(), kept.model.state_dict())
+    torch.testing.assert_close(resumed.optimizer.state_dict(), kept.optimizer.state_dict())
+
+
 @pytest.mark.parametrize("bad", [None, 2, 3])
 def test_meter_knows_the_first_step_that_was_not_finite(bad):
     meter = Meter(torch.device("cpu"))
