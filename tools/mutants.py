@@ -556,13 +556,13 @@ def environment(checkout: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": paths, "CLSD_FAST_CUDA": "off"}
 
 
-def build(checkout: Path, file: str = "csrc/cpu") -> str | None:
+def build(checkout: Path, file: str = "csrc") -> str | None:
     """Build what a file belongs to; the compiler's last words if that fails."""
-    if file.startswith("csrc/cpu"):
-        command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    elif file.startswith(("csrc/cuda", "tests/cuda_emulation")):
+    if file.startswith(("csrc/cuda", "tests/cuda_emulation")):
         program = "import native_build; native_build.build_emulation()"
         command = [sys.executable, "-c", program]
+    elif file.startswith("csrc"):
+        command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     else:
         return None
     paths = {"PYTHONPATH": f"{environment(checkout)['PYTHONPATH']}{os.pathsep}{checkout / 'tools'}"}
