@@ -26,6 +26,8 @@ EXTRA_SCHEMAS = {
 
 #: Of the device that is emulated, unless another number is asked for.
 MULTIPROCESSORS = 16
+#: Shared memory that a block may ask for: on an A100, and on GeForce cards.
+LARGE_SHARED_BYTES, SMALL_SHARED_BYTES = 163 * 1024, 99 * 1024
 
 
 class Counts(NamedTuple):
@@ -71,6 +73,8 @@ class Emulation:
         self.sm90a = functions.clsd_emulation_sm90a
         #: How many multiprocessors the device has.
         self.multiprocessors = functions.clsd_emulation_multiprocessors
+        #: How much shared memory a block may ask for.
+        self.block_shared_bytes = functions.clsd_emulation_block_shared_bytes
         functions.clsd_emulation_kernel.restype = ctypes.c_char_p
         functions.clsd_emulation_launch.restype = _Launch
         #: Let every thread skip its i-th barrier of a block, wait for copies, proxy fence or wait
@@ -88,6 +92,7 @@ class Emulation:
         self.seed(0)
         self.sm90a(False)
         self.multiprocessors(MULTIPROCESSORS)
+        self.block_shared_bytes(LARGE_SHARED_BYTES)
         for skip in (
             self.skip_barrier,
             self.skip_wait,
@@ -115,6 +120,7 @@ class Gpu(NamedTuple):
 
     capability: tuple[int, int]
     multiprocessors: int = MULTIPROCESSORS
+    block_shared_bytes: int = LARGE_SHARED_BYTES
 
 
 @contextmanager
@@ -126,6 +132,7 @@ def as_on_a_gpu(emulation: Emulation, gpu: Gpu) -> Iterator[None]:
         backend.register(library, "CPU", allow_override=True)
     emulation.sm90a(gpu.capability == (9, 0))
     emulation.multiprocessors(gpu.multiprocessors)
+    emulation.block_shared_bytes(gpu.block_shared_bytes)
     patches = (
         patch.dict(backend._WHY_NOT, native=backend.cuda.why_not),
         patch.object(native, "cuda_operators", emulation.operators),

@@ -43,6 +43,7 @@ NONFINITE = "tests/ops/test_nonfinite.py -k native"
 TAIL = "tests/ops/test_upsample_tail.py -k native"
 CUDA_CONV = "tests/cuda/test_conv3x3.py"
 CUDA_SM90 = "tests/cuda/test_sm90.py"
+CUDA_TRIO = "tests/cuda/test_trio.py"
 CUDA_WGRAD = "tests/cuda/test_wgrad.py"
 CUDA_TAIL = "tests/cuda/test_upsample_tail.py -k test_the_rule"
 TAIL_APPLY = "csrc/cuda/tail_apply.cuh"
@@ -247,15 +248,22 @@ MUTANTS = [
     Mutant(
         "cuda: the halo begins a pixel late",
         "csrc/cuda/operands.cuh",
-        "(place.y - kBorder);\n",
-        "(place.y - kBorder + 1);\n",
+        "const int y = place.y - kBorder + row,",
+        "const int y = place.y - kBorder + 1 + row,",
         CUDA_CONV,
     ),
     Mutant(
         "cuda: pixels right of the image are read",
         "csrc/cuda/operands.cuh",
-        "is_inside(place.x - kBorder + column, width);",
-        "place.x - kBorder + column >= 0;",
+        "is_inside(x_k, width);",
+        "x_k >= 0;",
+        CUDA_CONV,
+    ),
+    Mutant(
+        "cuda: a pixel over the end of a row is taken from the same row",
+        "csrc/cuda/operands.cuh",
+        "wraps ? rows + 1 : rows",
+        "rows",
         CUDA_CONV,
     ),
     Mutant(
@@ -306,6 +314,48 @@ MUTANTS = [
         "ResultTile<kWarpgroups * kColumns, kHaloW>;",
         "ResultTile<kWarpgroups * kColumns, kTileW>;",
         CUDA_SM90,
+    ),
+    Mutant(
+        "cuda: a further slice is waited for as if what is added came behind it",
+        "csrc/cuda/conv3x3_sm90.cuh",
+        "    cp_async_wait<1>();\n",
+        "    cp_async_wait<kAdded + 1>();\n",
+        "tests/cuda/test_residual_blocks.py -k gradients",
+    ),
+    Mutant(
+        "cuda: what is added is read before it is there",
+        "csrc/cuda/epilogue.cuh",
+        "      wait_for_copies(Added::kGroups - 1 - group);\n",
+        "",
+        CUDA_TRIO,
+    ),
+    Mutant(
+        "cuda: three tiles' parts are multiplied before all have them",
+        "csrc/cuda/conv3x3_trio.cuh",
+        "  cp_async_wait<kPending>();\n  __syncthreads();\n",
+        "  cp_async_wait<kPending>();\n",
+        CUDA_TRIO,
+    ),
+    Mutant(
+        "cuda: the next column of three tiles is multiplied before it is there",
+        "csrc/cuda/conv3x3_trio.cuh",
+        "wait_for_all<3>();",
+        "wait_for_all<4>();",
+        CUDA_TRIO,
+    ),
+    Mutant(
+        "cuda: residuals replace a slice of three tiles that is multiplied",
+        "csrc/cuda/conv3x3_trio.cuh",
+        "const Results results{tile * Results::kBytes};",
+        "const Results results{2 * kSliceBytes + tile * 4096};",
+        CUDA_TRIO,
+    ),
+    Mutant(
+        "cuda: a tile that the images do not have is taken for one",
+        "csrc/cuda/conv3x3_trio.cuh",
+        "if (place.n >= conv.batch) place.y",
+        "if (place.n > conv.batch) place.y",
+        CUDA_TRIO,
     ),
     Mutant(
         "cuda: a convolution of a launch has the first one's bias",

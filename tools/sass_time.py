@@ -124,8 +124,10 @@ def report(keys: Sequence[str], library: Path, emulation: Emulation) -> dict[str
 
 
 def gpu_of(card: Card) -> Gpu:
-    """As the emulation is one: all before Hopper run the same kernels."""
-    return Gpu((9, 0) if card.architecture == "sm_90a" else (8, 0), card.multiprocessors)
+    """As the emulation is one: all before Hopper have the same kernels, of which shared memory
+    decides."""
+    capability = (9, 0) if card.architecture == "sm_90a" else (8, 0)
+    return Gpu(capability, card.multiprocessors, card.shared_bytes - sass_clock.BLOCK_SHARED_BYTES)
 
 
 def slowest(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:

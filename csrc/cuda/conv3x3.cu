@@ -6,6 +6,7 @@
 #include "conv3x3_few.cuh"
 #include "conv3x3_sm80.cuh"
 #include "conv3x3_sm90.cuh"
+#include "conv3x3_trio.cuh"
 #include "launch.cuh"
 
 namespace clsd::cuda {
@@ -19,10 +20,10 @@ unsigned grid_size(int64_t blocks) {
                            " tiles, got " + std::to_string(blocks));
 }
 
-template <auto kKernel, int kTileH, int kTileW, class T>
+template <auto kKernel, int kTileH, int kTileW, int kTiles = 1, class T>
 void launch_tiles(const ConvolutionList<T>& list, int threads, uint32_t shared_bytes,
                   Stream stream) {
-  const Grid grid = grid_of<kTileH, kTileW>(list.front());
+  const Grid grid = grid_of<kTileH, kTileW, kTiles>(list.front());
   for (size_t first = 0; first < list.size(); first += kMaxConvolutions) {
     const size_t count = std::min<size_t>(kMaxConvolutions, list.size() - first);
     Convolutions<T> convolutions{list.front(), {}};
@@ -45,11 +46,34 @@ void convolve_sm90(const ConvolutionList<T>& list, Stream stream) {
   }
 }
 
+// Whether blocks of three tiles convolve a list: where there is room for one, and no multiprocessor
+// gets more tiles of them than of blocks of one tile.
+template <class T>
+bool are_trios(const ConvolutionList<T>& list) {
+  const ConvolutionShape& conv = list.front();
+  if (conv.inputs != trio::kChannels || conv.input_upscale != 1) return false;
+  if (block_shared_bytes() < trio::kSharedBytes) return false;
+  const auto most_tiles = [&](const Grid& grid, int tiles) {
+    const int64_t blocks = grid.blocks * static_cast<int64_t>(list.size()), all = multiprocessors();
+    return (blocks + all - 1) / all * tiles;
+  };
+  constexpr int kTileH = mma_tiles::kTileH, kTileW = mma_tiles::kTileW;
+  return most_tiles(grid_of<kTileH, kTileW, trio::kTiles>(conv), trio::kTiles) <=
+         most_tiles(grid_of<kTileH, kTileW>(conv), 1);
+}
+
 template <Finish kFinish, class T>
 void convolve_many(const ConvolutionList<T>& list, Stream stream) {
+  constexpr int kTileH = mma_tiles::kTileH, kTileW = mma_tiles::kTileW;
   if (runs_sm90a()) return convolve_sm90<kFinish>(list, stream);
-  launch_tiles<sm80::conv3x3_kernel<T, kFinish>, mma_tiles::kTileH, mma_tiles::kTileW>(
-      list, sm80::kThreads, sm80::kSharedBytes, stream);
+  if constexpr (trio::kHasTrio<kFinish>) {
+    if (are_trios(list)) {
+      return launch_tiles<trio::conv3x3_kernel<T, kFinish>, kTileH, kTileW, trio::kTiles>(
+          list, trio::kThreads, trio::kSharedBytes, stream);
+    }
+  }
+  launch_tiles<sm80::conv3x3_kernel<T, kFinish>, kTileH, kTileW>(list, sm80::kThreads,
+                                                                 sm80::kSharedBytes, stream);
 }
 
 template <Finish kFinish, class T>

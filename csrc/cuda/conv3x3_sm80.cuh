@@ -24,7 +24,9 @@ using Halo = Input<Bf16>::Tile;
 constexpr int kStages = 2;
 constexpr uint32_t kStageBytes = Halo::kBytes + Weights<Bf16>::kBytes;
 constexpr uint32_t kSharedBytes = kStages * kStageBytes;
-static_assert(Results::kBytes <= kStageBytes);
+// What is added to rounded results comes where the last slice was, while sums are finished.
+using Added = AddedPieces<kThreads, kTileH, kTileH>;
+static_assert(kTileH * Added::kBytes <= kStageBytes);
 
 // Blocks that a multiprocessor's shared memory has room for: it has 164 KiB and more on the data
 // centres' GPUs (8.0, 9.0, 10.0), 100 KiB on others. The compiler keeps to registers for as many.
@@ -82,7 +84,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   if constexpr (kHasSkip<kFinish>) cp_async_commit();
   multiply_slice(last);
   if constexpr (kHasSkip<kFinish>) wait();
-  Added<kFinish, mma_tiles::Pixels<T>> added;
+  const Added added{stage_of(last)};
   load_added<kFinish>(conv, pixels, added);
   mma_tiles::finish_sums<T, kFinish>(conv, place.output_group, sums, bias, results);
   __syncthreads();

@@ -13,7 +13,8 @@
 //
 // Sums are finished in registers: a thread has two output channels, so that their biases are two
 // numbers, and what is added to results waits in shared memory by then. There they are turned around
-// by stmatrix, to be written 16 bytes at a time.
+// by stmatrix, to be written 16 bytes at a time. What is added to rounded results comes last, behind all
+// else that is asked for, in groups: each is added as it arrives.
 #pragma once
 
 #include <type_traits>
@@ -43,12 +44,15 @@ constexpr uint32_t kBufferBytes = Halo::kBytes + Weights<Bf16>::kBytes;
 // A row for every column of the products, dropped ones included.
 using Results = ResultTile<kWarpgroups * kColumns, kHaloW>;
 constexpr uint32_t kResults = kBuffers * kBufferBytes;
-constexpr uint32_t kBias = kResults + Results::kBytes, kFloats = kPieceBytes / sizeof(float);
-constexpr uint32_t kSharedBytes = kBias + kGroup * sizeof(float);
+constexpr uint32_t kBias = kResults + Results::kBytes;
+// From the arguments, the compiler would read the scale some thirty times, before all else.
+constexpr uint32_t kScale = kBias + kGroup * sizeof(float), kAdded = kScale + kPieceBytes;
 
 template <class T>
 using Pixels = ResultPixels<T, kRunRows, kTileW, 8, 2>;
 static_assert(Pixels<Bf16>::kThreads == kWarpgroupThreads);
+using Added = AddedPieces<kThreads, Pixels<Bf16>::kCount, 3>;
+constexpr uint32_t kSharedBytes = kAdded + Pixels<Bf16>::kCount * Added::kBytes;
 
 using Sums = float[kColumns / 2];
 
@@ -58,25 +62,17 @@ __device__ __forceinline__ Results results_of(int warpgroup) {
   return {kResults + warpgroup * kColumns * kPieceBytes};
 }
 
-// Ask for the biases of a group of output channels. They come with the first slice: what is loaded
-// into registers waits behind all copies, and the compiler has products wait for it.
-template <class T>
-__device__ __forceinline__ void load_bias(const Convolution<T>& conv, int output_group) {
-  const int first = threadIdx.x * kFloats;
-  if (first >= kGroup) return;
-  cp_async(kBias + first * sizeof(float), conv.bias + (output_group * kGroup + first), true);
-}
-
 // Round the warp's results to where its residual or mask lies.
 template <class T, Finish kFinish>
 __device__ __forceinline__ void finish_sums(const Convolution<T>& conv, int output_group,
                                             const Sums& sums, const Results& results) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x % kWarpgroupThreads / 32;
+  const float scale = load_shared<float>(kScale);
   float bias[2], slopes[2] = {};  // of a thread's channels in either half of the warp's 16
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int channel = 16 * warp + 8 * half + lane / 4;
-    bias[half] = load_shared<float>(kBias + channel * sizeof(float)) * conv.scale;
+    bias[half] = load_shared<float>(kBias + channel * sizeof(float)) * scale;
     if constexpr (kIsLeaky<kFinish>) slopes[half] = slope_of(conv, output_group * kGroup + channel);
   }
   // Matrix i of four is that of half i % 2 of the channels and of columns 8 (i / 2) on.
@@ -92,20 +88,23 @@ __device__ __forceinline__ void finish_sums(const Convolution<T>& conv, int outp
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float* sum = &sums[8 * j + 2 * i];
-      finish_pair<T, kFinish>(pairs[j][i], sum[0], sum[1], conv.scale, bias[i % 2], bias[i % 2],
+      finish_pair<T, kFinish>(pairs[j][i], sum[0], sum[1], scale, bias[i % 2], bias[i % 2],
                               slopes[i % 2], slopes[i % 2]);
     }
     stmatrix_transposed(at + 16 * j * kPieceBytes, pairs[j]);
   }
 }
 
-// Wait until a slice has arrived. Committed before it and after: four slices and what is added to
-// results, and from the third turn on, before the next one, a further slice.
+// Wait until a slice has arrived. Committed are four slices, what the results wait for, and kAdded
+// further groups; then, from the third turn on and before the next one, a further slice.
+template <int kAdded>
 __device__ __forceinline__ void wait_for_slice(int slice) {
   if (slice < 2) {
-    slice < 1 ? cp_async_wait<4>() : cp_async_wait<3>();
+    slice < 1 ? cp_async_wait<kAdded + 4>() : cp_async_wait<kAdded + 3>();
+  } else if (slice < 4) {
+    slice < 3 ? cp_async_wait<kAdded + 2>() : cp_async_wait<kAdded + 1>();
   } else {
-    slice < 3 ? cp_async_wait<2>() : cp_async_wait<1>();
+    cp_async_wait<1>();
   }
 }
 
@@ -120,7 +119,7 @@ __device__ __forceinline__ void load_slices(const Input<T>& input, const Weights
     input.template copy<kIndex>(kIndex * kBufferBytes);
     weights.template copy<kIndex>(kIndex * kBufferBytes + Halo::kBytes);
     cp_async_commit();
-    if (kIndex + 1 < kBuffers) __syncthreads();
+    __syncthreads();
   };
   (load(std::integral_constant<int, kSlices>{}), ...);
 }
@@ -164,23 +163,25 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     cp_async_commit();
   };
-  const Pixels<T> pixels(conv, grid, place, threadIdx.x % kWarpgroupThreads, warpgroup * kRunRows);
-  load_bias(conv, place.output_group);
+  if (threadIdx.x == 0) store_shared(kScale, conv.scale);
+  load_bias(conv, place.output_group, kBias);
   if constexpr (kFour) {
     load_slices(input, weights, std::make_integer_sequence<int, kBuffers>{});
   } else {
     for (int slice = 0; slice < kBuffers; ++slice) load_slice(slice);
   }
+  const Pixels<T> pixels(conv, grid, place, threadIdx.x % kWarpgroupThreads, warpgroup * kRunRows);
   const Results results = results_of(warpgroup);
   load_skip<T, kFinish>(conv, pixels, results);
   cp_async_commit();
-  Added<kFinish, Pixels<T>> added;
+  if (kHasAdded<kFinish>) __syncthreads();  // as between slices
+  const Added added{kAdded};
   load_added<kFinish>(conv, pixels, added);
   Sums sums{};
   if constexpr (kFour) {
 #pragma unroll
     for (int slice = 0; slice < kBuffers; ++slice) {
-      wait_for_slice(slice);
+      wait_for_slice<kAddedGroups<kFinish, Added>>(slice);
       fence_proxy_async();
       __syncthreads();  // all see this slice
       multiply_slice<T>(sums, slice, run);
@@ -188,7 +189,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   } else {
 #pragma unroll 1
     for (int slice = 0; slice < grid.slices; ++slice) {
-      wait_for_slice(slice);
+      wait_for_slice<kAddedGroups<kFinish, Added>>(slice);
       fence_proxy_async();
       wgmma_wait<1>();
       // After the barrier, all see this slice, and the products of the one before the last are done,
@@ -199,7 +200,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   }
   wgmma_wait<0>(sums);
-  cp_async_wait<0>();
+  cp_async_wait<kAddedGroups<kFinish, Added>>();
   if (kHasSkip<kFinish>) __syncthreads();  // all see what is added
   finish_sums<T, kFinish>(conv, place.output_group, sums, results);
   __syncthreads();

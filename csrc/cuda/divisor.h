@@ -27,6 +27,22 @@ class Divisor {
   // The remainder, given the quotient.
   CLSD_HOST_DEVICE int rest(int number, int quotient) const { return number - quotient * divisor_; }
 
+  // Both. A product of 32-bit numbers is one instruction, which the compiler does not see where
+  // `number` is a quotient.
+  struct Parts {
+    int quotient, rest;
+  };
+  CLSD_HOST_DEVICE Parts divide(int number) const {
+#ifdef __CUDA_ARCH__
+    uint64_t product;
+    asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"(number), "r"(factor_));
+    const int quotient = static_cast<int>(product >> shift_);
+#else
+    const int quotient = this->quotient(number);
+#endif
+    return {quotient, rest(number, quotient)};
+  }
+
  private:
   static constexpr int kBits = 31;
 

@@ -24,6 +24,8 @@ enum class Finish {
 template <Finish kFinish>
 constexpr bool kHasSkip = kFinish >= Finish::kResidual;
 template <Finish kFinish>
+constexpr bool kHasAdded = kFinish == Finish::kResidualAdded;
+template <Finish kFinish>
 constexpr bool kHasRelu = kFinish == Finish::kRelu || kFinish == Finish::kResidualRelu;
 template <Finish kFinish>
 constexpr bool kIsLeaky = kFinish == Finish::kLeaky || kFinish == Finish::kResidualLeaky;
@@ -152,46 +154,90 @@ __device__ __forceinline__ void load_skip(const Convolution<T>& conv, const Pixe
 // Sums of the numbers of two pieces.
 template <class T>
 __device__ __forceinline__ uint4 sum_of(const uint4& a, const uint4& b) {
-  const auto add = [](uint32_t first, uint32_t second) {
-    const float2 x = unpack<T>(first), y = unpack<T>(second);
-    return pack<T>(x.x + y.x, x.y + y.y);
-  };
-  return {add(a.x, b.x), add(a.y, b.y), add(a.z, b.z), add(a.w, b.w)};
+  return {add<T>(a.x, b.x), add<T>(a.y, b.y), add<T>(a.z, b.z), add<T>(a.w, b.w)};
 }
 
-// What is added to a thread's rounded results, if anything is.
-template <Finish kFinish, class Pixels>
-using Added = uint4[kFinish == Finish::kResidualAdded ? Pixels::kCount : 1];
-
-// All of it at once, long before write_results needs it.
-template <Finish kFinish, class T, class Pixels>
-__device__ __forceinline__ void load_added(const Convolution<T>& conv, const Pixels& pixels,
-                                           Added<kFinish, Pixels>& added) {
-  if constexpr (kFinish == Finish::kResidualAdded) {
-    pixels.for_each([&](int number, int, int, int, int64_t offset) {
-      added[number] = load_vector(conv.added + offset);
-    });
+// Wait for all copies but those of the last `pending` groups, a constant where this is inlined.
+__device__ __forceinline__ void wait_for_copies(int pending) {
+  switch (pending) {
+    case 0: return cp_async_wait<0>();
+    case 1: return cp_async_wait<1>();
+    case 2: return cp_async_wait<2>();
+    default: return cp_async_wait<3>();
   }
 }
 
-// Write the pixels' results, after a barrier.
-template <Finish kFinish, class T, class Pixels, class Tile>
-__device__ __forceinline__ void write_results(const Convolution<T>& conv, const Pixels& pixels,
-                                              const Tile& results,
-                                              const Added<kFinish, Pixels>& added) {
-  pixels.for_each([&](int number, int row, int column, int piece, int64_t offset) {
-    auto result = load_shared<uint4>(results.at(row, column, piece));
-    if constexpr (kFinish == Finish::kResidualAdded) result = sum_of<T>(result, added[number]);
-    store_vector(conv.output + offset, result);
-  });
+// Where what is added to rounded results waits in shared memory: the number-th piece of each of a
+// block's threads, kCount of each. It comes in groups of kGroupSize numbers. A thread adds what it has
+// copied itself, so that no barrier is needed.
+template <int kThreads, int kCount, int kGroupSize>
+struct AddedPieces {
+  static constexpr uint32_t kBytes = kThreads * kPieceBytes;  // of a number
+  static constexpr int kGroups = (kCount + kGroupSize - 1) / kGroupSize;
+
+  uint32_t base;
+
+  __device__ __forceinline__ uint32_t at(int number) const {
+    return base + number * kBytes + threadIdx.x * kPieceBytes;
+  }
+  __device__ static constexpr int group(int number) { return number / kGroupSize; }
+};
+
+// Ask for a group of what is added to a thread's results, if anything is, and commit it.
+template <Finish kFinish, class T, class Pixels, class Added>
+__device__ __forceinline__ void load_added(const Convolution<T>& conv, const Pixels& pixels,
+                                           const Added& added, int group) {
+  if constexpr (kHasAdded<kFinish>) {
+    pixels.for_each([&](int number, int, int, int, int64_t offset) {
+      if (Added::group(number) != group) return;
+      cp_async(added.at(number), conv.added + offset, true);
+    });
+    cp_async_commit();
+  }
 }
 
-// The same where nothing is added.
+// The same of all groups.
+template <Finish kFinish, class T, class Pixels, class Added>
+__device__ __forceinline__ void load_added(const Convolution<T>& conv, const Pixels& pixels,
+                                           const Added& added) {
+#pragma unroll
+  for (int group = 0; group < Added::kGroups; ++group) {
+    load_added<kFinish>(conv, pixels, added, group);
+  }
+}
+
+// How many groups load_added commits.
+template <Finish kFinish, class Added>
+constexpr int kAddedGroups = kHasAdded<kFinish> ? Added::kGroups : 0;
+
+// Write the pixels' results, after a barrier, where nothing is added.
 template <Finish kFinish, class T, class Pixels, class Tile>
 __device__ __forceinline__ void write_results(const Convolution<T>& conv, const Pixels& pixels,
                                               const Tile& results) {
-  static_assert(kFinish != Finish::kResidualAdded);
-  write_results<kFinish>(conv, pixels, results, Added<kFinish, Pixels>{});
+  static_assert(!kHasAdded<kFinish>);
+  pixels.for_each([&](int, int row, int column, int piece, int64_t offset) {
+    store_vector(conv.output + offset, load_shared<uint4>(results.at(row, column, piece)));
+  });
+}
+
+// The same with what load_added has asked for, whose groups were committed last.
+template <Finish kFinish, class T, class Pixels, class Tile, class Added>
+__device__ __forceinline__ void write_results(const Convolution<T>& conv, const Pixels& pixels,
+                                              const Tile& results, const Added& added) {
+  if constexpr (kHasAdded<kFinish>) {
+#pragma unroll
+    for (int group = 0; group < Added::kGroups; ++group) {
+      wait_for_copies(Added::kGroups - 1 - group);
+      pixels.for_each([&](int number, int row, int column, int piece, int64_t offset) {
+        if (Added::group(number) != group) return;
+        const auto result = load_shared<uint4>(results.at(row, column, piece));
+        const auto other = load_shared<uint4>(added.at(number));
+        store_vector(conv.output + offset, sum_of<T>(result, other));
+      });
+    }
+  } else {
+    write_results<kFinish>(conv, pixels, results);
+  }
 }
 
 }  // namespace clsd::cuda

@@ -37,6 +37,11 @@ inline int attribute(cudaDeviceAttr name) {
 
 inline int multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount); }
 
+// Shared memory that a block may ask for.
+inline size_t block_shared_bytes() {
+  return static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+}
+
 // Whether the current device runs this library's code for sm_90a, whose instructions no other
 // architecture has. CMake says whether there is any.
 inline bool runs_sm90a() {

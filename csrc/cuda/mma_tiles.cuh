@@ -19,7 +19,9 @@ constexpr uint32_t kWeightPitch = kGroup * kPieceBytes, kTapBytes = kSlicePieces
 // Of a warp: rows of 16 pixels, eights of channels, the four numbers that a thread has of them.
 using Sums = float[kWarpRows][kEights][4];
 
-__device__ __forceinline__ int warp_row() { return threadIdx.x / 32 / kWarpsAcross * kWarpRows; }
+__device__ __forceinline__ int warp_row() {
+  return threadIdx.x / 32 % kWarps / kWarpsAcross * kWarpRows;
+}
 __device__ __forceinline__ int warp_channel() {
   return threadIdx.x / 32 % kWarpsAcross * kWarpChannels;
 }
@@ -55,24 +57,27 @@ __device__ __forceinline__ void multiply(float (&sums)[kFragments][kCount][4],
   }
 }
 
-// Add the products of all taps of a slice, of a halo tile kWidth pixels wide whose pieces are kPitch
-// apart.
+// Add the products of a column of taps of a slice, of a halo tile kWidth pixels wide whose pieces are
+// kPitch apart.
+template <class T, int kWidth, uint32_t kPitch>
+__device__ __forceinline__ void multiply_column(Sums& sums, int kx, uint32_t halo,
+                                                uint32_t weights) {
+  halo += fragment_offset<kPitch>() + (warp_row() * kWidth + kx) * kPieceBytes;
+  weights += weight_offset(warp_channel()) + kx * kTapBytes;
+  uint32_t rows[kWarpRows + 2][4];
+#pragma unroll
+  for (int row = 0; row < kWarpRows + 2; ++row) {
+    ldmatrix(rows[row], halo + row * kWidth * kPieceBytes);
+  }
+#pragma unroll
+  for (int ky = 0; ky < 3; ++ky) multiply<T>(sums, rows + ky, weights + 3 * ky * kTapBytes);
+}
+
+// The same of all taps.
 template <class T, int kWidth, uint32_t kPitch>
 __device__ __forceinline__ void multiply_slice(Sums& sums, uint32_t halo, uint32_t weights) {
-  halo += fragment_offset<kPitch>() + warp_row() * kWidth * kPieceBytes;
-  weights += weight_offset(warp_channel());
 #pragma unroll
-  for (int kx = 0; kx < 3; ++kx) {
-    uint32_t rows[kWarpRows + 2][4];
-#pragma unroll
-    for (int row = 0; row < kWarpRows + 2; ++row) {
-      ldmatrix(rows[row], halo + (row * kWidth + kx) * kPieceBytes);
-    }
-#pragma unroll
-    for (int ky = 0; ky < 3; ++ky) {
-      multiply<T>(sums, rows + ky, weights + (3 * ky + kx) * kTapBytes);
-    }
-  }
+  for (int kx = 0; kx < 3; ++kx) multiply_column<T, kWidth, kPitch>(sums, kx, halo, weights);
 }
 
 using Results = ResultTile<kTileH * kTileW, kTileW>;
@@ -95,6 +100,17 @@ __device__ __forceinline__ void load_bias(const Convolution<T>& conv, int output
   for (int j = 0; j < kEights; ++j) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) bias[j][i] = load(source + (8 * j + i)) * conv.scale;
+  }
+}
+
+// The same from shared memory, where they lie from `at` on.
+__device__ __forceinline__ void read_bias(uint32_t at, float scale, Bias& bias) {
+#pragma unroll
+  for (int j = 0; j < kEights; ++j) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      bias[j][i] = load_shared<float>(at + (thread_channel(0) + 8 * j + i) * sizeof(float)) * scale;
+    }
   }
 }
 

@@ -29,9 +29,9 @@ struct PieceLayout {
 
 // Copies a block's tile of the input, with kBorder pixels around it, kPieces pieces of each pixel at
 // a time: a slice, or several. Threads find their pixels once; from slice to slice one step is
-// added. Zeros stand outside the image.
+// added. Zeros stand outside the image. kTiles: of the block, each of which kThreads threads copy.
 template <class T, int kTileH, int kTileW, int kThreads, int kBorder = 1,
-          int kPieces = kSlicePieces>
+          int kPieces = kSlicePieces, int kTiles = 1>
 class InputLoader {
  public:
   static constexpr int kWidth = kTileW + 2 * kBorder, kPixels = (kTileH + 2 * kBorder) * kWidth;
@@ -41,18 +41,19 @@ class InputLoader {
                                          const Place& place) {
     const ImageSteps& steps = grid.input;
     const int width = static_cast<int>(conv.width), height = static_cast<int>(conv.height);
-    const int64_t first_row = static_cast<int64_t>(place.n) * height + (place.y - kBorder);
-    // Of the tile's corner, which may lie outside.
-    const Global<const T> corner =
-        conv.input + (first_row * steps.row + (place.x - kBorder) * int64_t{1} * steps.column +
-                      static_cast<int>(threadIdx.x) % kPieces * kPiece);
+    const int pixel_step = static_cast<int>(steps.column), row_step = static_cast<int>(steps.row);
+    // A product of 64 bits for the image, others of 32.
+    const int64_t image = multiply_add(place.n, height, 0) * row_step + piece() * kPiece;
+    const int row = pixel() * kInverse >> kInverseBits, column = pixel() - row * kWidth;
+    const int y = place.y - kBorder + row, x = place.x - kBorder + column;
 #pragma unroll
     for (int k = 0; k < kTurns; ++k) {
-      const int pixel = index(k) / kPieces, row = pixel / kWidth, column = pixel % kWidth;
-      inside_[k] = is_inside(place.y - kBorder + row, height) &&
-                   is_inside(place.x - kBorder + column, width);
-      source_[k] = corner + (static_cast<uint64_t>(row) * steps.row +
-                             static_cast<uint64_t>(column) * steps.column);
+      const int rows = k * kStep / kWidth, columns = k * kStep % kWidth;
+      const bool wraps = columns > 0 && column >= kWidth - columns;  // over the end of the row
+      const int y_k = y + (wraps ? rows + 1 : rows), x_k = x + (wraps ? columns - kWidth : columns);
+      inside_[k] = is_inside(y_k, height) && is_inside(x_k, width);
+      // Which may lie outside.
+      source_[k] = conv.input + multiply_add(y_k, row_step, multiply_add(x_k, pixel_step, image));
     }
     // The phases of a row of a shuffled image follow each other.
     loads_of_row_ = static_cast<int>(steps.column / kLoaded);
@@ -73,10 +74,10 @@ class InputLoader {
   // Copy those of the kLoad-th call, where load has not been called, of an image without a shuffle.
   template <int kLoad>
   __device__ __forceinline__ void copy(uint32_t target) const {
-    const uint32_t first = target + Tile::offset(threadIdx.x / kPieces, threadIdx.x % kPieces);
+    const uint32_t first = target + Tile::offset(pixel(), piece());
 #pragma unroll
     for (int k = 0; k < kTurns; ++k) {
-      if ((k + 1) * kThreads > Tile::kCount && index(k) >= Tile::kCount) break;
+      if ((k + 1) * kStep > kPixels && pixel() >= kPixels - k * kStep) break;
       cp_async<kLoad * kLoaded>(first + k * (kThreads / kPieces * kPieceBytes), source_[k],
                                 inside_[k]);
     }
@@ -85,9 +86,18 @@ class InputLoader {
  private:
   static constexpr int kTurns = (Tile::kCount + kThreads - 1) / kThreads;
   static constexpr int kLoaded = kPieces * kPiece;  // channels
+  // From turn to turn, a thread goes on by so many pixels, of which the first turn has this many.
+  static constexpr int kStep = kThreads / kPieces;
+  // Dividing them by the width is multiplying and shifting.
+  static constexpr int kInverseBits = 16, kInverse = (1 << kInverseBits) / kWidth + 1;
+  static_assert(kStep * (kInverse * kWidth - (1 << kInverseBits)) < 1 << kInverseBits);
   static_assert(kThreads % kPieces == 0);
 
-  __device__ static int index(int turn) { return static_cast<int>(threadIdx.x) + turn * kThreads; }
+  // Of the tile's threads: its first pixel, and its piece of each.
+  __device__ static int pixel() {
+    return static_cast<int>((kTiles == 1 ? threadIdx.x : threadIdx.x % kThreads) / kPieces);
+  }
+  __device__ static int piece() { return static_cast<int>(threadIdx.x % kPieces); }
 
   Global<const T> source_[kTurns];
   bool inside_[kTurns];
@@ -141,5 +151,16 @@ class WeightLoader {
 
   Global<const T> source_;
 };
+
+// Ask for the biases of a group of output channels, to byte `target` on: what is loaded into registers
+// waits behind all copies, and the compiler has products wait for it. The caller commits.
+template <class T>
+__device__ __forceinline__ void load_bias(const Convolution<T>& conv, int output_group,
+                                          uint32_t target) {
+  constexpr int kFloats = kPieceBytes / sizeof(float);
+  const int first = threadIdx.x * kFloats;
+  if (first >= kGroup) return;
+  cp_async(target + first * sizeof(float), conv.bias + (output_group * kGroup + first), true);
+}
 
 }  // namespace clsd::cuda

@@ -8,9 +8,11 @@
 //   load_floats(Global<const float>)                        float4, likewise
 //   store_pair(Global<float>, float2)                       8 aligned bytes
 //   uniform(int)                                            the same in all lanes of a warp
+//   multiply_add(int a, int b, int64_t c)                   a b + c of 64 bits
 //   load_shared<V>(offset), store_shared<V>(offset, V)      sizeof(V) aligned bytes
 //   to_float(T), from_float<T>(float), unpack<T>(uint32_t) -> float2, pack<T>(float, float)
 //   pack<T, true>(float, float), positive_mask<T>(uint32_t)  0 for negative ones; all bits for > 0
+//   add<T>(uint32_t, uint32_t)                              the sums of two pairs, rounded
 //   cp_async<kElements>(offset, Global<const T>, valid)     16 bytes from that many elements on, or
 //                                                           zeros where not valid
 //   cp_async_commit(), cp_async_wait<kPending>()

@@ -34,7 +34,10 @@ __device__ __forceinline__ float4 load_floats(const float* source) {
 
 template <class T>
 __device__ __forceinline__ void store_vector(T* target, uint4 value) {
-  *reinterpret_cast<uint4*>(target) = value;
+  // Of an assignment, the compiler may make four stores of 4 bytes.
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(target), "r"(value.x), "r"(value.y),
+               "r"(value.z), "r"(value.w)
+               : "memory");
 }
 
 __device__ __forceinline__ void store_pair(float* target, float2 value) {
@@ -43,6 +46,13 @@ __device__ __forceinline__ void store_pair(float* target, float2 value) {
 
 // A number that is the same in all lanes of a warp, which the compiler knows then.
 __device__ __forceinline__ int uniform(int number) { return __shfl_sync(~0u, number, 0); }
+
+// a b + c, in one instruction; of products and sums as such, the compiler makes others.
+__device__ __forceinline__ int64_t multiply_add(int a, int b, int64_t c) {
+  int64_t sum;
+  asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(sum) : "r"(a), "r"(b), "l"(c));
+  return sum;
+}
 
 __device__ __forceinline__ unsigned char* shared_memory() {
   extern __shared__ __align__(1024) unsigned char memory[];
@@ -105,10 +115,32 @@ __device__ __forceinline__ uint32_t positive_mask(uint32_t pair) {
     return __hgt2_mask(__half2_raw{static_cast<uint16_t>(pair), static_cast<uint16_t>(pair >> 16)},
                        __half2_raw{0, 0});
   } else {
+#if __CUDA_ARCH__ >= 900
     return __hgt2_mask(
         __nv_bfloat162_raw{static_cast<uint16_t>(pair), static_cast<uint16_t>(pair >> 16)},
         __nv_bfloat162_raw{0, 0});
+#else
+    // They compare no bfloat16, but know the larger of two, which is 0 beside NaN. Of bits from 0 to
+    // those of infinity, 0x7F80, all but 0 set the sign when 0x7FFF is added, and nothing is carried.
+    // Then each number's sign is repeated.
+    uint32_t mask;
+    asm("max.bf16x2 %0, %1, %2;" : "=r"(mask) : "r"(pair), "r"(0));
+    return __byte_perm(mask + 0x7FFF7FFF, 0, 0xBB99);
+#endif
   }
+}
+
+// Sums of the numbers of two pairs, rounded.
+template <class T>
+__device__ __forceinline__ uint32_t add(uint32_t a, uint32_t b) {
+  uint32_t sum;
+  if constexpr (std::is_same_v<T, Fp16>) {
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
+  } else {
+    constexpr uint32_t kOnes = 0x3F803F80;  // not every architecture adds without a product
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(kOnes), "r"(b));
+  }
+  return sum;
 }
 
 template <class T>

@@ -59,11 +59,11 @@ struct Grid {
 // A row of an image, all channels, has fewer elements than that.
 constexpr int64_t kMaxRow = int64_t{1} << 31;
 
-template <int kTileH, int kTileW>
+// Of blocks of kTiles tiles.
+template <int kTileH, int kTileW, int kTiles = 1>
 Grid grid_of(const ConvolutionShape& conv) {
-  const auto tiles = [](int64_t size, int tile) {
-    return static_cast<int>((size + tile - 1) / tile);
-  };
+  const auto ceil_div = [](int64_t size, int part) { return (size + part - 1) / part; };
+  const auto tiles = [&](int64_t size, int tile) { return static_cast<int>(ceil_div(size, tile)); };
   const ChannelOrder inputs{conv.inputs, conv.input_upscale * conv.input_upscale};
   const ChannelOrder outputs{conv.outputs, conv.output_upscale * conv.output_upscale};
   const int tiles_x = tiles(conv.width, kTileW), tiles_y = tiles(conv.height, kTileH);
@@ -76,7 +76,7 @@ Grid grid_of(const ConvolutionShape& conv) {
           inputs.groups(kSlice),
           ImageSteps(conv.width, conv.inputs, conv.input_upscale),
           ImageSteps(conv.width, conv.outputs, conv.output_upscale),
-          conv.batch * tiles_y * tiles_x * groups};
+          ceil_div(conv.batch * tiles_y * tiles_x, kTiles) * groups};
 }
 
 // What a block works on.
@@ -85,13 +85,14 @@ struct Place {
   int output_group;
 };
 
-// Blocks of the same pixels follow each other: their input comes from the cache.
-template <int kTileH, int kTileW>
-__device__ __forceinline__ Place place_of_block(const Grid& grid) {
-  const int block = static_cast<int>(blockIdx.x), tile = grid.output_groups.quotient(block);
-  const int row = grid.tiles_x.quotient(tile), n = grid.tiles_y.quotient(row);
-  return {n, grid.tiles_y.rest(row, n) * kTileH, grid.tiles_x.rest(tile, row) * kTileW,
-          grid.output_groups.rest(block, tile)};
+// Blocks of the same pixels follow each other: their input comes from the cache. Of a block of kTiles
+// tiles, the place of the `index`-th, which is one of image n = batch where there are no more.
+template <int kTileH, int kTileW, int kTiles = 1>
+__device__ __forceinline__ Place place_of_block(const Grid& grid, int index = 0) {
+  const auto [tiles, output_group] = grid.output_groups.divide(static_cast<int>(blockIdx.x));
+  const auto [row, column] = grid.tiles_x.divide(tiles * kTiles + index);
+  const auto [n, y] = grid.tiles_y.divide(row);
+  return {n, y * kTileH, column * kTileW, output_group};
 }
 
 // First channel of the block's output group in its phase.

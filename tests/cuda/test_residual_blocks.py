@@ -80,7 +80,7 @@ def test_a_chain_is_its_blocks(emulation, count, kept, channels, size, layout, s
 @cover(
     sm90a=[False, True],
     at=[[3], [1, 3], [2, 3], [1, 2, 3]],
-    channels=[16, 64],
+    channels=[16, 64, 80],
     dtype=DTYPES,
     layout=LAYOUTS,
     size=[(1, 1), (9, 17)],

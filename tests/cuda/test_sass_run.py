@@ -48,7 +48,7 @@ def losses(ops):
 def calls(ops):
     """A call of every kernel, with bias, residual, mask and channels that do not fill a group."""
     x, narrow, odd, fewer = (images(1, channels, 5, 7) for channels in (64, 3, 80, 48))
-    wide, tall = images(48, 80, 3, 3), images(1, 64, 144, 3)
+    wide, tall, five = images(48, 80, 3, 3), images(1, 64, 144, 3), images(5, 64, 5, 7)
     weight, first, last = images(64, 64, 3, 3), images(64, 3, 3, 3), images(3, 64, 3, 3)
     bias = torch.zeros(64, dtype=torch.bfloat16)
     block = (weight, bias, weight, bias, 1.0)
@@ -63,6 +63,7 @@ def calls(ops):
         "few backward": partial(ops.conv3x3_backward, x, narrow, first, 1.0, True, True, True),
         "to few": partial(ops.conv3x3, x, last, None, None, 1.0, False),
         "to few backward": partial(ops.conv3x3_backward, narrow, x, last, 1.0, True, True, True),
+        "three tiles": partial(ops.conv3x3, five, weight, bias, five, 0.5, True),
         "several": partial(ops.conv3x3s, [x] * 2, [weight] * 2, [bias] * 2, x),
         "several backward": partial(
             ops.conv3x3s_backward, [x] * 2, [x] * 2, [weight] * 2, True, True, True
@@ -77,6 +78,8 @@ def calls(ops):
 #: Above an address, the emulation has the number of the tensor.
 ADDRESS_BITS = np.uint64(48)
 CALLS = tuple(calls(torch.ops.clsd_fast))
+#: Multiprocessors for which blocks of three tiles are chosen.
+FEW = 2
 #: Architectures of one kind have nearly the same code, and all of them of tails. Those take long:
 #: one call runs the kernels of 16-bit images, one what composes, and one the kernels of float32
 #: images, which only a shift has.
@@ -100,7 +103,7 @@ def recorded(emulation):
 
     def launches(architecture, name):
         emulation.sm90a(architecture == "sm_90a")
-        emulation.multiprocessors(20)
+        emulation.multiprocessors(FEW if name == "three tiles" else 20)
         with emulation.recorded() as found:
             calls(emulation.ops)[name]()
         kernels = {launch.kernel: (launch, counts) for launch, counts in found}

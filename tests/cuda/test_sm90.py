@@ -150,7 +150,7 @@ def faults(slices, residual):
     waits = slices + residual
     if slices == BUFFERS:
         # The first ones only keep warps from asking for further slices before others.
-        barriers = range(BUFFERS - 1, BUFFERS + waits)
+        barriers = range(BUFFERS, BUFFERS + waits + 1)
     else:  # those of later slices have followed what is added
         barriers = [i for i in range(waits + 1) if not residual or i != slices]
     # Products are waited for before a slice is loaded where they read another; none follows the

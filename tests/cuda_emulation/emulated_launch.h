@@ -7,6 +7,7 @@ namespace clsd::cuda {
 
 inline bool runs_sm90a() { return emulation::sm90a; }
 inline int multiprocessors() { return emulation::multiprocessors; }
+inline size_t block_shared_bytes() { return emulation::block_shared_bytes; }
 
 template <auto kKernel, class... Arguments>
 void launch(dim3 grid, dim3 block, size_t shared_bytes, Stream /*stream*/,

@@ -130,6 +130,14 @@ uint32_t positive_mask(uint32_t pair) {
   return (numbers.x > 0 ? 0xFFFF : 0) | (numbers.y > 0 ? 0xFFFF0000 : 0);
 }
 
+inline int64_t multiply_add(int a, int b, int64_t c) { return int64_t{a} * b + c; }
+
+template <class T>
+uint32_t add(uint32_t a, uint32_t b) {
+  const float2 x = unpack<T>(a), y = unpack<T>(b);
+  return pack<T>(x.x + y.x, x.y + y.y);
+}
+
 template <int kElements = 0, class T>
 void cp_async(uint32_t offset, Global<const T> source, bool valid) {
   source = source + kElements;

@@ -19,6 +19,7 @@ unsigned char* shared = nullptr;
 size_t shared_bytes = 0;
 bool sm90a = false;
 int multiprocessors = 16;
+size_t block_shared_bytes = kMaxSharedBytes;
 Counts counts;
 
 namespace {
@@ -411,6 +412,9 @@ void clsd_emulation_seed(uint64_t seed) { clsd::emulation::seed = seed; }
 void clsd_emulation_sm90a(int runs) { clsd::emulation::sm90a = runs; }
 
 void clsd_emulation_multiprocessors(int number) { clsd::emulation::multiprocessors = number; }
+void clsd_emulation_block_shared_bytes(int bytes) {
+  clsd::emulation::block_shared_bytes = static_cast<size_t>(bytes);
+}
 const char* clsd_emulation_kernel() { return clsd::emulation::kernel.c_str(); }
 void clsd_emulation_skip_barrier(int index) { clsd::emulation::skipped_barrier = index; }
 void clsd_emulation_skip_wait(int index) { clsd::emulation::skipped_wait = index; }

@@ -41,6 +41,8 @@ extern size_t shared_bytes;
 // Whether the device is one that runs code for sm_90a.
 extern bool sm90a;
 extern int multiprocessors;
+// Shared memory that a block of the device may ask for.
+extern size_t block_shared_bytes;
 
 // What a launch did: products of a warp (mma) and of a warpgroup (wgmma), and 16-byte accesses of
 // global memory, of which each thread's counts, and a copy of zeros as one that reads.
@@ -121,6 +123,7 @@ CLSD_EXPORT void clsd_emulation_seed(uint64_t seed);
 // Kernels for sm_90a (1) or those for sm_80 (0) in the launches that follow.
 CLSD_EXPORT void clsd_emulation_sm90a(int runs);
 CLSD_EXPORT void clsd_emulation_multiprocessors(int number);
+CLSD_EXPORT void clsd_emulation_block_shared_bytes(int bytes);
 // Name of the kernel that was launched last.
 CLSD_EXPORT const char* clsd_emulation_kernel();
 // Launches are recorded since clsd_emulation_record: with `runs` 0 they do nothing else, so that
