@@ -17,6 +17,7 @@ from functools import cache
 from typing import NamedTuple
 
 from sass_code import WARP_LANES, Control, Instruction, Kernel, Launch
+from sass_loader import instructions_per_piece
 from sass_run import GLOBAL, SECTOR_BYTES, Issue, run
 
 SCHEDULERS = 4
@@ -278,14 +279,17 @@ class Prediction(NamedTuple):
 
     resident: blocks that a multiprocessor holds at once. waves: how often the card is filled.
     issue_slots: of the busiest multiprocessor's scheduler, all its blocks. per_load: instructions
-    of a warp for each 16 bytes that its lanes load, None if they load none. tensor_share: of the
-    time, for all tensor cores of the card. us: predicted.
+    of a warp for each 16 bytes that its lanes load, None if they load none.
+    loader_instructions_per_16_bytes: what copying the input takes, as `sass_loader` counts it; None
+    but for convolutions of many channels. tensor_share: of the time, for all tensor cores of the
+    card. us: predicted.
     """
 
     resident: int
     waves: float
     issue_slots: int
     per_load: float | None
+    loader_instructions_per_16_bytes: float | None
     tensor_share: float
     us: float
 
@@ -318,6 +322,9 @@ def predict(kernel: Kernel, launch: Launch, card: Card) -> Prediction:
         waves=launch.blocks / (room * card.multiprocessors),
         issue_slots=timing.issued,
         per_load=sum(map(len, warps)) / loads if loads else None,
+        loader_instructions_per_16_bytes=instructions_per_piece(kernel, launch)
+        if "conv3x3_kernel" in kernel.name
+        else None,
         tensor_share=tensor / (card.multiprocessors * timing.cycles),
         us=timing.cycles / (1000 * card.clock_ghz),
     )

@@ -15,6 +15,8 @@ A line of the first table is a launch of the step with n = 5, or of an operator 
     blocks    of the grid; held: by a multiprocessor at once; waves: how often they fill the card
     slots     instructions that a scheduler of the busiest multiprocessor issues
     a load    instructions of a warp for each 16 bytes that its lanes load
+    loader    instructions of a thread for each 16 bytes of a convolution's input that it copies:
+              all that their addresses and predicates depend on (`sass_loader`)
     tensor    share of the time that the card's tensor cores multiply
     us        predicted
 
@@ -148,12 +150,16 @@ def slowest(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
 def table(card: Card, rows: Sequence[Row]) -> str:
     width = max(len(row.kernel) for row in rows)
     lines = [f"{card.name} ({card.architecture}, {card.multiprocessors} multiprocessors): {NOTE}"]
-    lines.append(f"{'kernel':{width}}  calls blocks  held waves   slots  a load tensor      us")
+    lines.append(
+        f"{'kernel':{width}}  calls blocks  held waves   slots  a load  loader tensor      us"
+    )
     for name, blocks, calls, p in rows:
         per_load = "-" if p.per_load is None else f"{p.per_load:.0f}"
+        loader = p.loader_instructions_per_16_bytes
+        loader = "-" if loader is None else f"{loader:.1f}"
         lines.append(
             f"{name:{width}} {calls:6} {blocks:6} {p.resident:5} {p.waves:5.2f} {p.issue_slots:7} "
-            f"{per_load:>7} {p.tensor_share:6.0%} {p.us:7.2f}"
+            f"{per_load:>7} {loader:>7} {p.tensor_share:6.0%} {p.us:7.2f}"
         )
     return "\n".join([*lines, ""])
 

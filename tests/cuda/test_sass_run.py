@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import sass_code
+import sass_loader
 import sass_operations
 import sass_run
 import torch
@@ -254,6 +255,38 @@ def test_parameters_and_wide_numbers():
         parameters,
     )
     assert (added[0], scaled[0]) == (0x7F00FFFFFFF0 - 3, 0x7F00FFFFFFF0 - 3 * 16 + 8)
+
+
+def test_what_a_loader_depends_on():
+    """Of the copy of the input: the thread's number, its addresses, a predicate that was written
+    twice, in different lanes, and the guard; not what only the other copy needs, or what was
+    overwritten."""
+    code = [
+        "S2R R0, SR_LANEID",
+        "MOV R2, 0x7",
+        "MOV R2, c[0x0][0x160]",
+        "MOV R3, c[0x0][0x164]",
+        "ISETP.GE.AND P0, PT, R0, 0x8, PT",
+        "ISETP.GE.AND P1, PT, R0, 0x10, PT",
+        "P0 @ISETP.LT.AND P1, PT, R0, 0x14, PT",
+        "MOV R6, c[0x0][0x168]",
+        "MOV R7, c[0x0][0x16c]",
+        "IMAD R8, R0, 0x10, RZ",
+        "P0 @LDGSTS.E.BYPASS.128 [R8], [R2.64], P1",
+        "LDGSTS.E.BYPASS.128 [R8], [R6.64]",
+        "EXIT",
+    ]
+    instructions = [
+        Instruction(16 * i, *parse(text), Control(1, None, None, ())) for i, text in enumerate(code)
+    ]
+    kernel = Kernel("kernel", "sm_80", instructions, b"", 32, 0)
+    pointers = b"".join((1 << 63 | number << 48).to_bytes(8, "little") for number in (3, 5))
+    launch = Launch("kernel", (1, 1, 1), (32, 1, 1), 0, pointers)
+    copies = sass_loader.copies_of(kernel, launch, 0)
+    assert copies.pieces == 24
+    loader = [i for i in range(len(code)) if copies.loader >> i & 1]
+    assert loader == [0, 2, 3, 4, 5, 6, 9, 10]
+    assert sass_loader.instructions_per_piece(kernel, launch) == 8 * 32 / 24
 
 
 def test_an_unknown_instruction_is_an_error():

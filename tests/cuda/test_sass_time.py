@@ -103,6 +103,21 @@ def test_budgets(binaries, emulation, card, call):
         assert prediction.us <= us, found
 
 
+@pytest.mark.parametrize("card", ["h100", "a100"])
+@pytest.mark.parametrize("residual", [False, True])
+def test_the_loader_takes_8_instructions_per_16_bytes(binaries, emulation, card, residual):
+    emulation.sm90a(card == "h100")
+    emulation.multiprocessors(CARDS[card].multiprocessors)
+    x, weight = images(16, 64, 48, 48), images(64, 64, 3, 3)
+    with emulation.recorded(runs=False) as launches:
+        skip = x.clone() if residual else None
+        emulation.ops.conv3x3(x, weight, None, skip, 1.0, False)
+    launch = launches[-1][0]
+    kernel = binaries(CARDS[card].architecture)[launch.kernel]
+    prediction = predictor(CARDS[card])(kernel, launch)
+    assert prediction.loader_instructions_per_16_bytes <= 8
+
+
 @pytest.fixture(scope="module")
 def sass_time():
     """The program, which imports Triton."""
@@ -157,7 +172,7 @@ def test_launches_of_a_step(emulated_library, head_blocks, launches, native, tri
 
 
 def row(sass_time, kernel, calls, us):
-    return sass_time.Row(kernel, 128, calls, Prediction(1, 0.5, 8000, None, 0.25, us))
+    return sass_time.Row(kernel, 128, calls, Prediction(1, 0.5, 8000, None, 7.9, 0.25, us))
 
 
 def test_the_slowest_launch_of_a_kernel_counts(sass_time):
@@ -177,7 +192,8 @@ def test_table(sass_time):
         CARDS["h100"], [row(sass_time, "sm90::conv3x3_kernel<Bf16, false>", 35, 13.46)]
     )
     assert "model, not measurement" in text
-    assert text.splitlines()[2].split()[-7:] == ["128", "1", "0.50", "8000", "-", "25%", "13.46"]
+    fields = ["128", "1", "0.50", "8000", "-", "7.9", "25%", "13.46"]
+    assert text.splitlines()[2].split()[-8:] == fields
 
 
 def measurement(problem, mode, implementation, us):
