@@ -7,7 +7,7 @@ from functools import cache, partial
 import numpy as np
 import sass_operations as ops
 from numpy import ndarray
-from sass_code import Instruction
+from sass_code import WARP_LANES, Instruction
 
 #: Takes the warp and the lanes that take part.
 Effect = Callable[[object, ndarray], None]
@@ -145,6 +145,15 @@ def select(instruction, warp, mask) -> None:
     warp.write(target, chosen, mask)
 
 
+def shuffle(instruction, warp, mask) -> None:
+    """From the lane that is named; what takes part in sums over lanes is data."""
+    if "IDX" not in instruction.modifiers:
+        return
+    _, target, source, lane, _ = instruction.operands
+    lanes = np.broadcast_to(warp.value(lane), WARP_LANES).astype(int) % WARP_LANES
+    warp.write(target, np.broadcast_to(warp.value(source), WARP_LANES)[lanes], mask)
+
+
 def extreme(instruction, warp, mask) -> None:
     """IMNMX and VIMNMX: the lesser one where the predicate holds; VIADDMNMX adds first."""
     _, target, sources, read = split_results(instruction.operands)
@@ -277,6 +286,7 @@ EFFECTS = {
     "PLOP3": predicate_bitwise,
     "ISETP": compare,
     "SEL": select,
+    "SHFL": shuffle,
     "IMNMX": extreme,
     "VIMNMX": extreme,
     "VIADDMNMX": extreme,

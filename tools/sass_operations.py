@@ -168,7 +168,7 @@ def funnel(modifiers: Sequence[str], a: Value, amount: Value, c: Value) -> Value
 #: Instructions that compute, move or load what neither control flow nor addresses come from.
 DATA = re.compile(
     r"F(ADD|FMA|MUL|SEL|SETP?|MNMX|CHK)|F2FP?|D(ADD|MUL|FMA|SETP)|I?MMA|HG?MMA"
-    r"|H(ADD|FMA|MUL|SET|SETP|MNMX)2|(LD|ST)[GSL]?|LDSM|STSM|LDGSTS|ATOM[GS]?|REDG?|SHFL|MOVM"
+    r"|H(ADD|FMA|MUL|SET|SETP|MNMX)2|(LD|ST)[GSL]?|LDSM|STSM|LDGSTS|ATOM[GS]?|REDG?|MOVM"
 )
 #: Instructions that order others, or do nothing.
 ORDER = re.compile(

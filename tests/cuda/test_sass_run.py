@@ -300,6 +300,21 @@ def test_an_endless_loop_is_an_error(monkeypatch):
         run(["BRA 0x0"])
 
 
+@pytest.mark.parametrize("lane, addresses", [("RZ", [0] * 32), ("0x5", [80] * 32), ("R1", None)])
+def test_shuffles(lane, addresses):
+    """From a lane's register to all; R1 names each lane's left neighbour."""
+    code = [
+        "S2R R0, SR_LANEID",
+        "IADD3 R1, R0, 0x1f, RZ",
+        "IMAD R2, R0, 0x10, RZ",
+        f"SHFL.IDX PT, R3, R2, {lane}, 0x1f",
+        "STG [R3], R0",
+        "EXIT",
+    ]
+    _, (stored,) = run(code)
+    assert list(stored) == (addresses or [16 * ((i + 31) % 32) for i in range(32)])
+
+
 def test_bank_conflicts():
     """Rows of 128 bytes: all lanes read one bank, or, skewed by the row, each its own."""
     code = ["S2R R0, SR_LANEID", "IMAD R0, R0, {}, RZ", "LDS R1, [R0]", "EXIT"]
