@@ -458,8 +458,8 @@ MUTANTS = [
     Mutant(
         "cuda tail: the shift's matrix is not transposed for a gradient",
         TAIL_GRADIENTS,
-        "load(stage.shift_weight + (j * outputs + k))",
-        "load(stage.shift_weight + (k * outputs + j))",
+        "load(weight + (j * outputs + k))",
+        "load(weight + (k * outputs + j))",
         CUDA_TAIL,
     ),
     Mutant(

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <type_traits>
 
 #include "../shapes.h"
 #include "launch.cuh"
@@ -49,13 +50,18 @@ void launch_tiles(const Tails<T>& tails, const TailShape& shape, int groups, uin
                   grid);
 }
 
-template <auto kKernel, class T>
-void launch_lay_out(const Tails<T>& tails, const TailShape& shape, const TailPaths& paths,
-                    int64_t ones, Stream stream) {
-  const int64_t numbers = int64_t{shape.fragments()} * kFragmentPairs;
-  const int64_t blocks = ceil_div(numbers + ones, tail::kComposingThreads);
-  launch<kKernel>(grid_of(blocks, tails.count), tail::kComposingThreads, 0, stream, tails, shape,
-                  paths);
+// Of the products of all stages, as many as the largest has.
+template <class T>
+int64_t products_blocks(const Tails<T>& tails) {
+  int64_t blocks = 0;
+  for (int i = 0; i < tails.count; ++i) {
+    blocks = std::max<int64_t>(blocks, tail::products_blocks(tails.at[i].stage));
+  }
+  return blocks;
+}
+
+int64_t laid_out_pairs(const TailShape& shape) {
+  return int64_t{shape.fragments()} * kFragmentPairs;
 }
 
 // The tasks of the composed weight's gradient. A multiprocessor has room for one block: they are one
@@ -107,38 +113,38 @@ tail::WeightsPlan weights_plan(const TailShape& shape, int tails) {
 
 template <class T>
 void multiply_stages(const Tails<T>& tails, Stream stream) {
-  int64_t blocks = 0;
-  for (int i = 0; i < tails.count; ++i) {
-    const TailStage& stage = tails.at[i].stage;
-    const int64_t tiles =
-        int64_t{tail::matrix_tiles(stage.channels + 1)} * tail::matrix_tiles(stage.after_size());
-    blocks = std::max(blocks, stage.pairs() * tiles);
-  }
-  launch<tail::products_kernel<T>>(grid_of(blocks, tails.count), tail::kMatrixThreads,
-                                   tail::kMatrixBytes, stream, tails);
+  launch<tail::products_kernel<T>>(grid_of(products_blocks(tails), tails.count),
+                                   tail::kMatrixThreads, tail::kMatrixBytes, stream, tails);
 }
 
 template <class T>
-void compose(const Tails<T>& tails, const TailPaths& paths, int taps, Stream stream) {
+void compose(const Tails<T>& tails, const TailPaths& paths, Stream stream) {
   int64_t numbers = 0;
   for (int i = 0; i < tails.count; ++i) {
-    const TailStage& stage = tails.at[i].stage;
-    numbers = std::max(numbers, (int64_t{stage.channels} + 1) * taps * taps * stage.outputs);
+    numbers = std::max<int64_t>(numbers, tails.at[i].composition.size());
   }
   launch<tail::compose_kernel<T>>(grid_of(ceil_div(numbers, tail::kComposingThreads), tails.count),
-                                  tail::kComposingThreads, 0, stream, tails, paths, taps);
+                                  tail::kComposingThreads, 0, stream, tails, paths);
 }
 
 template <class T>
 void compose_and_lay_out(const Tails<T>& tails, const TailShape& shape, const TailPaths& paths,
                          Stream stream) {
   const int64_t ones = int64_t{shape.taps} * shape.taps * shape.outputs;
-  launch_lay_out<tail::lay_out_kernel<T, false>>(tails, shape, paths, ones, stream);
+  const int64_t blocks = ceil_div(laid_out_pairs(shape) + ones, tail::kComposingThreads);
+  launch<tail::lay_out_kernel<T>>(grid_of(blocks, tails.count), tail::kComposingThreads, 0, stream,
+                                  tails, shape, paths);
 }
 
 template <class T>
-void lay_out_transposed(const Tails<T>& tails, const TailShape& shape, Stream stream) {
-  launch_lay_out<tail::lay_out_kernel<T, true>>(tails, shape, TailPaths{}, 0, stream);
+void prepare_gradients(const Tails<T>& tails, const TailShape& shape, Stream stream) {
+  const bool lays_out{tails.at[0].weights}, multiplies{tails.at[0].composition.products};
+  const int64_t of_layout = lays_out ? ceil_div(laid_out_pairs(shape), tail::kMatrixThreads) : 0;
+  const int64_t blocks = of_layout + (multiplies ? products_blocks(tails) : 0);
+  if (blocks == 0) return;
+  launch<tail::prepare_gradients_kernel<T>>(grid_of(blocks, tails.count), tail::kMatrixThreads,
+                                            multiplies ? tail::kMatrixBytes : 0, stream, tails,
+                                            shape, static_cast<int>(of_layout));
 }
 
 template <class T>
@@ -164,7 +170,7 @@ void differentiate_images(const Tails<T>& tails, const TailShape& shape, Stream 
 
 template <class T>
 void differentiate_weights(const WeightsGradients<T>& tails, const TailShape& shape,
-                           Stream stream) {
+                           const TailPaths& paths, Stream stream) {
   namespace wgrad = tail::wgrad;
   const tail::WeightsPlan plan = weights_plan(shape, tails.count);
   const int64_t blocks = plan.blocks * shape.chunks() * plan.groups;
@@ -175,24 +181,42 @@ void differentiate_weights(const WeightsGradients<T>& tails, const TailShape& sh
                                                       plan);
   };
   if (blocks > 0) tails.at[0].grad_shifted ? run(float{}) : run(T{});
-  const int64_t numbers =
-      (int64_t{shape.channels} + 1) * shape.taps * shape.taps * shape.outputs + shape.outputs;
-  launch<wgrad::reduce_kernel<T>>(grid_of(ceil_div(numbers, wgrad::kReducingThreads), tails.count),
-                                  wgrad::kReducingThreads, 0, stream, tails, shape, plan);
+  const int64_t numbers = (int64_t{shape.channels} + 1) * shape.taps * shape.taps + 1;
+  int64_t composed = 0;
+  for (int i = 0; i < tails.count; ++i) {
+    const Composition& after = tails.at[i].after;
+    if (after.products) composed = std::max<int64_t>(composed, after.size());
+  }
+  const int64_t of_sums = ceil_div(numbers, wgrad::kReducingThreads);
+  const int64_t all = of_sums + ceil_div(composed, wgrad::kReducingThreads);
+  launch<wgrad::reduce_kernel<T>>(grid_of(all, tails.count), wgrad::kReducingThreads, 0, stream,
+                                  tails, shape, plan, paths, static_cast<int>(of_sums));
 }
 
 void differentiate_stages(const StageGradients& tails, const TailPaths& paths, int taps,
                           Stream stream) {
-  int64_t blocks = 0, numbers = 0;
+  int64_t blocks = 0;
   for (int i = 0; i < tails.count; ++i) {
     const TailStage& stage = tails.at[i].stage;
-    blocks = std::max<int64_t>(blocks, tail::weights_blocks(stage) + tail::after_blocks(stage));
-    numbers = std::max(numbers, (int64_t{stage.features} + 1) * stage.after_size());
+    blocks =
+        std::max<int64_t>(blocks, tail::weights_blocks(stage) + tail::after_blocks(tails.at[i]));
   }
-  launch<tail::stage_gradient_kernel>(grid_of(blocks, tails.count), tail::kMatrixThreads,
-                                      tail::kMatrixBytes, stream, tails, paths, taps);
-  launch<tail::sum_after_kernel>(grid_of(ceil_div(numbers, tail::kComposingThreads), tails.count),
-                                 tail::kComposingThreads, 0, stream, tails);
+  const auto run = [&](auto parts) {
+    launch<tail::stage_gradient_kernel<parts>>(grid_of(blocks, tails.count), tail::kMatrixThreads,
+                                               tail::kMatrixBytes, stream, tails, paths, taps);
+  };
+  tails.at[0].grad_parts > 1 ? run(std::true_type{}) : run(std::false_type{});
+}
+
+void sum_out_weights(const StageGradients& tails, Stream stream) {
+  int64_t numbers = 0;
+  for (int i = 0; i < tails.count; ++i) {
+    const TailStage& stage = tails.at[i].stage;
+    numbers = std::max(numbers, int64_t{stage.features} * stage.after_size());
+  }
+  launch<tail::sum_out_weights_kernel>(grid_of(ceil_div(numbers, 32), tails.count),
+                                       tail::kComposingThreads,
+                                       tail::kComposingThreads * sizeof(float), stream, tails);
 }
 
 int64_t partial_floats(const TailShape& shape, int count) {
@@ -201,12 +225,13 @@ int64_t partial_floats(const TailShape& shape, int count) {
 
 #define CLSD_TAILS(T)                                                                             \
   template void multiply_stages(const Tails<T>&, Stream);                                         \
-  template void compose(const Tails<T>&, const TailPaths&, int, Stream);                          \
+  template void compose(const Tails<T>&, const TailPaths&, Stream);                               \
   template void compose_and_lay_out(const Tails<T>&, const TailShape&, const TailPaths&, Stream); \
-  template void lay_out_transposed(const Tails<T>&, const TailShape&, Stream);                    \
+  template void prepare_gradients(const Tails<T>&, const TailShape&, Stream);                     \
   template void apply(const Tails<T>&, const TailShape&, Stream);                                 \
   template void differentiate_images(const Tails<T>&, const TailShape&, Stream);                  \
-  template void differentiate_weights(const WeightsGradients<T>&, const TailShape&, Stream);
+  template void differentiate_weights(const WeightsGradients<T>&, const TailShape&,               \
+                                      const TailPaths&, Stream);
 CLSD_TAILS(Bf16)
 CLSD_TAILS(Fp16)
 #undef CLSD_TAILS

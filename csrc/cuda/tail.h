@@ -18,6 +18,7 @@ namespace clsd::cuda {
 
 constexpr int kReaches = 9, kEveryReaches = 5;
 constexpr int kMaxFactor = 4, kMaxTaps = 26, kMaxAfterTaps = 10, kMaxMapRows = 9, kMaxPaths = 96;
+constexpr int kStageRows = 6;  // of the map of the first of two stages
 constexpr int kChunk = 16, kMaxColumns = 48;
 // Pairs of 16 x 16 weights, which the lanes of a warp hold as the second operand of two products.
 constexpr int kFragmentPairs = kSlice * kChunk / 2;
@@ -64,7 +65,7 @@ struct TailShape {
 // composed weight [M + 1, taps, taps, K].
 struct TailStage {
   Global<const float> weight, bias, after;  // bias may be null
-  Global<const float> shift_weight;         // of the last stage alone (TailShift), or null
+  Global<const float> shift_weight;         // of the last stage in a forward (TailShift), or null
   int64_t weight_strides[4], bias_stride, after_strides[4];
   int channels, features, outputs, factor;  // C, M, K, and what the stage shuffles by
   int after_taps;
@@ -74,6 +75,8 @@ struct TailStage {
   CLSD_HOST_DEVICE int map_rows() const { return 3 * factor; }
   CLSD_HOST_DEVICE int pairs() const { return map_rows() * map_rows(); }
   CLSD_HOST_DEVICE int after_size() const { return after_taps * after_taps * outputs; }
+  // Of what follows: a composed weight has one more, which is 1 everywhere.
+  CLSD_HOST_DEVICE int after_channels() const { return last ? features : features + 1; }
   // Of what follows, tap number n.
   CLSD_HOST_DEVICE TailTap after_tap(int n) const {
     const int line = by_outputs.quotient(n), x = by_after_taps.quotient(line);
@@ -87,11 +90,19 @@ struct TailShift {
   Global<const float> weight, bias;
 };
 
+// A composed weight, and the products of a stage with what follows that it is summed from.
+struct Composition {
+  Global<float> products;  // [pair, C + 1, after_size]; null where there is nothing to compose
+  Global<float> composed;  // [C + 1, taps, taps, K]
+  int channels, outputs, factor, taps, after_taps;
+
+  CLSD_HOST_DEVICE int size() const { return (channels + 1) * taps * taps * outputs; }
+};
+
 template <class T>
 struct Tail {
   TailStage stage;
-  Global<float> products;        // of the stage with what follows, [pair, C + 1, after_size]
-  Global<float> composed;        // [C + 1, taps, taps, K]
+  Composition composition;
   Global<uint32_t> weights;      // pairs of T: the composed weight as products of matrices read it
   Global<const float> out_bias;  // may be null
   int64_t out_bias_stride;
@@ -116,9 +127,11 @@ template <class T>
 struct WeightsGradient {
   Global<const T> grad, input;       // of the output, and x; dense [N, H, W, C]
   Global<const float> grad_shifted;  // in place of the output's, or null
+  Global<const float> shift_weight;  // or null
   Global<float> partials;
-  Global<float> grad_composed;  // [taps, taps, K, C + 1], by columns and rows
-  Global<float> grad_bias;      // of the last convolution, or of what it becomes by the shift
+  // Of what is composed without the shift, [C + 1, taps, taps, K], and of the last bias.
+  Global<float> grad_composed, grad_bias;
+  Composition after;  // what follows the first of two stages, composed beside the gradient
 };
 
 template <class T>
@@ -127,18 +140,19 @@ struct WeightsGradients {
   int count;
 };
 
-// Gradients of a stage's parameters and of what follows it.
+// Gradients of a stage's parameters, and the parts that so many pairs each have in the gradient of
+// what follows it.
 struct StageGradient {
   TailStage stage;
-  Global<const float> grad;  // of the composed weight, [taps, taps, K, C + 1]
+  Global<const float> grad;  // of the composed weight, [C + 1, taps, taps, K]: so many parts of it
+  int grad_parts, pairs_of_part;
   Global<float> grad_weight, grad_bias;
   int64_t weight_strides[4];
-  Global<float> partials;    // of the gradient of what follows, [pair, M + 1, after_size]
-  Global<float> grad_after;  // of the last convolution's weight, or [taps, taps, K, M + 1]
-  int64_t after_strides[4];
-  // Of the last convolution, where its outputs are shifted: from the gradient of the shifted bias.
-  Global<const float> grad_shifted_bias;
-  Global<float> grad_out_bias;
+  Global<float> partials;         // [part, after_channels, taps, taps, K]
+  Global<float> grad_out_weight;  // of the last convolution, after the last stage
+  int64_t out_strides[4];
+
+  CLSD_HOST_DEVICE int parts() const { return stage.pairs() / pairs_of_part; }
 };
 
 struct StageGradients {
@@ -150,23 +164,26 @@ struct StageGradients {
 template <class T>
 void multiply_stages(const Tails<T>& tails, Stream stream);
 template <class T>
-void compose(const Tails<T>& tails, const TailPaths& paths, int taps, Stream stream);
-// Compose and lay out for the forward; or lay out what has been composed for the gradient.
+void compose(const Tails<T>& tails, const TailPaths& paths, Stream stream);
+// Compose and lay out for the forward.
 template <class T>
 void compose_and_lay_out(const Tails<T>& tails, const TailShape& shape, const TailPaths& paths,
                          Stream stream);
+// Lay out what has been composed for the gradient of the images, where there are places for that,
+// and multiply the stages, where there are for their products.
 template <class T>
-void lay_out_transposed(const Tails<T>& tails, const TailShape& shape, Stream stream);
+void prepare_gradients(const Tails<T>& tails, const TailShape& shape, Stream stream);
 template <class T>
 void apply(const Tails<T>& tails, const TailShape& shape, Stream stream);
 template <class T>
 void differentiate_images(const Tails<T>& tails, const TailShape& shape, Stream stream);
-// Two launches.
+// Two launches. `paths` are those of what is composed beside.
 template <class T>
-void differentiate_weights(const WeightsGradients<T>& tails, const TailShape& shape, Stream stream);
-// Two launches.
+void differentiate_weights(const WeightsGradients<T>& tails, const TailShape& shape,
+                           const TailPaths& paths, Stream stream);
 void differentiate_stages(const StageGradients& tails, const TailPaths& paths, int taps,
                           Stream stream);
+void sum_out_weights(const StageGradients& tails, Stream stream);
 
 // Floats of the workspace of each tail's partials, of `count` tails.
 int64_t partial_floats(const TailShape& shape, int count);

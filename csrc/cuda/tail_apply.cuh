@@ -290,7 +290,7 @@ __device__ __forceinline__ void load_ones(const Tail<T>& tail, const TailShape& 
     TailTap tap{-1, -1, k};
     if (exists) tap.y = shape.reaches.tap[reach_y][y], tap.x = shape.reaches.tap[reach_x][x];
     const Global<const float> number =
-        tail.composed + composed_offset(shape.taps, shape.outputs, shape.channels, tap);
+        tail.composition.composed + composed_offset(shape.taps, shape.outputs, shape.channels, tap);
     store_shared<float>(ones_at(reach_y, reach_x, i), tap.y >= 0 && tap.x >= 0 ? load(number) : 0);
   }
 }

@@ -8,11 +8,12 @@
 
 namespace clsd::cuda::tail {
 
-// Sum of `count` numbers that are `step` apart, in their order; many loads are on their way at once.
-template <class Sum = float, int kAtOnce = 12>
-__device__ __forceinline__ Sum sum_of_numbers(Global<const float> numbers, int64_t step,
-                                              int count) {
-  Sum sum = 0;
+// Sum of `count` numbers that are `step` apart, in their order; so many loads are on their way at
+// once.
+template <int kAtOnce>
+__device__ __forceinline__ float sum_of_numbers(Global<const float> numbers, int64_t step,
+                                                int count) {
+  float sum = 0;
 #pragma unroll 1
   for (int first = 0; first < count; first += kAtOnce) {
     float part[kAtOnce];
@@ -27,9 +28,10 @@ __device__ __forceinline__ Sum sum_of_numbers(Global<const float> numbers, int64
 }
 
 // Products of small matrices: a block computes 32 x 32 numbers, each thread 2 x 2 of them, from
-// tiles that lie depth by depth in shared memory. The depths of 64 channels and one that is 1
-// everywhere are one tile: all its loads are on their way at once.
-constexpr int kMatrixTile = 32, kMatrixDepth = 72, kMatrixThreads = 256;
+// tiles that lie depth by depth in shared memory. The depths of 64 channels are one tile: all its
+// loads are on their way at once.
+constexpr int kMatrixTile = 32, kMatrixDepth = 64, kMatrixThreads = 256;
+constexpr int kMatrixBlocks = 3;  // that a multiprocessor has registers for
 constexpr uint32_t kTilePitch = (kMatrixTile + 2) * sizeof(float);  // rows of float2
 constexpr uint32_t kSecondTile = kMatrixDepth * kTilePitch, kMatrixBytes = 2 * kSecondTile;
 using MatrixSums = float[2][2];
@@ -37,53 +39,81 @@ using MatrixSums = float[2][2];
 __device__ __forceinline__ int matrix_row() { return static_cast<int>(threadIdx.x) / 16 * 2; }
 __device__ __forceinline__ int matrix_column() { return static_cast<int>(threadIdx.x) % 16 * 2; }
 
-// Numbers of a tile on their way through a thread: those of one line, whose numbers by depth are
-// what numbers(line) returns.
-constexpr int kDepthsAtOnce = kMatrixThreads / kMatrixTile;
-using TileNumbers = float[kMatrixDepth / kDepthsAtOnce];
+// Numbers of a tile on their way through a thread. A lane has a line, a row or column of the
+// product, whose numbers by depth are what numbers(line) returns; or, where those of a depth lie
+// side by side, numbers(depth) returns them by line.
+enum class Lanes { kLines, kDepths };
+constexpr int kMatrixWarps = kMatrixThreads / 32, kLinesOfWarp = kMatrixTile / kMatrixWarps;
+using TileNumbers = float[kMatrixTile * kMatrixDepth / kMatrixThreads];
 
-template <class Numbers>
+template <Lanes kLanes, class Numbers>
 __device__ __forceinline__ void load_numbers(TileNumbers& target, int first, int depths,
                                              const Numbers& numbers) {
-  const auto number = numbers(static_cast<int>(threadIdx.x) % kMatrixTile);
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  if constexpr (kLanes == Lanes::kLines) {
+    const auto number = numbers(lane);
 #pragma unroll
-  for (int i = 0; i < kMatrixDepth / kDepthsAtOnce; ++i) {
-    const int depth = first + static_cast<int>(threadIdx.x) / kMatrixTile + i * kDepthsAtOnce;
-    target[i] = depth < depths ? number(depth) : 0;
+    for (int i = 0; i < kMatrixDepth / kMatrixWarps; ++i) {
+      const int depth = first + warp + i * kMatrixWarps;
+      target[i] = depth < depths ? number(depth) : 0;
+    }
+  } else {
+#pragma unroll
+    for (int half = 0; half < kMatrixDepth / 32; ++half) {
+      const int depth = first + lane + 32 * half;
+      float* const part = target + half * kLinesOfWarp;
+      if (depth < depths) {
+        const auto number = numbers(depth);
+#pragma unroll
+        for (int i = 0; i < kLinesOfWarp; ++i) part[i] = number(warp + i * kMatrixWarps);
+      } else {
+#pragma unroll
+        for (int i = 0; i < kLinesOfWarp; ++i) part[i] = 0;
+      }
+    }
   }
 }
 
+template <Lanes kLanes>
 __device__ __forceinline__ void store_numbers(uint32_t tile, const TileNumbers& numbers) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
 #pragma unroll
-  for (int i = 0; i < kMatrixDepth / kDepthsAtOnce; ++i) {
-    const int depth = static_cast<int>(threadIdx.x) / kMatrixTile + i * kDepthsAtOnce;
-    store_shared<float>(tile + depth * kTilePitch +
-                            threadIdx.x % kMatrixTile * static_cast<int>(sizeof(float)),
+  for (int i = 0; i < kMatrixTile * kMatrixDepth / kMatrixThreads; ++i) {
+    const bool by_line = kLanes == Lanes::kLines;
+    const int line = by_line ? lane : warp + i % kLinesOfWarp * kMatrixWarps;
+    const int depth = by_line ? warp + i * kMatrixWarps : lane + i / kLinesOfWarp * 32;
+    store_shared<float>(tile + depth * kTilePitch + line * static_cast<int>(sizeof(float)),
                         numbers[i]);
   }
 }
 
-// sums += a b; a(row) and b(column) are functions of the depth, which give the numbers of a row and
-// of a column of the block's tile, 0 where there is none.
-template <class A, class B>
+// sums += a b, of so many depths. a and b give numbers of the rows and of the columns of the block's
+// tile, 0 where there are none.
+template <Lanes kA, Lanes kB, class A, class B>
 __device__ __forceinline__ void multiply_matrices(MatrixSums& sums, int depth, const A& a,
                                                   const B& b) {
+  constexpr int kStep = 8;
 #pragma unroll 1
   for (int first = 0; first < depth; first += kMatrixDepth) {
     TileNumbers rows_numbers, columns_numbers;
-    load_numbers(rows_numbers, first, depth, a);
-    load_numbers(columns_numbers, first, depth, b);
+    load_numbers<kA>(rows_numbers, first, depth, a);
+    load_numbers<kB>(columns_numbers, first, depth, b);
     __syncthreads();  // all have left the tiles before
-    store_numbers(0, rows_numbers);
-    store_numbers(kSecondTile, columns_numbers);
+    store_numbers<kA>(0, rows_numbers);
+    store_numbers<kB>(kSecondTile, columns_numbers);
     __syncthreads();
-#pragma unroll 8
-    for (int k = 0; k < kMatrixDepth; ++k) {
-      const auto rows = load_shared<float2>(k * kTilePitch + matrix_row() * sizeof(float));
-      const auto columns =
-          load_shared<float2>(kSecondTile + k * kTilePitch + matrix_column() * sizeof(float));
-      sums[0][0] += rows.x * columns.x, sums[0][1] += rows.x * columns.y;
-      sums[1][0] += rows.y * columns.x, sums[1][1] += rows.y * columns.y;
+    const int depths = depth - first < kMatrixDepth ? depth - first : kMatrixDepth;
+#pragma unroll 1
+    for (int step = 0; step < depths; step += kStep) {
+#pragma unroll
+      for (int i = 0; i < kStep; ++i) {
+        const uint32_t line = (step + i) * kTilePitch;
+        const auto rows = load_shared<float2>(line + matrix_row() * sizeof(float));
+        const auto columns =
+            load_shared<float2>(kSecondTile + line + matrix_column() * sizeof(float));
+        sums[0][0] += rows.x * columns.x, sums[0][1] += rows.x * columns.y;
+        sums[1][0] += rows.y * columns.x, sums[1][1] += rows.y * columns.y;
+      }
     }
   }
 }
@@ -130,7 +160,8 @@ struct StagePair {
   }
 };
 
-// What channel c of a pixel adds to channel m of the map: the last of each is 1 everywhere.
+// What channel c of a pixel adds to channel m of the map: the last of each is 1 everywhere. The
+// pixel's adds to its own square alone: of other pairs, its numbers are not used, nor loaded.
 __device__ __forceinline__ float response(const TailStage& stage, const StagePair& pair, int c,
                                           int m) {
   if (c > stage.channels || m > stage.features) return 0;
@@ -153,7 +184,7 @@ __device__ __forceinline__ int64_t out_offset(const int64_t (&strides)[4], int m
 class Following {
  public:
   __device__ __forceinline__ Following(const TailStage& stage, int n) {
-    channels_ = n >= stage.after_size() ? 0 : stage.last ? stage.features : stage.features + 1;
+    channels_ = n >= stage.after_size() ? 0 : stage.after_channels();
     step_ = stage.last ? stage.after_strides[1] : stage.after_size();
     TailTap tap = stage.after_tap(n);
     if (stage.shift_weight) {
@@ -182,28 +213,46 @@ class Following {
   int channels_, outputs_ = 0;  // those that are summed over
 };
 
-// Block (tile of c, tile of n, pair) of tail z.
-template <class T>
-__global__ void __launch_bounds__(kMatrixThreads)
-    products_kernel(const __grid_constant__ Tails<T> tails) {
-  const Tail<T>& tail = tails.at[blockIdx.y];
-  const TailStage& stage = tail.stage;
+// Blocks of the products of a stage: by tile of n, tile of c and pair. Behind them, where the channel
+// of 1 has a tile of its own, those of a pixel's own square: by other pairs, it adds nothing.
+CLSD_HOST_DEVICE inline int products_blocks(const TailStage& stage) {
+  const int own = stage.channels % kMatrixTile == 0 ? stage.factor * stage.factor : 0;
+  const int tiles = stage.pairs() * matrix_tiles(stage.channels) + own;
+  return tiles * matrix_tiles(stage.after_size());
+}
+
+// A block's tile of the products of a stage with what follows it.
+__device__ __forceinline__ void multiply_stage(const TailStage& stage, Global<float> products,
+                                               int block) {
   const int rows = stage.channels + 1, columns = stage.after_size();
-  const int tiles_c = matrix_tiles(rows), tiles_n = matrix_tiles(columns);
-  const int block = static_cast<int>(blockIdx.x);
-  const int c = block % tiles_c * kMatrixTile, n = block / tiles_c % tiles_n * kMatrixTile;
-  const int number = block / (tiles_c * tiles_n);
-  if (number >= stage.pairs()) return;  // of a smaller tail
+  const int tiles_c = matrix_tiles(stage.channels), tiles_n = matrix_tiles(columns);
+  const int n = block % tiles_n * kMatrixTile, tile = block / tiles_n;
+  int number = tile / tiles_c, c = tile % tiles_c * kMatrixTile;
+  if (number >= stage.pairs()) {
+    const int own = tile - stage.pairs() * tiles_c, first = stage.factor;
+    number = (first + own / first) * stage.map_rows() + first + own % first;
+    c = stage.channels;
+  }
   const StagePair pair(stage, number);
   MatrixSums sums{};
   const auto responses = [&](int row) {
     return [&, row](int m) { return response(stage, pair, c + row, m); };
   };
   const auto following = [&](int column) { return Following(stage, n + column); };
-  multiply_matrices(sums, stage.features + 1, responses, following);
+  const int depth = pair.is_center ? stage.features + 1 : stage.features;
+  multiply_matrices<Lanes::kLines, Lanes::kLines>(sums, depth, responses, following);
   store_matrix(sums, rows - c, columns - n, [&](int row, int column, float sum) {
-    store(tail.products + ((int64_t{number} * rows + c + row) * columns + n + column), sum);
+    store(products + ((int64_t{number} * rows + c + row) * columns + n + column), sum);
   });
+}
+
+template <class T>
+__global__ void __launch_bounds__(kMatrixThreads, kMatrixBlocks)
+    products_kernel(const __grid_constant__ Tails<T> tails) {
+  const Tail<T>& tail = tails.at[blockIdx.y];
+  const int block = static_cast<int>(blockIdx.x);
+  if (block >= products_blocks(tail.stage)) return;  // of a smaller tail
+  multiply_stage(tail.stage, tail.composition.products, block);
 }
 
 // Offset of a tap of channel c in a composed weight with so many taps and outputs.
@@ -212,21 +261,26 @@ __device__ __forceinline__ int64_t composed_offset(int taps, int outputs, int c,
   return ((int64_t{c} * taps + tap.x) * taps + tap.y) * outputs + tap.k;
 }
 
-// The tap of a composed weight: its sum over the ways.
-__device__ __forceinline__ float composed_number(const TailStage& stage,
-                                                 Global<const float> products,
-                                                 const TailPaths& paths, int c,
-                                                 const TailTap& tap) {
-  const int rows = stage.map_rows(), taps = stage.after_taps;
+// The tap of a composed weight: its sum over the ways. kOnes: of any channel, that of 1 too.
+template <bool kOnes>
+__device__ __forceinline__ float composed_number(const Composition& weight, const TailPaths& paths,
+                                                 int c, const TailTap& tap) {
+  const int rows = 3 * weight.factor, taps = weight.after_taps;
+  const int size = taps * taps * weight.outputs;
+  // The channel of 1 adds nothing but by a pixel's own square.
+  const bool is_of_ones = kOnes && c == weight.channels;
+  const auto is_own = [&](int row) { return row >= weight.factor && row < 2 * weight.factor; };
   float sum = 0;
 #pragma unroll 1
   for (int p = paths.begin[tap.y]; p < paths.begin[tap.y + 1]; ++p) {
+    if (is_of_ones && !is_own(paths.row[p])) continue;
 #pragma unroll 1
     for (int q = paths.begin[tap.x]; q < paths.begin[tap.x + 1]; ++q) {
+      if (is_of_ones && !is_own(paths.row[q])) continue;
       const int pair = paths.row[p] * rows + paths.row[q];
-      const int n = (paths.after[q] * taps + paths.after[p]) * stage.outputs + tap.k;
-      const int64_t line = int64_t{pair} * (stage.channels + 1) + c;
-      const float product = load(products + (line * stage.after_size() + n));
+      const int n = (paths.after[q] * taps + paths.after[p]) * weight.outputs + tap.k;
+      const int line = pair * (weight.channels + 1) + c;  // all products are few millions
+      const float product = load(Global<const float>(weight.products) + (line * size + n));
       sum += paths.sign[p] * paths.sign[q] < 0 ? -product : product;
     }
   }
@@ -234,20 +288,23 @@ __device__ __forceinline__ float composed_number(const TailStage& stage,
 }
 
 constexpr int kComposingThreads = 128;
+constexpr int kComposingBlocks = 12;  // that a multiprocessor has registers for
 
-// The composed weight alone, as what follows another stage.
+// Number `index` of the composed weight alone, as what follows another stage.
+__device__ __forceinline__ void compose_number(const Composition& weight, const TailPaths& paths,
+                                               int index) {
+  if (index >= weight.size()) return;
+  const int line = index / weight.outputs, column = line / weight.taps;
+  const TailTap tap{column % weight.taps, line % weight.taps, index % weight.outputs};
+  store(weight.composed + index, composed_number<true>(weight, paths, column / weight.taps, tap));
+}
+
 template <class T>
 __global__ void __launch_bounds__(kComposingThreads)
-    compose_kernel(const __grid_constant__ Tails<T> tails, const __grid_constant__ TailPaths paths,
-                   int taps) {
-  const Tail<T>& tail = tails.at[blockIdx.y];
-  const TailStage& stage = tail.stage;
-  const int size = taps * taps * stage.outputs;
+    compose_kernel(const __grid_constant__ Tails<T> tails,
+                   const __grid_constant__ TailPaths paths) {
   const int index = static_cast<int>(blockIdx.x * kComposingThreads + threadIdx.x);
-  const int c = index / size, n = index % size;
-  if (c > stage.channels) return;
-  const TailTap tap{n / (taps * stage.outputs), n / stage.outputs % taps, n % stage.outputs};
-  store(tail.composed + index, composed_number(stage, tail.products, paths, c, tap));
+  compose_number(tails.at[blockIdx.y].composition, paths, index);
 }
 
 // The tap that a column of the reaches (y, x) is of, if there is one.
@@ -269,48 +326,82 @@ __device__ __forceinline__ void find_number(int lane, int e, int& channel, int& 
   channel = kGradient ? other : depth, column = kGradient ? depth : other;
 }
 
-// Write the composed weight, rounded, as its products read it; and compose it first, in the forward.
-// A thread has two neighbouring numbers of a lane. Behind those come the weights of 1, one each.
-template <class T, bool kGradient>
-__global__ void __launch_bounds__(kComposingThreads)
+// Where a thread's two neighbouring numbers of a lane are in the composed weight.
+template <bool kGradient>
+class LaidOutPair {
+ public:
+  __device__ __forceinline__ LaidOutPair(const TailShape& shape, int index) : shape_(shape) {
+    const int fragment = index / kFragmentPairs, slices = shape.slices();
+    lane_ = index % kFragmentPairs / 4, pair_ = index % 4;
+    slice_ = fragment % slices, chunk_ = fragment / slices % shape.chunks();
+    reaches_ = fragment / (slices * shape.chunks());
+  }
+
+  // The pair of number(channel, tap), 0 where there is no such tap.
+  template <class T, class Number>
+  __device__ __forceinline__ uint32_t of(const Number& number) const {
+    float numbers[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int channel, column;
+      find_number<kGradient>(lane_, 2 * pair_ + half, channel, column);
+      TailTap tap;
+      const bool exists =
+          find_tap(shape_, reaches_ / kReaches, reaches_ % kReaches, chunk_ * kChunk + column, tap);
+      numbers[half] = exists ? number(slice_ * 16 + channel, tap) : 0;
+    }
+    return pack<T>(numbers[0], numbers[1]);
+  }
+
+ private:
+  const TailShape& shape_;
+  int lane_, pair_, slice_, chunk_, reaches_;
+};
+
+// Compose, and write the composed weight, rounded, as its products read it. Behind those come the
+// weights of 1, a thread each.
+template <class T>
+__global__ void __launch_bounds__(kComposingThreads, kComposingBlocks)
     lay_out_kernel(const __grid_constant__ Tails<T> tails, const __grid_constant__ TailShape shape,
                    const __grid_constant__ TailPaths paths) {
   const Tail<T>& tail = tails.at[blockIdx.y];
+  const Composition& weight = tail.composition;
+  const int index = static_cast<int>(blockIdx.x * kComposingThreads + threadIdx.x);
+  const int pairs = kFragmentPairs * shape.fragments();
+  if (index >= pairs) {
+    const int ones = shape.channels * shape.taps * shape.taps * shape.outputs;
+    compose_number(weight, paths, ones + index - pairs);
+    return;
+  }
   const auto number = [&](int c, const TailTap& tap) {
-    const Global<float> composed =
-        tail.composed + composed_offset(shape.taps, shape.outputs, c, tap);
-    if constexpr (kGradient) return load(Global<const float>(composed));
-    const float value = composed_number(tail.stage, tail.products, paths, c, tap);
-    store(composed, value);
+    const float value = composed_number<false>(weight, paths, c, tap);
+    store(weight.composed + composed_offset(shape.taps, shape.outputs, c, tap), value);
     return value;
   };
-  const int chunks = shape.chunks(), slices = shape.slices();
-  const int fragments = shape.fragments();
-  const int index = static_cast<int>(blockIdx.x * kComposingThreads + threadIdx.x);
-  const int fragment = index / kFragmentPairs, lane = index % kFragmentPairs / 4, pair = index % 4;
-  if (fragment >= fragments) {
-    if constexpr (!kGradient) {
-      const int n = index - kFragmentPairs * fragments,
-                size = shape.taps * shape.taps * shape.outputs;
-      const TailTap tap{n / (shape.taps * shape.outputs), n / shape.outputs % shape.taps,
-                        n % shape.outputs};
-      if (n < size) number(shape.channels, tap);
+  store(tail.weights + index, LaidOutPair<false>(shape, index).template of<T>(number));
+}
+
+// Before the gradients: lay out what has been composed as the gradient of the images reads it, and
+// behind that multiply a second stage with what follows it. Either may be left out.
+template <class T>
+__global__ void __launch_bounds__(kMatrixThreads)
+    prepare_gradients_kernel(const __grid_constant__ Tails<T> tails,
+                             const __grid_constant__ TailShape shape, int blocks_of_layout) {
+  const Tail<T>& tail = tails.at[blockIdx.y];
+  const int block = static_cast<int>(blockIdx.x) - blocks_of_layout;
+  if (block >= 0) {
+    if (block < products_blocks(tail.stage)) {  // else of a smaller tail
+      multiply_stage(tail.stage, tail.composition.products, block);
     }
     return;
   }
-  const int slice = fragment % slices, chunk = fragment / slices % chunks;
-  const int reaches = fragment / (slices * chunks);
-  float numbers[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    int channel, column;
-    find_number<kGradient>(lane, 2 * pair + half, channel, column);
-    TailTap tap;
-    const bool exists =
-        find_tap(shape, reaches / kReaches, reaches % kReaches, chunk * kChunk + column, tap);
-    numbers[half] = exists ? number(slice * 16 + channel, tap) : 0;
-  }
-  store(tail.weights + index, pack<T>(numbers[0], numbers[1]));
+  const int index = static_cast<int>(blockIdx.x * kMatrixThreads + threadIdx.x);
+  if (index >= kFragmentPairs * shape.fragments()) return;
+  const auto number = [&](int c, const TailTap& tap) {
+    return load(Global<const float>(tail.composition.composed) +
+                composed_offset(shape.taps, shape.outputs, c, tap));
+  };
+  store(tail.weights + index, LaidOutPair<true>(shape, index).template of<T>(number));
 }
 
 }  // namespace clsd::cuda::tail

@@ -317,11 +317,44 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 constexpr int kReducingThreads = 128;
 
-// Sum of a task's partials of ones for a column: in double, as some are subtracted again.
-__device__ __forceinline__ double sum_of_ones(const TailShape& shape, Global<const float> partials,
-                                              const WeightsTask& task, int column) {
-  const int64_t step = int64_t{shape.chunks()} * kChunk;
-  return sum_of_numbers<double>(partials + (task.ones + column), step, task.splits);
+// Of the outputs of a tap, a number each.
+template <class Sum>
+using OutputSums = Sum[kFewChannels];
+
+// Add to each output's sum its `count` partials, from first(output) on and `step` apart, in their
+// order; those of all outputs are on their way at once.
+template <class Sum, class First>
+__device__ __forceinline__ void add_partials(OutputSums<Sum>& sums, int outputs, const First& first,
+                                             int64_t step, int count) {
+  constexpr int kAtOnce = 12;
+  Global<const float> numbers[kFewChannels];
+#pragma unroll
+  for (int k = 0; k < kFewChannels; ++k) numbers[k] = first(k < outputs ? k : 0);
+#pragma unroll 1
+  for (int at = 0; at < count; at += kAtOnce) {
+    float part[kAtOnce][kFewChannels];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+      for (int k = 0; k < kFewChannels; ++k) {
+        part[i][k] = at + i < count && k < outputs ? load(numbers[k] + (at + i) * step) : 0;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+      for (int k = 0; k < kFewChannels; ++k) sums[k] += part[i][k];
+    }
+  }
+}
+
+// Add a task's partials of ones for the columns of a tap, from the first output's on: in double, as
+// some are subtracted again.
+__device__ __forceinline__ void add_ones(OutputSums<double>& sums, const TailShape& shape,
+                                         Global<const float> partials, const WeightsTask& task,
+                                         int column) {
+  const auto first = [&](int k) { return partials + (task.ones + column + k); };
+  add_partials(sums, shape.outputs, first, int64_t{shape.chunks()} * kChunk, task.splits);
 }
 
 // The same over the pixels of an axis that have a neighbour by a reach: call visit(sign, reach) for
@@ -338,116 +371,210 @@ __device__ __forceinline__ void for_each_part(int reach, const Visit& visit) {
   if (reach == kBorder + 1) visit(-1, kEveryReaches + 2);
 }
 
-// Number `index` of the composed weight's gradient, [taps, taps, K, C + 1]; behind them come those
-// of the last bias.
+// The shift's matrix, if there is one, through which gradients go back. It is asked for before sums
+// are, to be there after them.
+class ShiftBack {
+ public:
+  __device__ __forceinline__ ShiftBack(Global<const float> weight, int outputs)
+      : outputs_(outputs), exists_(weight) {
+#pragma unroll
+    for (int i = 0; i < kFewChannels * kFewChannels; ++i) {
+      const int j = i / kFewChannels, k = i % kFewChannels;
+      const bool loads = exists_ && j < outputs && k < outputs;
+      weight_[j][k] = loads ? load(weight + (j * outputs + k)) : 0;
+    }
+  }
+
+  // Store the gradients of a tap's outputs, number k at offset(k).
+  template <class Sum, class Offset>
+  __device__ __forceinline__ void store_sums(Global<float> target, const OutputSums<Sum>& sums,
+                                             const Offset& offset) const {
+#pragma unroll
+    for (int k = 0; k < kFewChannels; ++k) {
+      if (k >= outputs_) break;
+      Sum sum = exists_ ? 0 : sums[k];
+#pragma unroll
+      for (int j = 0; j < kFewChannels; ++j) {
+        if (exists_ && j < outputs_) sum += weight_[j][k] * sums[j];
+      }
+      store(target + offset(k), static_cast<float>(sum));
+    }
+  }
+
+ private:
+  float weight_[kFewChannels][kFewChannels];
+  int outputs_;
+  bool exists_;
+};
+
+// Of a tap of the composed weight: its reaches, the first of its outputs' columns, and where the
+// gradient of channel c and output k is stored.
+struct ReducedTap {
+  int x, y, reach_y, reach_x, column;
+
+  __device__ ReducedTap(const TailShape& shape, int tap)
+      : x(tap / shape.taps),
+        y(tap % shape.taps),
+        reach_y(shape.reaches.reach[y]),
+        reach_x(shape.reaches.reach[x]),
+        column((shape.reaches.i[y] * shape.factor + shape.reaches.i[x]) * shape.outputs) {}
+
+  __device__ int64_t offset(const TailShape& shape, int c, int k) const {
+    return composed_offset(shape.taps, shape.outputs, c, TailTap{x, y, k});
+  }
+};
+
+// The gradients of channel c at a tap, of all outputs.
+template <class T>
+__device__ __forceinline__ void reduce_tap(const WeightsGradient<T>& tail, const TailShape& shape,
+                                           const WeightsPlan& plan, const ShiftBack& back, int c,
+                                           const ReducedTap& tap) {
+  const WeightsTask& task = plan.task(tap.reach_y, tap.reach_x);
+  const int window = (task.reach_y < 0 ? tap.reach_y * (task.reach_x < 0 ? kWindow : 1) : 0) +
+                     (task.reach_x < 0 ? tap.reach_x : 0);
+  const int64_t lines = int64_t{task.windows()} * kChunk;
+  const auto first = [&](int k) {
+    const int column = tap.column + k;
+    const int64_t line = column / kChunk * lines + window * kChunk + column % kChunk;
+    return Global<const float>(tail.partials) + (task.partials + line * shape.channels + c);
+  };
+  OutputSums<float> sums{};
+  add_partials(sums, shape.outputs, first, shape.chunks() * lines * shape.channels, task.splits);
+  back.store_sums(tail.grad_composed, sums, [&](int k) { return tap.offset(shape, c, k); });
+}
+
+// Those of the channel that is 1 everywhere.
+template <class T>
+__device__ __forceinline__ void reduce_ones(const WeightsGradient<T>& tail, const TailShape& shape,
+                                            const WeightsPlan& plan, const ShiftBack& back,
+                                            const ReducedTap& tap) {
+  OutputSums<double> sums{};
+  for_each_part(tap.reach_y, [&](int sign_y, int end_y) {
+    for_each_part(tap.reach_x, [&](int sign_x, int end_x) {
+      OutputSums<double> part{};
+      add_ones(part, shape, tail.partials, plan.task(end_y, end_x), tap.column);
+#pragma unroll
+      for (int k = 0; k < kFewChannels; ++k) sums[k] += sign_y * sign_x * part[k];
+    });
+  });
+  back.store_sums(tail.grad_composed, sums,
+                  [&](int k) { return tap.offset(shape, shape.channels, k); });
+}
+
+// The gradients of the last bias.
+template <class T>
+__device__ __forceinline__ void reduce_bias(const WeightsGradient<T>& tail, const TailShape& shape,
+                                            const WeightsPlan& plan, const ShiftBack& back) {
+  OutputSums<double> sums{};
+  for (int square = 0; square < shape.factor * shape.factor; ++square) {
+    add_ones(sums, shape, tail.partials, plan.tasks[0], square * shape.outputs);
+  }
+  back.store_sums(tail.grad_bias, sums, [](int k) { return k; });
+}
+
+// A thread sums a channel at a tap, its neighbour the next channel, which lies beside it; those
+// behind, each a tap of the channel of ones, and one the bias. Blocks behind them compose what
+// follows the first of two stages.
 template <class T>
 __global__ void __launch_bounds__(kReducingThreads)
     reduce_kernel(const __grid_constant__ WeightsGradients<T> tails,
-                  const __grid_constant__ TailShape shape,
-                  const __grid_constant__ WeightsPlan plan) {
+                  const __grid_constant__ TailShape shape, const __grid_constant__ WeightsPlan plan,
+                  const __grid_constant__ TailPaths paths, int blocks_of_sums) {
   const WeightsGradient<T>& tail = tails.at[blockIdx.y];
-  const Global<const float> partials = tail.partials;
-  const int index = static_cast<int>(blockIdx.x * kReducingThreads + threadIdx.x);
-  const int c = index % (shape.channels + 1), tap = index / (shape.channels + 1);
-  const int taps = shape.taps * shape.taps * shape.outputs;
-  if (tap >= taps) {
-    const int k = index - taps * (shape.channels + 1);
-    if (k >= shape.outputs) return;
-    double sum = 0;
-    for (int square = 0; square < shape.factor * shape.factor; ++square) {
-      sum += sum_of_ones(shape, partials, plan.tasks[0], square * shape.outputs + k);
-    }
-    store(tail.grad_bias + k, static_cast<float>(sum));
+  const int block = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
+  if (block >= blocks_of_sums) {
+    compose_number(tail.after, paths, (block - blocks_of_sums) * kReducingThreads + thread);
     return;
   }
-  const int k = tap % shape.outputs, y = tap / shape.outputs % shape.taps;
-  const int x = tap / (shape.outputs * shape.taps);
-  const int reach_y = shape.reaches.reach[y], reach_x = shape.reaches.reach[x];
-  const int column = (shape.reaches.i[y] * shape.factor + shape.reaches.i[x]) * shape.outputs + k;
-  float sum = 0;
-  if (c < shape.channels) {
-    const WeightsTask& task = plan.task(reach_y, reach_x);
-    const int window = (task.reach_y < 0 ? reach_y * (task.reach_x < 0 ? kWindow : 1) : 0) +
-                       (task.reach_x < 0 ? reach_x : 0);
-    const int64_t lines = int64_t{task.windows()} * kChunk;
-    const int64_t line = column / kChunk * lines + window * kChunk + column % kChunk;
-    const int64_t step = shape.chunks() * lines * shape.channels;
-    sum = sum_of_numbers(partials + (task.partials + line * shape.channels + c), step, task.splits);
-  } else {
-    double of_ones = 0;
-    for_each_part(reach_y, [&](int sign_y, int end_y) {
-      for_each_part(reach_x, [&](int sign_x, int end_x) {
-        of_ones += sign_y * sign_x * sum_of_ones(shape, partials, plan.task(end_y, end_x), column);
-      });
-    });
-    sum = static_cast<float>(of_ones);
+  const int index = block * kReducingThreads + thread;
+  const ShiftBack back(tail.shift_weight, shape.outputs);
+  const int taps = shape.taps * shape.taps, numbers = taps * shape.channels;
+  if (index < numbers) {
+    const ReducedTap tap(shape, index / shape.channels);
+    reduce_tap(tail, shape, plan, back, index % shape.channels, tap);
+  } else if (index < numbers + taps) {
+    reduce_ones(tail, shape, plan, back, ReducedTap(shape, index - numbers));
+  } else if (index == numbers + taps) {
+    reduce_bias(tail, shape, plan, back);
   }
-  store(tail.grad_composed + index, sum);
 }
 
 }  // namespace wgrad
 
 // Gradient of the products by a pair's rows with tap n of what follows, of each channel: the sum of
-// those of the taps that the product is a part of.
+// those of the taps that the product is a part of. kParts: each is a sum of several parts itself.
+template <bool kParts>
 class ProductGradient {
  public:
   __device__ __forceinline__ ProductGradient(const StageGradient& tail, const TailPaths& paths,
                                              int taps, int pair, int n)
-      : grad_(tail.grad), exists_(n < tail.stage.after_size()), lines_(tail.stage.channels + 1) {
+      : grad_(tail.grad),
+        channels_(n < tail.stage.after_size() ? tail.stage.channels + 1 : 0),
+        size_(taps * taps * tail.stage.outputs),
+        parts_(tail.grad_parts) {
     const TailStage& stage = tail.stage;
-    const TailTap after = stage.after_tap(exists_ ? n : 0);
+    const TailTap after = stage.after_tap(channels_ > 0 ? n : 0);
     const int map_row = stage.by_map_rows.quotient(pair);
     const int row = map_row * stage.after_taps + after.y;
     const int column = stage.by_map_rows.rest(pair, map_row) * stage.after_taps + after.x;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const int tap = (paths.taps[column][j] * taps + paths.taps[row][i]) * stage.outputs;
-        signs_[i][j] = paths.signs[row][i] * paths.signs[column][j];
-        lines_at_[i][j] = int64_t{tap + after.k} * lines_;
-      }
+    for (int way = 0; way < kWays; ++way) {
+      const int y = way / 2, x = way % 2;
+      at_[way] = (paths.taps[column][x] * taps + paths.taps[row][y]) * stage.outputs + after.k;
+      signs_[way] = paths.signs[row][y] * paths.signs[column][x];
+      several_ = several_ || (way > 0 && signs_[way] != 0);
     }
   }
 
   __device__ __forceinline__ float operator()(int c) const {
-    if (!exists_ || c >= lines_) return 0;
-    float sum = 0;
+    if (c >= channels_) return 0;
+    float sum = number(0, c);
+    if (!several_) return sum;  // as most have one tap alone
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        if (signs_[i][j] != 0) {
-          const float number = load(grad_ + (lines_at_[i][j] + c));
-          sum += signs_[i][j] < 0 ? -number : number;
-        }
-      }
-    }
+    for (int way = 1; way < kWays; ++way) sum += number(way, c);
     return sum;
   }
 
  private:
+  static constexpr int kWays = 4;
+
+  __device__ __forceinline__ float number(int way, int c) const {
+    if (signs_[way] == 0) return 0;
+    const Global<const float> first = grad_ + (c * size_ + at_[way]);
+    float number;
+    if constexpr (kParts) {
+      number = sum_of_numbers<kStageRows>(first, int64_t{channels_} * size_, parts_);
+    } else {
+      number = load(first);
+    }
+    return signs_[way] < 0 ? -number : number;
+  }
+
   Global<const float> grad_;
-  int64_t lines_at_[2][2];
-  int signs_[2][2];
-  bool exists_;
-  int lines_;
+  int channels_, size_, parts_;
+  int at_[kWays], signs_[kWays];
+  bool several_ = false;
 };
 
 // Gradient of a stage's weights of a pair, [c, m].
+template <bool kParts>
 __device__ __forceinline__ void differentiate_weights(const StageGradient& tail,
                                                       const TailPaths& paths, int taps, int number,
                                                       int c, int m) {
   const TailStage& stage = tail.stage;
   const StagePair pair(stage, number);
+  // Of rows of the bias alone, those of other pairs are 0.
+  const int depth = c < stage.channels || pair.is_center ? stage.after_size() : 0;
   MatrixSums sums{};
-  const auto gradient = [&](int row) {
-    return [&, row](int n) { return ProductGradient(tail, paths, taps, number, n)(c + row); };
+  const auto gradient = [&](int n) {
+    const ProductGradient<kParts> products(tail, paths, taps, number, n);
+    return [=](int row) { return products(c + row); };
   };
-  const auto following = [&](int column) {
-    return [&, column](int n) { return Following(stage, n)(m + column); };
+  const auto following = [&](int n) {
+    const Following numbers(stage, n);
+    return [=](int column) { return numbers(m + column); };
   };
-  multiply_matrices(sums, stage.after_size(), gradient, following);
+  multiply_matrices<Lanes::kDepths, Lanes::kDepths>(sums, depth, gradient, following);
   store_matrix(sums, stage.channels + 1 - c, stage.features - m,
                [&](int row, int column, float sum) {
     const int output = pair.output(stage, m + column);
@@ -459,23 +586,31 @@ __device__ __forceinline__ void differentiate_weights(const StageGradient& tail,
   });
 }
 
-// The part that a pair has in the gradient of what follows, [m, n].
+// Part number `part` of the gradient of what follows, [m, n]: that of some pairs.
+template <bool kParts>
 __device__ __forceinline__ void differentiate_after(const StageGradient& tail,
-                                                    const TailPaths& paths, int taps, int number,
+                                                    const TailPaths& paths, int taps, int part,
                                                     int m, int n) {
   const TailStage& stage = tail.stage;
-  const StagePair pair(stage, number);
   MatrixSums sums{};
-  const auto responses = [&](int row) {
-    return [&, row](int c) { return response(stage, pair, c, m + row); };
-  };
-  const auto gradient = [&](int column) {
-    return ProductGradient(tail, paths, taps, number, n + column);
-  };
-  multiply_matrices(sums, stage.channels + 1, responses, gradient);
-  const int rows = stage.features + 1, columns = stage.after_size();
+#pragma unroll 1
+  for (int i = 0; i < tail.pairs_of_part; ++i) {
+    const int number = part * tail.pairs_of_part + i;
+    const StagePair pair(stage, number);
+    // Rows of what passes biases on alone have numbers of the pixel's own square.
+    const int channels = m < stage.features ? stage.channels : 0;
+    const auto responses = [&](int c) {
+      return [&, c](int row) { return response(stage, pair, c, m + row); };
+    };
+    const auto gradient = [&](int column) {
+      return ProductGradient<kParts>(tail, paths, taps, number, n + column);
+    };
+    multiply_matrices<Lanes::kDepths, Lanes::kLines>(
+        sums, pair.is_center ? stage.channels + 1 : channels, responses, gradient);
+  }
+  const int rows = stage.after_channels(), columns = stage.after_size();
   store_matrix(sums, rows - m, columns - n, [&](int row, int column, float sum) {
-    store(tail.partials + ((int64_t{number} * rows + m + row) * columns + n + column), sum);
+    store(tail.partials + ((int64_t{part} * rows + m + row) * columns + n + column), sum);
   });
 }
 
@@ -483,11 +618,13 @@ __device__ __forceinline__ void differentiate_after(const StageGradient& tail,
 CLSD_HOST_DEVICE inline int weights_blocks(const TailStage& stage) {
   return stage.pairs() * matrix_tiles(stage.channels + 1) * matrix_tiles(stage.features);
 }
-CLSD_HOST_DEVICE inline int after_blocks(const TailStage& stage) {
-  return stage.pairs() * matrix_tiles(stage.features + 1) * matrix_tiles(stage.after_size());
+CLSD_HOST_DEVICE inline int after_blocks(const StageGradient& tail) {
+  const TailStage& stage = tail.stage;
+  return tail.parts() * matrix_tiles(stage.after_channels()) * matrix_tiles(stage.after_size());
 }
 
-inline __global__ void __launch_bounds__(kMatrixThreads, 3)
+template <bool kParts>
+__global__ void __launch_bounds__(kMatrixThreads, kMatrixBlocks)
     stage_gradient_kernel(const __grid_constant__ StageGradients tails,
                           const __grid_constant__ TailPaths paths, int taps) {
   const StageGradient& tail = tails.at[blockIdx.y];
@@ -495,53 +632,47 @@ inline __global__ void __launch_bounds__(kMatrixThreads, 3)
   int block = static_cast<int>(blockIdx.x);
   if (block < weights_blocks(stage)) {
     const int tiles_c = matrix_tiles(stage.channels + 1), tiles_m = matrix_tiles(stage.features);
-    differentiate_weights(tail, paths, taps, block / (tiles_c * tiles_m),
-                          block % tiles_c * kMatrixTile, block / tiles_c % tiles_m * kMatrixTile);
+    differentiate_weights<kParts>(tail, paths, taps, block / (tiles_c * tiles_m),
+                                  block % tiles_c * kMatrixTile,
+                                  block / tiles_c % tiles_m * kMatrixTile);
     return;
   }
   block -= weights_blocks(stage);
-  if (block >= after_blocks(stage)) return;  // of a smaller tail
-  const int tiles_m = matrix_tiles(stage.features + 1), tiles_n = matrix_tiles(stage.after_size());
-  differentiate_after(tail, paths, taps, block / (tiles_m * tiles_n), block % tiles_m * kMatrixTile,
-                      block / tiles_m % tiles_n * kMatrixTile);
+  if (block >= after_blocks(tail)) return;  // of a smaller tail
+  const int tiles_m = matrix_tiles(stage.after_channels());
+  const int tiles_n = matrix_tiles(stage.after_size());
+  differentiate_after<kParts>(tail, paths, taps, block / (tiles_m * tiles_n),
+                              block % tiles_m * kMatrixTile,
+                              block / tiles_m % tiles_n * kMatrixTile);
 }
 
-// Sum the parts of the pairs, and over the outputs that the last convolution's is shifted to.
+// The gradient of the last convolution's weight: the sum of its parts. A lane has a number, of whose
+// parts each warp sums a share.
+constexpr int kSummingWarps = kComposingThreads / 32;
+
 inline __global__ void __launch_bounds__(kComposingThreads)
-    sum_after_kernel(const __grid_constant__ StageGradients tails) {
+    sum_out_weights_kernel(const __grid_constant__ StageGradients tails) {
   const StageGradient& tail = tails.at[blockIdx.y];
   const TailStage& stage = tail.stage;
-  const int size = stage.after_size(), lines = stage.features + 1;
-  const int index = static_cast<int>(blockIdx.x * kComposingThreads + threadIdx.x);
-  const int n = index % size, m = index / size;
-  if (m >= lines) return;
-  // Of the sums of what each output is shifted to, that of output k.
-  const int outputs = stage.outputs, k = n % outputs;
-  const auto shifted_back = [&](const auto& sum_of) {
-    float sum = 0;
-    for (int j = 0; j < outputs; ++j) {
-      sum += load(stage.shift_weight + (j * outputs + k)) * sum_of(j);
-    }
-    return sum;
-  };
-  if (stage.last && m == stage.features) {
-    if (!tail.grad_out_bias || n >= outputs) return;
-    store(tail.grad_out_bias + n,
-          shifted_back([&](int j) { return load(tail.grad_shifted_bias + j); }));
-    return;
+  const int taps = stage.after_size(), size = stage.features * taps;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int index = static_cast<int>(blockIdx.x * 32 + threadIdx.x % 32);
+  const int share = (tail.parts() + kSummingWarps - 1) / kSummingWarps, first = warp * share;
+  const int rest = index < size ? tail.parts() - first : 0;
+  const Global<const float> parts = tail.partials;
+  float sum = sum_of_numbers<kMaxMapRows>(parts + (int64_t{first} * size + index), size,
+                                          rest < share ? rest : share);
+  store_shared<float>(threadIdx.x * static_cast<int>(sizeof(float)), sum);
+  __syncthreads();
+  if (warp > 0 || index >= size) return;
+#pragma unroll
+  for (int other = 1; other < kSummingWarps; ++other) {
+    const int lane = other * 32 + static_cast<int>(threadIdx.x);
+    sum += load_shared<float>(lane * static_cast<int>(sizeof(float)));
   }
-  const Global<const float> partials = tail.partials + (int64_t{m} * size + n);
-  const int64_t step = int64_t{lines} * size;
-  float sum;
-  if (stage.shift_weight) {  // several sums one after another, at x2 each at once
-    sum = shifted_back(
-        [&](int j) { return sum_of_numbers<float, 36>(partials + (j - k), step, stage.pairs()); });
-  } else {
-    sum = sum_of_numbers(partials, step, stage.pairs());
-  }
-  const int64_t at =
-      stage.last ? out_offset(tail.after_strides, m, stage.after_tap(n)) : int64_t{n} * lines + m;
-  store(tail.grad_after + at, sum);
+  store(tail.grad_out_weight +
+            out_offset(tail.out_strides, index / taps, stage.after_tap(index % taps)),
+        sum);
 }
 
 }  // namespace clsd::cuda::tail

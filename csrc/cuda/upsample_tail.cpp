@@ -141,33 +141,29 @@ class Composer {
     tasks_.count = static_cast<int>(tails.size());
   }
 
-  // What follows the first stages, composed; the tasks are those of the first stages then.
-  void compose_after() {
-    for (size_t number = first().stages.size(); number-- > 1;) {
-      set_stage(number);
-      multiply();
-      for (size_t i = 0; i < tails_.size(); ++i) {
-        const int64_t taps = first().axes[number].size();
-        const int64_t lines = tasks_.at[i].stage.channels + 1;
-        composed_[i] = workspace(tails_[i].out_weight, lines * taps * taps * first().outputs());
-        tasks_.at[i].composed = to_mutable_global<float>(*composed_[i]);
-      }
-      compose(tasks_, paths(number), static_cast<int>(first().axes[number].size()), stream_);
-    }
-    set_stage(0);
-  }
-
   // Compose all of them into `composed`, and lay them out.
   void compose_all(const std::vector<Tensor>& composed) {
-    compose_after();
-    multiply();
-    set_composed(composed);
+    if (has_second()) {
+      set_stage(1);
+      multiply_stages(tasks_, stream_);
+      for (size_t i = 0; i < tails_.size(); ++i) tasks_.at[i].composition = after_of(i);
+      compose(tasks_, paths(1), stream_);
+    }
+    set_stage(0);
+    multiply_stages(tasks_, stream_);
+    set_layout(composed);
     compose_and_lay_out(tasks_, shape(), paths(0), stream_);
   }
 
-  void lay_out_transposed(const std::vector<Tensor>& composed) {
-    set_composed(composed);
-    cuda::lay_out_transposed(tasks_, shape(), stream_);
+  // Lay `composed` out for the gradient of the images, and multiply what will be composed for those
+  // of the parameters: what follows the first of two stages.
+  void prepare_gradients(const std::vector<Tensor>& composed, bool of_images, bool of_params) {
+    if (of_params && has_second()) {
+      set_stage(1);
+      for (size_t i = 0; i < tails_.size(); ++i) after_[i] = after_of(i);
+    }
+    if (of_images) set_layout(composed);
+    cuda::prepare_gradients(tasks_, shape(), stream_);
   }
 
   const TailArguments& first() const { return tails_.front(); }
@@ -175,33 +171,43 @@ class Composer {
   TailPaths paths(size_t number) const {
     return paths_of(first().axes[number], first().axes[number + 1]);
   }
-  Global<const float> after(size_t i) const { return to_global<float>(composed_[i]); }
+  bool has_second() const { return first().stages.size() > 1; }
+  // What follows the first of two stages, composed, and on its way to that.
+  Global<const float> composed_after(size_t i) const { return to_global<float>(composed_[i]); }
+  const Composition& after(size_t i) const { return after_[i]; }
   Tails<T>& tasks() { return tasks_; }
 
  private:
+  // A stage, and room for its products.
   void set_stage(size_t number) {
-    for (size_t i = 0; i < tails_.size(); ++i) {
-      tasks_.at[i].stage = stage_of(tails_[i], number, after(i), shift_);
-    }
-  }
-
-  void multiply() {
     products_.clear();
     for (size_t i = 0; i < tails_.size(); ++i) {
-      const TailStage& stage = tasks_.at[i].stage;
+      const TailStage stage = stage_of(tails_[i], number, composed_after(i), shift_);
       const int64_t lines = int64_t{stage.pairs()} * (stage.channels + 1);
       products_.push_back(workspace(tails_[i].out_weight, lines * stage.after_size()));
-      tasks_.at[i].products = to_mutable_global<float>(products_[i]);
+      Composition composition{};
+      composition.products = to_mutable_global<float>(products_[i]);
+      composition.channels = stage.channels, composition.outputs = stage.outputs;
+      composition.factor = stage.factor, composition.after_taps = stage.after_taps;
+      composition.taps = static_cast<int>(first().axes[number].size());
+      tasks_.at[i].stage = stage, tasks_.at[i].composition = composition;
     }
-    multiply_stages(tasks_, stream_);
   }
 
-  void set_composed(const std::vector<Tensor>& composed) {
+  // The composition of the stage, with room for its result.
+  Composition after_of(size_t i) {
+    Composition after = tasks_.at[i].composition;
+    composed_[i] = workspace(tails_[i].out_weight, after.size());
+    after.composed = to_mutable_global<float>(*composed_[i]);
+    return after;
+  }
+
+  void set_layout(const std::vector<Tensor>& composed) {
     const int64_t pairs = int64_t{shape().fragments()} * kFragmentPairs;
     for (size_t i = 0; i < tails_.size(); ++i) {
       weights_.push_back(workspace(tails_[i].out_weight, pairs));  // of as many bytes
       tasks_.at[i].weights = global(reinterpret_cast<uint32_t*>(data<float>(weights_[i])), pairs);
-      tasks_.at[i].composed = to_mutable_global<float>(composed[i]);
+      tasks_.at[i].composition.composed = to_mutable_global<float>(composed[i]);
     }
   }
 
@@ -209,8 +215,9 @@ class Composer {
   const OutputShift& shift_;
   Stream stream_;
   Tails<T> tasks_{};
+  Composition after_[kMaxTails]{};
   std::vector<Tensor> products_, weights_;
-  std::vector<std::optional<Tensor>> composed_;  // of what follows the stage that is next
+  std::vector<std::optional<Tensor>> composed_;  // of what follows the first of two stages
 };
 
 std::vector<Tensor> forward(const std::vector<TailArguments>& tails,
@@ -267,39 +274,39 @@ struct TailGradients {
   }
 };
 
-// From the gradients of the composed weights, [taps, taps, K, C + 1], on to the layers'.
+// From the gradients of the composed weights on to the layers'.
 template <class T>
 void differentiate_all(Composer<T>& composer, const std::vector<TailArguments>& tails,
-                       const OutputShift& shift, std::vector<Tensor> grads,
-                       const std::vector<Tensor>& grad_shifted_biases,
-                       const std::vector<TailGradients>& results, Stream stream) {
+                       const std::vector<Tensor>& grads, const std::vector<TailGradients>& results,
+                       Stream stream) {
   const TailArguments& first = tails.front();
+  std::vector<Tensor> parts = grads, next;
+  int grad_parts = 1;
   for (size_t number = 0; number < first.stages.size(); ++number) {
     StageGradients tasks{};
     tasks.count = static_cast<int>(tails.size());
-    std::vector<Tensor> partials, next;
+    next.clear();
     for (size_t i = 0; i < tails.size(); ++i) {
       StageGradient& task = tasks.at[i];
-      task.stage = stage_of(tails[i], number, composer.after(i), shift);
-      task.grad = to_global<float>(grads[i]);
+      task.stage = stage_of(tails[i], number, composer.composed_after(i), {});
+      task.grad = to_global<float>(parts[i]), task.grad_parts = grad_parts;
+      // A second stage sums the parts of its gradient wherever it reads them: they are few.
+      task.pairs_of_part = task.stage.last ? 1 : task.stage.map_rows();
       const Tensor& weight = results[i].stages[2 * number];
       task.grad_weight = to_mutable_global<float>(weight);
       set_strides(task.weight_strides, weight);
       task.grad_bias = to_mutable_global<float>(results[i].stages[2 * number + 1]);
-      const int64_t size = int64_t{task.stage.features + 1} * task.stage.after_size();
-      partials.push_back(workspace(weight, task.stage.pairs() * size));
-      task.partials = to_mutable_global<float>(partials[i]);
-      next.push_back(task.stage.last ? results[i].out_weight : workspace(weight, size));
-      task.grad_after = to_mutable_global<float>(next[i]);
-      if (!task.stage.last) continue;
-      set_strides(task.after_strides, next[i]);
-      if (!shift) continue;
-      task.grad_shifted_bias = to_global<float>(grad_shifted_biases[i]);
-      task.grad_out_bias = to_mutable_global<float>(results[i].out_bias);
+      const int64_t size = int64_t{task.stage.after_size()} * task.stage.after_channels();
+      next.push_back(workspace(weight, task.parts() * size));
+      task.partials = to_mutable_global<float>(next[i]);
+      task.grad_out_weight = to_mutable_global<float>(results[i].out_weight);
+      set_strides(task.out_strides, results[i].out_weight);
     }
     differentiate_stages(tasks, composer.paths(number), static_cast<int>(first.axes[number].size()),
                          stream);
-    grads = next;
+    if (tasks.at[0].stage.last) sum_out_weights(tasks, stream);
+    grad_parts = tasks.at[0].parts();
+    parts.swap(next);
   }
 }
 
@@ -313,12 +320,15 @@ void set_grad(Task& task, const Tensor& grad) {
   }
 }
 
-// Gradients of the composed weights, and of the biases.
+// Gradients of the composed weights, and of the biases; and compose what follows a first stage.
 template <class T>
-std::vector<Tensor> differentiate_composed(const TailShape& shape,
+std::vector<Tensor> differentiate_composed(const Composer<T>& composer,
                                            const std::vector<TailArguments>& tails,
                                            const std::vector<Tensor>& grad_outputs,
-                                           const std::vector<Tensor>& grad_biases, Stream stream) {
+                                           const OutputShift& shift,
+                                           const std::vector<TailGradients>& results,
+                                           Stream stream) {
+  const TailShape shape = composer.shape();
   WeightsGradients<T> tasks{};
   tasks.count = static_cast<int>(tails.size());
   const int64_t floats = partial_floats(shape, tasks.count);
@@ -332,11 +342,14 @@ std::vector<Tensor> differentiate_composed(const TailShape& shape,
     grads.push_back(workspace(like, size));
     set_grad<T>(task, grad_outputs[i]);
     task.input = to_global<T>(inputs[i]);
+    task.shift_weight = to_global<float>(shift.weight);
     task.partials = to_mutable_global<float>(partials[i]);
     task.grad_composed = to_mutable_global<float>(grads[i]);
-    task.grad_bias = to_mutable_global<float>(grad_biases[i]);
+    task.grad_bias = to_mutable_global<float>(results[i].out_bias);
+    task.after = composer.after(i);
   }
-  differentiate_weights(tasks, shape, stream);
+  const TailPaths paths = composer.has_second() ? composer.paths(1) : TailPaths{};
+  differentiate_weights(tasks, shape, paths, stream);
   return grads;
 }
 
@@ -352,33 +365,28 @@ std::vector<Tensor> backward(const std::vector<TailArguments>& tails,
   const Device device(x);
   dispatch_16_bit("upsample_tail_backward", x.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    Composer<T> composer(tails, shift, device.stream());
-    const TailShape shape = composer.shape();
+    // The gradients of what is composed go back through the shift themselves.
+    const OutputShift none;
+    Composer<T> composer(tails, none, device.stream());
     std::vector<Tensor> grads;
     for (const Tensor& grad : grad_outputs) grads.push_back(as_nhwc(grad));
     std::vector<Output> outputs;
+    composer.prepare_gradients(composed, needs_x, needs_params);
     if (needs_x) {
-      composer.lay_out_transposed(composed);
       for (size_t i = 0; i < tails.size(); ++i) {
         outputs.emplace_back(tails[i].x, shape_of(tails[i].x), memory_format(tails[i].x));
         set_grad<T>(composer.tasks().at[i], grads[i]);
         composer.tasks().at[i].grad_input = to_mutable_global<T>(outputs[i].written());
       }
-      differentiate_images(composer.tasks(), shape, device.stream());
+      differentiate_images(composer.tasks(), composer.shape(), device.stream());
     }
     for (size_t i = 0; i < tails.size(); ++i) {
       grad_xs.push_back(needs_x ? outputs[i].finish() : absent(x));
     }
     if (!needs_params) return;
-    composer.compose_after();
-    std::vector<Tensor> grad_biases;  // of what the last ones are shifted to
-    for (const TailGradients& result : results) {
-      grad_biases.push_back(shift ? workspace(result.out_bias, shape.outputs) : result.out_bias);
-    }
     const auto grads_composed =
-        differentiate_composed<T>(shape, tails, grads, grad_biases, device.stream());
-    differentiate_all(composer, tails, shift, grads_composed, grad_biases, results,
-                      device.stream());
+        differentiate_composed<T>(composer, tails, grads, shift, results, device.stream());
+    differentiate_all(composer, tails, grads_composed, results, device.stream());
   });
   return grad_xs;
 }

@@ -7,8 +7,9 @@ import sass_report
 #: Kernels that add up or rearrange what others have multiplied, and those that compose tails, in
 #: float32.
 WITHOUT_PRODUCTS = ("reduce_kernel", "pack_kernel", "lay_out_kernel", "sum_kernel")
-WITHOUT_PRODUCTS += ("sum_after_kernel", "l1::")
+WITHOUT_PRODUCTS += ("sum_out_weights_kernel", "l1::")
 COMPOSING = ("tail::products_kernel", "tail::compose_kernel", "tail::stage_gradient_kernel")
+COMPOSING += ("tail::prepare_gradients_kernel",)
 
 
 @pytest.fixture(scope="module")
