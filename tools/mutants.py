@@ -46,7 +46,13 @@ CUDA_SM90 = "tests/cuda/test_sm90.py"
 CUDA_TRIO = "tests/cuda/test_trio.py"
 CUDA_WGRAD = "tests/cuda/test_wgrad.py"
 CUDA_TAIL = "tests/cuda/test_upsample_tail.py -k test_the_rule"
+SEVERAL = f"{CUDA_CONV} -k several"
+CUDA_FEW = "csrc/cuda/conv3x3_few.cuh"
+CUDA_L1_TESTS = "tests/cuda/test_l1_losses.py"
+CUDA_L1 = "csrc/cuda/l1_losses.cu"
+CUDA_SUM = "csrc/cuda/sum.cuh"
 TAIL_APPLY = "csrc/cuda/tail_apply.cuh"
+TAIL_COMPOSE = "csrc/cuda/tail_compose.cuh"
 TAIL_GRADIENTS = "csrc/cuda/tail_gradients.cuh"
 WGRAD_SM90 = "csrc/cuda/wgrad_sm90.cuh"
 TRITON_NCE = "tests/triton/test_info_nce.py"
@@ -470,18 +476,235 @@ MUTANTS = [
         CUDA_TAIL,
     ),
     Mutant(
+        "cuda tail: a way's sign is left out",
+        TAIL_COMPOSE,
+        "sum += paths.sign[p] * paths.sign[q] < 0 ? -product : product;",
+        "sum += product;",
+        CUDA_TAIL,
+    ),
+    Mutant(
+        "cuda tail: the last convolution's taps are not turned",
+        TAIL_COMPOSE,
+        "(2 - tap.y) * strides[2] + (2 - tap.x) * strides[3];",
+        "tap.y * strides[2] + tap.x * strides[3];",
+        CUDA_TAIL,
+    ),
+    Mutant(
+        "cuda tail: a matrix's tile is replaced while it is multiplied",
+        TAIL_COMPOSE,
+        "    __syncthreads();  // all have left the tiles before\n",
+        "",
+        CUDA_TAIL,
+    ),
+    Mutant(
+        "cuda tail: the products behind a layout are those from its block on",
+        TAIL_COMPOSE,
+        "static_cast<int>(blockIdx.x) - blocks_of_layout;",
+        "static_cast<int>(blockIdx.x) - (blocks_of_layout - 1);",
+        CUDA_TAIL,
+    ),
+    Mutant(
+        "cuda tail: a row of the tile reads weights of another reach",
+        TAIL_APPLY,
+        "weights[kGradient ? kWindow - 1 - moved : moved]",
+        "weights[moved]",
+        CUDA_TAIL,
+    ),
+    Mutant(
+        "cuda tail: a tile's rows are multiplied before they are there",
+        TAIL_APPLY,
+        "    load_gradient<T, O>(tail, shape, place, chunk);\n    __syncthreads();\n",
+        "    load_gradient<T, O>(tail, shape, place, chunk);\n",
+        CUDA_TAIL,
+    ),
+    Mutant(
+        "cuda tail: a tile is replaced before all have left it",
+        TAIL_GRADIENTS,
+        "    __syncthreads();  // all see this tile, and have left the one before\n",
+        "",
+        CUDA_TAIL,
+    ),
+    Mutant(
+        "cuda tail: columns beyond the image have a gradient",
+        TAIL_GRADIENTS,
+        "const bool exists = row < view.rows && column < view.columns;",
+        "const bool exists = row < view.rows;",
+        CUDA_TAIL,
+    ),
+    Mutant(
+        "cuda tail: windows begin a row below",
+        TAIL_GRADIENTS,
+        "kAbove = kWindowRows / 2;",
+        "kAbove = kWindowRows / 4;",
+        CUDA_TAIL,
+    ),
+    Mutant(
+        "cuda tail: a split's partial of the composed weight is lost",
+        TAIL_GRADIENTS,
+        "shape.chunks() * lines * shape.channels, task.splits);",
+        "shape.chunks() * lines * shape.channels, task.splits - 1);",
+        CUDA_TAIL,
+    ),
+    Mutant(
+        "cuda tail: partials of the first output are those of all",
+        TAIL_GRADIENTS,
+        "numbers[k] = first(k < outputs ? k : 0);",
+        "numbers[k] = first(0);",
+        CUDA_TAIL,
+    ),
+    Mutant(
+        "cuda tail: what follows is composed from the sums' block on",
+        TAIL_GRADIENTS,
+        "(block - blocks_of_sums) * kReducingThreads + thread",
+        "block * kReducingThreads + thread",
+        CUDA_TAIL,
+    ),
+    Mutant(
+        "cuda tail: a second stage has the first part of its gradient",
+        TAIL_GRADIENTS,
+        "number = sum_of_numbers<kStageRows>(first, int64_t{channels_} * size_, parts_);",
+        "number = load(first);",
+        CUDA_TAIL,
+    ),
+    Mutant(
+        "cuda tail: a negative tap's gradient is added",
+        TAIL_GRADIENTS,
+        "return signs_[way] < 0 ? -number : number;",
+        "return number;",
+        CUDA_TAIL,
+    ),
+    Mutant(
+        "cuda tail: a tile of the bias's rows is left out",
+        TAIL_GRADIENTS,
+        "c < stage.channels || pair.is_center ? stage.after_size() : 0;",
+        "c < stage.channels ? stage.after_size() : 0;",
+        CUDA_TAIL,
+    ),
+    Mutant(
+        "cuda tail: a tile of what passes biases on is left out",
+        TAIL_GRADIENTS,
+        "pair.is_center ? stage.channels + 1 : channels, responses, gradient);",
+        "channels, responses, gradient);",
+        CUDA_TAIL,
+    ),
+    Mutant(
+        "cuda tail: the last pair's part is lost",
+        TAIL_GRADIENTS,
+        "index < size ? tail.parts() - first : 0;",
+        "index < size ? tail.parts() - first - 1 : 0;",
+        CUDA_TAIL,
+    ),
+    Mutant(
+        "cuda sum: a summand is left out",
+        CUDA_SUM,
+        "if (j < static_cast<size_t>(task.count)) pieces",
+        "if (j + 1 < static_cast<size_t>(task.count)) pieces",
+        SEVERAL,
+    ),
+    Mutant(
+        "cuda sum: the upper number of a pair is the lower one",
+        CUDA_SUM,
+        "totals[i].x += numbers.x, totals[i].y += numbers.y;",
+        "totals[i].x += numbers.x, totals[i].y += numbers.x;",
+        SEVERAL,
+    ),
+    Mutant(
+        "cuda sum: of a piece that is not full, one number",
+        CUDA_SUM,
+        "for (int64_t i = at; i < task.elements; ++i) {",
+        "for (int64_t i = at; i < task.elements; i += kPiece) {",
+        SEVERAL,
+    ),
+    Mutant(
+        "cuda few: the row above a patch wraps",
+        CUDA_FEW,
+        "inside[tap] = row >= 0 && row < height &&",
+        "inside[tap] = row < height &&",
+        SEVERAL,
+    ),
+    Mutant(
+        "cuda few: patches are multiplied before they are there",
+        CUDA_FEW,
+        "  cp_async_wait<0>();\n  __syncthreads();\n  mma_tiles::Sums",
+        "  cp_async_wait<0>();\n  mma_tiles::Sums",
+        SEVERAL,
+    ),
+    Mutant(
+        "cuda few: a slice to few channels replaces the one before",
+        CUDA_FEW,
+        "    __syncthreads();  // all see this slice, and have left the one before\n",
+        "",
+        SEVERAL,
+    ),
+    Mutant(
+        "cuda few: the taps of few outputs are not turned",
+        "csrc/cuda/wgrad_few.cuh",
+        "sides.few_outputs ? kTaps - 1 - tap : tap;",
+        "tap;",
+        CUDA_WGRAD,
+    ),
+    Mutant(
+        "cuda few: pixels beyond the last count",
+        "csrc/cuda/wgrad_few.cuh",
+        "const bool valid = pixel < pixels && 8 * piece",
+        "const bool valid = 8 * piece",
+        CUDA_WGRAD,
+    ),
+    Mutant(
+        "cuda l1: equal pixels have a gradient",
+        CUDA_L1,
+        "difference > 0 ? 1 :",
+        "difference >= 0 ? 1 :",
+        CUDA_L1_TESTS,
+    ),
+    Mutant(
+        "cuda l1: a NaN is lost",
+        CUDA_L1,
+        "sum += difference < 0 ? -difference : difference;",
+        "sum += difference > 0 ? difference : difference < 0 ? -difference : 0;",
+        CUDA_L1_TESTS,
+    ),
+    Mutant(
+        "cuda l1: the first image counts as another one",
+        CUDA_L1,
+        "    } else {\n      sum_of_others += sum;\n",
+        "    }\n    {\n      sum_of_others += sum;\n",
+        CUDA_L1_TESTS,
+    ),
+    Mutant(
+        "cuda l1: halves are added before both are there",
+        CUDA_L1,
+        "step /= 2) {\n    __syncthreads();\n",
+        "step /= 2) {\n",
+        CUDA_L1_TESTS,
+    ),
+    Mutant(
+        "cuda l1: a sum is replaced before all have it",
+        CUDA_L1,
+        "  sum = load_shared<Sum>(0);\n  __syncthreads();\n",
+        "  sum = load_shared<Sum>(0);\n",
+        CUDA_L1_TESTS,
+    ),
+    Mutant(
+        "cuda l1: partials beyond a block's threads are lost",
+        CUDA_L1,
+        "part < parts; part += kThreads",
+        "part < parts; part += parts",
+        CUDA_L1_TESTS,
+    ),
+    Mutant(
         "cuda l1: the last part's elements beyond the image are summed",
-        "csrc/cuda/l1_losses.cu",
+        CUDA_L1,
         "    if (at < images.size) visit(at, differences[i]);\n",
         "    visit(at, differences[i]);\n",
-        "tests/cuda/test_l1_losses.py",
+        CUDA_L1_TESTS,
     ),
     Mutant(
         "cuda l1: images of a later launch are the first ones",
-        "csrc/cuda/l1_losses.cu",
+        CUDA_L1,
         "const bool is_first = images.first + static_cast<int>(blockIdx.y) == 0;",
         "const bool is_first = blockIdx.y == 0;",
-        "tests/cuda/test_l1_losses.py",
+        CUDA_L1_TESTS,
     ),
     # Values that are not finite
     Mutant(
