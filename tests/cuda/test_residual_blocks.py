@@ -101,6 +101,15 @@ def test_gradients_of_a_large_image(emulation, sm90a):
     check(emulation, "residual_blocks_backward", *arguments)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_at_taps_beside_further_slices(emulation, dtype):
+    """Of 80 channels, the kernel of wgmma asks for a slice after what is added."""
+    emulation.sm90a(True)
+    blocks = operands(2, 80, (9, 17), dtype, batch=1)
+    arguments = backward_arguments(emulation, *blocks, [1, 2], (True, False))
+    check(emulation, "residual_blocks_backward", *arguments)
+
+
 @cover(
     sm90a=[False, True],
     chains=[2, 3, 4],
