@@ -679,13 +679,6 @@ MUTANTS = [
         CUDA_L1_TESTS,
     ),
     Mutant(
-        "cuda l1: a sum is replaced before all have it",
-        CUDA_L1,
-        "  sum = load_shared<Sum>(0);\n  __syncthreads();\n",
-        "  sum = load_shared<Sum>(0);\n",
-        CUDA_L1_TESTS,
-    ),
-    Mutant(
         "cuda l1: partials beyond a block's threads are lost",
         CUDA_L1,
         "part < parts; part += kThreads",

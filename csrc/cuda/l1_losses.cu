@@ -13,7 +13,7 @@ namespace l1 {
 
 constexpr int kThreads = 256, kOfThread = 16, kOfBlock = kThreads * kOfThread;
 
-// Sum over the block's threads, in a fixed order. All get it, and shared memory is free after.
+// Sum over the block's threads, in a fixed order, for the first of them. Shared memory is free after.
 template <class Sum>
 __device__ __forceinline__ Sum block_sum(Sum sum) {
   const uint32_t own = threadIdx.x * static_cast<uint32_t>(sizeof(Sum));
@@ -26,8 +26,7 @@ __device__ __forceinline__ Sum block_sum(Sum sum) {
       store_shared<Sum>(own, load_shared<Sum>(own) + load_shared<Sum>(other));
     }
   }
-  __syncthreads();
-  sum = load_shared<Sum>(0);
+  sum = load_shared<Sum>(own);
   __syncthreads();
   return sum;
 }

@@ -64,6 +64,13 @@ def test_the_rule(emulation, count, shape, grads):
     check_gradients(emulation, *images(count, *shape), given)
 
 
+def test_more_parts_than_a_block_has_threads(emulation):
+    """Which are 256, and a part 4,096 elements: each is one more than the target."""
+    target = torch.zeros(1, 1, 1024, 1030)
+    mean, _ = emulation.ops.l1_losses(target, [target + 1], 255.0)
+    assert mean.item() == pytest.approx(1 / 255)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(emulation, layout):
     """Of the target, which need not be the images'."""
