@@ -323,7 +323,7 @@ def predict(kernel: Kernel, launch: Launch, card: Card) -> Prediction:
         issue_slots=timing.issued,
         per_load=sum(map(len, warps)) / loads if loads else None,
         loader_instructions_per_16_bytes=instructions_per_piece(kernel, launch)
-        if "conv3x3_kernel" in kernel.name
+        if "::conv3x3_kernel" in kernel.name  # not Triton's
         else None,
         tensor_share=tensor / (card.multiprocessors * timing.cycles),
         us=timing.cycles / (1000 * card.clock_ghz),
