@@ -18,13 +18,16 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that name their backend: that decides which code runs, not what is built. And
-    let ``-k native`` find those that the fixture makes so, as it finds ``[native]``."""
+    """Mark the tests that name their backend: that decides which code runs, not what is built. Let
+    ``-k native`` find those that the fixture makes so, as it finds ``[native]``."""
     for item in items:
         named = {"backend", "native"} & set(item.fixturenames)
         if named:
             item.add_marker("names_backend")
         item.extra_keyword_matches.update(named - {"backend"})
+    # The interpreter's tests take longest: where several processes share the tests, short ones are
+    # left for those that have ended.
+    items.sort(key=lambda item: item.path.parent.name != "triton")
 
 
 @pytest.fixture(params=["native", "reference"])
